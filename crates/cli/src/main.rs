@@ -1,0 +1,2 @@
+//! The `rbd` binary.
+fn main() {}
