@@ -1,1 +1,165 @@
-//! store
+//! The object-store contract: RADOS semantics as one async trait.
+//!
+//! What it is for: every engine (memory, local, Ceph) implements [`Store`], and everything above talks to
+//! nothing else. What holds for every engine is written on the trait and checked by [`conformance`].
+//! What it does not know: images, headers, migration. An object is a name, bytes, an omap and xattrs.
+//!
+//! Reading order: [`types`] (ids and places), [`op`] (the atomic lists of steps), [`class`] (how object
+//! classes run inside an engine), [`watch`], [`error`], then the trait below and [`IoCtx`], the handle
+//! that callers hold.
+
+pub mod class;
+pub mod error;
+pub mod ioctx;
+pub mod op;
+pub mod types;
+pub mod watch;
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+pub use error::{Errno, Result, StoreError};
+pub use ioctx::IoCtx;
+pub use op::{Durability, ReadOp, ReadReply, ReadResult, ReadStep, WriteOp, WriteReply, WriteStep};
+pub use types::{
+    ClientInstance, CloneInfo, EntityAddr, Extent, Namespace, ObjectRef, PoolId, Scope, SnapContext, SnapId,
+    SnapSet, Timestamp,
+};
+pub use watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
+
+/// What [`Store::pool_create`] may be told about a new pool.
+#[derive(Debug, Clone, Default)]
+pub struct PoolOptions {
+    /// The pool's own data directory, for engines that keep pools in directories. `None`: the engine's default
+    /// place. Engines without directories answer `EOPNOTSUPP` when it is given.
+    pub dir: Option<PathBuf>,
+}
+
+/// One pool, as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// Id, never reused within a store.
+    pub id: PoolId,
+    /// Name, unique within a store.
+    pub name: String,
+    /// Data directory of an engine that has such; for messages only.
+    pub dir: Option<PathBuf>,
+}
+
+/// Usage of one pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolUsage {
+    /// Objects whose head exists.
+    pub objects: u64,
+    /// Bytes of object data allocated on the medium (heads and clones).
+    pub used_bytes: u64,
+    /// Bytes still free on the medium, when known.
+    pub free_bytes: Option<u64>,
+}
+
+/// One store, seen by one client (one *instance*: a watch, a lock or a blocklist entry belongs to it).
+///
+/// Semantics are those of RADOS:
+/// * A write is one atomic list of steps: it happens whole or not at all, and a failing step fails it whole.
+/// * A write carries a [`SnapContext`]. The first write to an object whose snapset sequence is below the context's
+///   makes a clone that keeps the old bytes for the snapshots in between. A write with an older context than the object
+///   has seen goes to the head under the newer one.
+/// * A read is one atomic list of steps at one snapshot, or at [`SnapId::HEAD`].
+/// * Inside one write, class methods and comparisons see data, omap and xattrs as they were before the operation;
+///   existence and size reflect earlier steps.
+/// * An operation with [`Durability::Full`] is durable and atomic across power loss when it returns. One with
+///   [`Durability::Buffered`] is visible to everyone at once and survives the death of the process; after a power loss
+///   any of its bytes may be the old or the new ones until [`Store::flush`] returned.
+/// * Errors carry an errno ([`Errno`]), the index of the failing step and the place.
+#[async_trait]
+pub trait Store: Send + Sync + Debug + 'static {
+    /// Who this client is: the number locks, watches and notifies name it by.
+    fn instance(&self) -> ClientInstance;
+
+    /// Short name of the engine, for messages (`local`, `memory`, `ceph`).
+    fn engine(&self) -> &'static str;
+
+    /// Creates a pool. `EEXIST` if the name is taken, `EINVAL` for a name that is empty or has `/` or `@`.
+    async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId>;
+
+    /// Removes a pool and all in it. `ENOENT` without it.
+    async fn pool_remove(&self, name: &str) -> Result<()>;
+
+    /// All pools, sorted by name.
+    async fn pool_list(&self) -> Result<Vec<PoolInfo>>;
+
+    /// Usage of a pool. `ENOENT` without it.
+    async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage>;
+
+    /// Names of up to `max` objects of `scope` whose head exists or that have clones, starting with `prefix`, after
+    /// `start_after`, in ascending byte order. A shorter answer than `max` is the end.
+    async fn list_objects(
+        &self,
+        scope: &Scope,
+        prefix: &str,
+        start_after: &str,
+        max: usize,
+    ) -> Result<Vec<String>>;
+
+    /// Runs a read at `snap`. `ENOENT` when the object does not exist there, unless the operation has only
+    /// class calls, whose methods then see a missing object.
+    async fn read(&self, object: ObjectRef<'_>, snap: SnapId, op: ReadOp) -> Result<ReadReply>;
+
+    /// Runs a write under `snapc`. Steps that need the object to exist (`Remove`, `Truncate`, `Zero` excepted: on a
+    /// missing object `Truncate` and `Zero` do nothing, `Remove` is `ENOENT`) create it otherwise, except assertions,
+    /// comparisons and class methods that write nothing.
+    async fn write(&self, object: ObjectRef<'_>, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply>;
+
+    /// The object's clones and head with overlaps. `ENOENT` when it has neither head nor clones.
+    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet>;
+
+    /// Makes the head of the object as it was at `snap` (absent there: removed), as a write under `snapc`.
+    async fn rollback(
+        &self,
+        object: ObjectRef<'_>,
+        snapc: &SnapContext,
+        snap: SnapId,
+        durability: Durability,
+    ) -> Result<()>;
+
+    /// Allocates a self-managed snapshot id of the pool: greater than every id it has given before.
+    async fn snap_id_create(&self, pool: PoolId) -> Result<SnapId>;
+
+    /// Gives an id up: clones that serve no other snapshot go away. Removing an id twice is not an error.
+    async fn snap_id_remove(&self, pool: PoolId, snap: SnapId) -> Result<()>;
+
+    /// Watches an object (`ENOENT` if it does not exist). The handler is called for every notify, also of this client,
+    /// until [`Store::unwatch`]. Cookies are unique within an instance.
+    async fn watch(&self, object: ObjectRef<'_>, handler: Arc<dyn WatchHandler>) -> Result<WatchCookie>;
+
+    /// Ends a watch; returns after its handler's last call. Unknown cookies are `ENOENT`.
+    async fn unwatch(&self, cookie: WatchCookie) -> Result<()>;
+
+    /// Sends `payload` to all watchers of the object and collects what they answer, for `timeout_ms` at the most.
+    /// Watchers of dead processes are not waited for.
+    async fn notify(
+        &self,
+        object: ObjectRef<'_>,
+        payload: bytes::Bytes,
+        timeout_ms: u64,
+    ) -> Result<NotifyReply>;
+
+    /// The living watchers of the object, oldest first.
+    async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>>;
+
+    /// Fences a client instance: from the return of this call on, every operation of it fails with `ESHUTDOWN`.
+    async fn blocklist_add(&self, client: &ClientInstance) -> Result<()>;
+
+    /// Makes durable every write through this handle, buffered or not, to objects of `scope` whose name starts with
+    /// `prefix`. After a failed flush the handle refuses further buffered writes to these objects with `EIO`.
+    async fn flush(&self, scope: &Scope, prefix: &str) -> Result<()>;
+
+    /// Makes durable every write to these objects by *any* client that returned before this call.
+    async fn sync_all(&self, scope: &Scope, prefix: &str) -> Result<()>;
+
+    /// Ends the instance: its watches go away. Operations after it fail with `ESHUTDOWN`.
+    async fn shutdown(&self) -> Result<()>;
+}

@@ -1,0 +1,124 @@
+//! [`IoCtx`]: a store and a scope in one cheap handle, with the calls that callers make most.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::Store;
+use crate::error::Result;
+use crate::op::{ReadOp, ReadReply, WriteOp, WriteReply};
+use crate::types::{ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
+
+/// A place in a store: what librados calls an I/O context, without its mutable snapshot state.
+#[derive(Debug, Clone)]
+pub struct IoCtx {
+    store: Arc<dyn Store>,
+    scope: Scope,
+}
+
+impl IoCtx {
+    /// A handle on `scope`; whether the pool exists shows at the first operation.
+    pub fn new(store: Arc<dyn Store>, scope: Scope) -> Self {
+        Self { store, scope }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Pool and namespace.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> PoolId {
+        self.scope.pool
+    }
+
+    /// The same namespace in another pool.
+    pub fn with_pool(&self, pool: PoolId) -> Self {
+        Self {
+            store: self.store.clone(),
+            scope: Scope {
+                pool,
+                namespace: self.scope.namespace.clone(),
+            },
+        }
+    }
+
+    /// Another namespace of the same pool.
+    pub fn with_namespace(&self, namespace: &str) -> Self {
+        Self {
+            store: self.store.clone(),
+            scope: Scope {
+                pool: self.scope.pool,
+                namespace: namespace.into(),
+            },
+        }
+    }
+
+    /// Full place of an object.
+    pub fn object<'a>(&'a self, name: &'a str) -> ObjectRef<'a> {
+        ObjectRef::new(&self.scope, name)
+    }
+
+    /// [`Store::read`].
+    pub async fn read(&self, name: &str, snap: SnapId, op: ReadOp) -> Result<ReadReply> {
+        self.store.read(self.object(name), snap, op).await
+    }
+
+    /// [`Store::write`].
+    pub async fn write(&self, name: &str, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply> {
+        self.store.write(self.object(name), snapc, op).await
+    }
+
+    /// A write of metadata: no snapshots, fully durable.
+    pub async fn write_meta(&self, name: &str, op: WriteOp) -> Result<WriteReply> {
+        self.store
+            .write(self.object(name), &SnapContext::empty(), op)
+            .await
+    }
+
+    /// One reading class method on the head.
+    pub async fn call_read(
+        &self,
+        name: &str,
+        class: &'static str,
+        method: &'static str,
+        input: Bytes,
+    ) -> Result<Bytes> {
+        let reply = self
+            .read(name, SnapId::HEAD, ReadOp::new().call(class, method, input))
+            .await?;
+        Ok(Bytes::copy_from_slice(reply.output(0)))
+    }
+
+    /// One writing class method on the head, without snapshots, fully durable.
+    pub async fn call_write(
+        &self,
+        name: &str,
+        class: &'static str,
+        method: &'static str,
+        input: Bytes,
+    ) -> Result<()> {
+        self.write_meta(name, WriteOp::new().call(class, method, input))
+            .await
+            .map(|_| ())
+    }
+
+    /// [`Store::list_snaps`].
+    pub async fn list_snaps(&self, name: &str) -> Result<SnapSet> {
+        self.store.list_snaps(self.object(name)).await
+    }
+
+    /// Whether the object's head exists.
+    pub async fn exists(&self, name: &str) -> Result<bool> {
+        match self.read(name, SnapId::HEAD, ReadOp::new().stat()).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno == crate::Errno::ENOENT => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
