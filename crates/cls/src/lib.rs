@@ -1,1 +1,17 @@
-//! cls
+//! Object classes `rbd` and `lock`: Ceph's records, typed requests against any engine, and the methods themselves for
+//! engines without an OSD.
+//!
+//! Promise: every byte sent or stored is what Ceph 16.2.15 sends or stores, and every errno is the one its methods
+//! give. What it does not know: images as wholes, migration flows, engines.
+//!
+//! Reading order: [`encoding`], [`rbd`] (features, types, `client`), [`lock`], [`call`] (how requests are sent),
+//! [`registry`] and the `methods` modules behind it. The source of all formats and rules is the project's fact sheet
+//! `rbd-format`; modules name its sections.
+
+pub mod call;
+pub mod encoding;
+pub mod lock;
+pub mod rbd;
+
+pub use call::{Call, CallExt, exec_read, exec_write};
+pub use encoding::{BitVector, DecodeError};
