@@ -9,6 +9,7 @@
 //! that callers hold.
 
 pub mod class;
+pub mod conformance;
 pub mod error;
 pub mod ioctx;
 pub mod op;
@@ -73,6 +74,8 @@ pub struct PoolUsage {
 /// * An operation with [`Durability::Full`] is durable and atomic across power loss when it returns. One with
 ///   [`Durability::Buffered`] is visible to everyone at once and survives the death of the process; after a power loss
 ///   any of its bytes may be the old or the new ones until [`Store::flush`] returned.
+/// * Ids that were given up with [`Store::snap_id_remove`] count as absent from every context that still names them.
+/// * Everything in a pool that does not exist is `ENOENT`.
 /// * Errors carry an errno ([`Errno`]), the index of the failing step and the place.
 #[async_trait]
 pub trait Store: Send + Sync + Debug + 'static {
@@ -116,7 +119,8 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// The object's clones and head with overlaps. `ENOENT` when it has neither head nor clones.
     async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet>;
 
-    /// Makes the head of the object as it was at `snap` (absent there: removed), as a write under `snapc`.
+    /// Makes the head of the object as it was at `snap` (absent there: removed), as a write under `snapc`: data, omap and
+    /// xattrs. Where nothing was and nothing is, nothing happens.
     async fn rollback(
         &self,
         object: ObjectRef<'_>,
@@ -135,11 +139,12 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// until [`Store::unwatch`]. Cookies are unique within an instance.
     async fn watch(&self, object: ObjectRef<'_>, handler: Arc<dyn WatchHandler>) -> Result<WatchCookie>;
 
-    /// Ends a watch; returns after its handler's last call. Unknown cookies are `ENOENT`.
+    /// Ends a watch; returns after its handler's last call, so a handler must not end its own watch. Unknown cookies are
+    /// `ENOENT`; a watch that broke still has to be ended.
     async fn unwatch(&self, cookie: WatchCookie) -> Result<()>;
 
     /// Sends `payload` to all watchers of the object and collects what they answer, for `timeout_ms` at the most.
-    /// Watchers of dead processes are not waited for.
+    /// Watchers of dead processes are not waited for. `ENOENT` if the object does not exist.
     async fn notify(
         &self,
         object: ObjectRef<'_>,
@@ -147,7 +152,7 @@ pub trait Store: Send + Sync + Debug + 'static {
         timeout_ms: u64,
     ) -> Result<NotifyReply>;
 
-    /// The living watchers of the object, oldest first.
+    /// The living watchers of the object, oldest first. `ENOENT` if the object does not exist.
     async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>>;
 
     /// Fences a client instance: from the return of this call on, every operation of it fails with `ESHUTDOWN`.

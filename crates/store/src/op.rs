@@ -188,7 +188,7 @@ pub enum WriteStep {
         expected: Bytes,
     },
     /// Says that the object will hold bulk data, and how large it and its writes are expected to be. Changes no content;
-    /// an engine may store objects created by an operation with this step in another way.
+    /// an engine may store objects created by an operation with this step in another way. Creates nothing by itself.
     AllocHint {
         /// Expected size of the object.
         object_size_bytes: u64,
@@ -223,7 +223,7 @@ pub enum WriteStep {
     Remove,
     /// Sets omap pairs.
     OmapSet(BTreeMap<Bytes, Bytes>),
-    /// Removes omap keys; missing ones are fine.
+    /// Removes omap keys; missing ones are fine. `ENOENT` if the object does not exist.
     OmapRemove(Vec<Bytes>),
     /// `ECANCELED` unless the key has this value (a missing key equals an empty value).
     OmapCompare {
