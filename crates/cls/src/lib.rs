@@ -11,7 +11,18 @@
 pub mod call;
 pub mod encoding;
 pub mod lock;
+mod object;
 pub mod rbd;
 
 pub use call::{Call, CallExt, exec_read, exec_write};
 pub use encoding::{BitVector, DecodeError};
+
+use ferry_store::class::ClassRegistry;
+
+/// All methods of both classes: what an engine without OSDs hands its class calls to.
+pub fn registry() -> ClassRegistry {
+    let mut registry = ClassRegistry::new();
+    rbd::methods::register(&mut registry);
+    lock::methods::register(&mut registry);
+    registry
+}

@@ -1,6 +1,7 @@
 //! Class `lock`: advisory locks on objects, kept in an xattr (fact sheet section 4).
 
 pub mod client;
+pub mod methods;
 pub mod types;
 
 pub use types::{LockInfo, LockKind, LockerId, LockerInfo, flag};

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod features;
+pub mod methods;
 pub mod names;
 pub mod types;
 pub mod v1;
