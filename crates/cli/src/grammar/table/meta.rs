@@ -1,0 +1,61 @@
+//! Metadata of images: key and value pairs, locks, object maps.
+
+use super::super::options::*;
+use super::*;
+
+const KEY: Positional = positional("key", "name of the metadatum");
+
+pub(super) const COMMANDS: &[Command] = &[
+    Command::built(
+        CommandId::ImageMetaGet,
+        &["image-meta", "get"],
+        "Print one metadatum of an image.",
+    )
+    .positionals(&[IMAGE_SPEC, KEY])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::ImageMetaList,
+        &["image-meta", "list"],
+        "List the metadata of an image.",
+    )
+    .aliases(&[&["image-meta", "ls"]])
+    .positionals(&[IMAGE_SPEC])
+    .options(&[IMAGE_NAMES, FORMAT]),
+    Command::built(
+        CommandId::ImageMetaRemove,
+        &["image-meta", "remove"],
+        "Delete one metadatum of an image.",
+    )
+    .aliases(&[&["image-meta", "rm"]])
+    .positionals(&[IMAGE_SPEC, KEY])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::ImageMetaSet,
+        &["image-meta", "set"],
+        "Set one metadatum of an image.",
+    )
+    .positionals(&[IMAGE_SPEC, KEY, positional("value", "its value")])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::LockList,
+        &["lock", "list"],
+        "Show who holds locks on an image.",
+    )
+    .aliases(&[&["lock", "ls"]])
+    .positionals(&[IMAGE_SPEC])
+    .options(&[IMAGE_NAMES, FORMAT]),
+    Command::built(
+        CommandId::ObjectMapCheck,
+        &["object-map", "check"],
+        "Compare an object map with the objects.",
+    )
+    .positionals(&[IMAGE_OR_SNAP_SPEC])
+    .options(&[SNAP_NAMES, &[NO_PROGRESS]]),
+    Command::built(
+        CommandId::ObjectMapRebuild,
+        &["object-map", "rebuild"],
+        "Make an object map anew from the objects.",
+    )
+    .positionals(&[IMAGE_OR_SNAP_SPEC])
+    .options(&[SNAP_NAMES, &[NO_PROGRESS]]),
+];

@@ -1,0 +1,46 @@
+//! The frame of the `rbd` command: what every command shares, and nothing that knows what an image is.
+//!
+//! A command body gets an [`grammar::Invocation`] and uses four things:
+//!
+//! | need | module |
+//! |---|---|
+//! | options, positionals, image and pool specs, `--rbd_*` settings, where the store is | [`grammar`], [`spec`] |
+//! | tables, JSON, XML, sizes and times on stdout | [`output`] |
+//! | progress on stderr | [`progress`] |
+//! | an error with its exit code | [`exit`] |
+//!
+//! ```
+//! use ferry_cli::exit::Failure;
+//! use ferry_cli::grammar::{Environment, Invocation, Parsed, parse};
+//! use ferry_cli::output::{Document, Node, OutputFormat};
+//! use ferry_cli::spec::ImageQuery;
+//!
+//! fn status(invocation: &Invocation) -> Result<(), Failure> {
+//!     let image = invocation.args.image(ImageQuery::source())?;
+//!     let format = invocation.args.output_format()?;
+//!     invocation.args.finish()?;
+//!     // ... ask the library about `image.pool`, `image.namespace`, `image.image` ...
+//!     let answer = Document::new("status", Node::map().with("watchers", Node::list("watcher")));
+//!     match format {
+//!         OutputFormat::Plain => println!("Watchers: none"),
+//!         machine => print!("{}", answer.render(machine)),
+//!     }
+//!     Ok(())
+//! }
+//!
+//! let arguments = ["status", "rbd/disk", "--format", "json"].map(std::ffi::OsString::from);
+//! let Ok(Parsed::Run(invocation)) = parse(arguments, &Environment::default()) else { panic!() };
+//! status(&invocation).unwrap();
+//! ```
+//!
+//! Invariant: results go to stdout, everything else to stderr, and nothing here opens a store, a socket or an image.
+
+pub mod exit;
+pub mod grammar;
+pub mod help;
+pub mod output;
+pub mod progress;
+pub mod spec;
+
+/// Ferry's version, as printed by `rbd version` and named in "not implemented yet" answers.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
