@@ -1,5 +1,7 @@
 //! The built binary: results on stdout, all else on stderr, exit codes as promised.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
+
 use std::process::{Command, Output};
 
 fn rbd(arguments: &[&str]) -> Output {

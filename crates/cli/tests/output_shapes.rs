@@ -1,5 +1,7 @@
 //! Tables, JSON and XML against recorded output of `rbd` 16.2.15, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
+
 mod support;
 
 use ferry_cli::output::{Align, Document, Node, OutputFormat, TextTable, bytes, timestamp_in};
