@@ -1,1 +1,25 @@
-//! image
+//! RBD images on any Ferry store: what librbd does.
+//!
+//! One folder per concern; [`image::Image`] is the handle that joins them. What it does not know: which engine it runs
+//! on, NBD, the command line.
+
+pub mod admin;
+pub mod deep_copy;
+pub mod error;
+pub mod exclusive_lock;
+pub mod header;
+pub mod image;
+pub mod io;
+pub mod layout;
+pub mod migration;
+pub mod names;
+pub mod maintenance;
+pub mod object_map;
+pub mod progress;
+pub mod resize;
+pub mod snapshot;
+pub mod watch;
+
+pub use error::{ErrorKind, ImageError, Result};
+pub use image::{Image, ImageKey, OpenOptions, SnapKey};
+pub use progress::Progress;

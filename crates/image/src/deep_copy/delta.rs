@@ -1,0 +1,290 @@
+//! What an object of the target looked like at each version of the source, as changes from version to version.
+//!
+//! The source's objects tell by their clones and overlaps which bytes changed between two snapshots; only those are
+//! read. Layouts may differ: one object of the target may take bytes from several objects of the source.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ferry_store::{SnapId, SnapSet, WriteStep};
+
+use crate::error::{Result, optional};
+use crate::image::Image;
+use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
+use crate::migration::source::MigrationSource;
+
+/// One version of the object: at a snapshot of the target, or its head.
+#[derive(Debug)]
+pub(super) struct Version {
+    /// The target's snapshot, or the head.
+    pub snap: SnapId,
+    /// Whether the object exists at this version.
+    pub exists: bool,
+    /// How it differs from the version before; `None`: not at all.
+    pub change: Option<Change>,
+}
+
+/// A difference between two versions.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// The object goes away.
+    Remove,
+    /// Bytes change.
+    Write {
+        /// Steps of one write.
+        steps: Vec<WriteStep>,
+        /// Bytes of data in them.
+        data_bytes: u64,
+    },
+}
+
+/// A piece of the target's object and where its bytes lie in the image.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    offset: u64,
+    image: ImageExtent,
+}
+
+/// The versions of one object, oldest first, the head last.
+pub(super) async fn versions(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+) -> Result<Vec<Version>> {
+    let pieces = pieces(target, object_no);
+    let snapsets = snapsets(source, &pieces).await?;
+    let header = target.header();
+    let points: Vec<(SnapId, SnapId)> = source
+        .snaps()
+        .iter()
+        .map(|(target_snap, source_snap)| (*target_snap, *source_snap))
+        .chain([(SnapId::HEAD, SnapId::HEAD)])
+        .collect();
+    let mut out = Vec::with_capacity(points.len());
+    let mut before: Option<SnapId> = None;
+    let mut size = 0;
+    let mut existed = false;
+    for (target_snap, source_snap) in points {
+        let overlap = source.view(&header, target_snap).map_or(0, |(_, bytes)| bytes);
+        let overlap = if target_snap.is_head() {
+            // The head may have shrunk since; snapshots taken in between still need what it had.
+            source.head_overlap_bytes()
+        } else {
+            overlap
+        };
+        let changed = changed_pieces(source, &pieces, &snapsets, before, source_snap);
+        let exists = exists_at(source, &pieces, &snapsets, source_snap);
+        let change = match (existed, exists) {
+            (false, false) => None,
+            (true, false) => {
+                size = 0;
+                Some(Change::Remove)
+            }
+            (_, true) if changed.is_empty() => None,
+            (_, true) => {
+                // Data that does not matter (all beyond the overlap) is no reason to make an object.
+                write_steps(source, &changed, source_snap, overlap, &mut size, existed).await?
+            }
+        };
+        existed = match &change {
+            Some(Change::Remove) => false,
+            Some(Change::Write { .. }) => true,
+            None => existed,
+        };
+        out.push(Version { snap: target_snap, exists: existed, change });
+        before = Some(source_snap);
+    }
+    Ok(out)
+}
+
+fn pieces(target: &Image, object_no: ObjectNo) -> Vec<Piece> {
+    let layout = target.layout();
+    let mut offset = 0;
+    layout
+        .unmap(object_no, ObjectOffset(0), layout.object_size_bytes())
+        .into_iter()
+        .map(|image| {
+            let piece = Piece { offset, image };
+            offset += image.length_bytes;
+            piece
+        })
+        .collect()
+}
+
+async fn snapsets(source: &MigrationSource, pieces: &[Piece]) -> Result<BTreeMap<ObjectNo, SnapSet>> {
+    let mut out = BTreeMap::new();
+    let image = source.image();
+    for piece in pieces {
+        for extent in image.layout().map(piece.image) {
+            if out.contains_key(&extent.object_no) || piece.image.offset.0 >= source.copy_overlap_bytes() {
+                continue;
+            }
+            let object = image.data_object(extent.object_no.0);
+            if let Some(set) = optional(image.data_io().list_snaps(&object).await)? {
+                out.insert(extent.object_no, set);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Index of the clone that serves `snap`, if the object exists there.
+fn serving(set: &SnapSet, snap: SnapId) -> Option<usize> {
+    set.clones.iter().position(|clone| {
+        if clone.id.is_head() {
+            snap.is_head() || snap.0 > set.seq
+        } else {
+            clone.snaps.contains(&snap)
+        }
+    })
+}
+
+fn exists_at(
+    source: &MigrationSource,
+    pieces: &[Piece],
+    snapsets: &BTreeMap<ObjectNo, SnapSet>,
+    snap: SnapId,
+) -> bool {
+    pieces
+        .iter()
+        .flat_map(|piece| source.image().layout().map(piece.image))
+        .any(|extent| snapsets.get(&extent.object_no).is_some_and(|set| serving(set, snap).is_some()))
+}
+
+/// Runs of one source object that differ between two snapshots (`before` absent: all of it).
+fn changed_runs(set: &SnapSet, before: Option<SnapId>, now: SnapId, object_size: u64) -> Vec<(u64, u64)> {
+    let from = before.and_then(|snap| serving(set, snap));
+    let to = serving(set, now);
+    match (from, to) {
+        (None, None) => Vec::new(),
+        (None, Some(to)) => vec![(0, set.clones[to].size_bytes)],
+        (Some(from), None) => vec![(0, set.clones[from].size_bytes)],
+        (Some(from), Some(to)) if from == to => Vec::new(),
+        (Some(from), Some(to)) if from < to => {
+            let mut changed = Vec::new();
+            for index in from..to {
+                let clone = &set.clones[index];
+                let end = clone.size_bytes.max(set.clones[index + 1].size_bytes);
+                let mut at = 0;
+                for same in &clone.overlap {
+                    if same.offset > at {
+                        changed.push((at, same.offset));
+                    }
+                    at = at.max(same.end());
+                }
+                if at < end {
+                    changed.push((at, end));
+                }
+            }
+            merge(changed)
+        }
+        // Snapshots out of order can't be; take the whole object as changed.
+        (Some(_), Some(_)) => vec![(0, object_size)],
+    }
+}
+
+fn merge(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    runs.sort_unstable();
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in runs {
+        match out.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
+/// Pieces of the target's object that differ between two versions, ascending, adjoining ones joined.
+fn changed_pieces(
+    source: &MigrationSource,
+    pieces: &[Piece],
+    snapsets: &BTreeMap<ObjectNo, SnapSet>,
+    before: Option<SnapId>,
+    now: SnapId,
+) -> Vec<Piece> {
+    let layout = source.image().layout();
+    let mut runs_of: BTreeMap<ObjectNo, Vec<(u64, u64)>> = BTreeMap::new();
+    let mut out: Vec<Piece> = Vec::new();
+    for piece in pieces {
+        for extent in layout.map(piece.image) {
+            let Some(set) = snapsets.get(&extent.object_no) else { continue };
+            let runs = runs_of
+                .entry(extent.object_no)
+                .or_insert_with(|| changed_runs(set, before, now, layout.object_size_bytes()));
+            for &(start, end) in runs.iter() {
+                let from = start.max(extent.offset.0);
+                let to = end.min(extent.offset.0 + extent.length_bytes);
+                if from >= to {
+                    continue;
+                }
+                let skipped = from - extent.offset.0;
+                let image_offset = extent.image_offset.0 + skipped;
+                let offset = piece.offset + (image_offset - piece.image.offset.0);
+                push_piece(&mut out, offset, image_offset, to - from);
+            }
+        }
+    }
+    out
+}
+
+fn push_piece(out: &mut Vec<Piece>, offset: u64, image_offset: u64, length_bytes: u64) {
+    if let Some(last) = out.last_mut()
+        && last.offset + last.image.length_bytes == offset
+        && last.image.offset.0 + last.image.length_bytes == image_offset
+    {
+        last.image.length_bytes += length_bytes;
+        return;
+    }
+    let image = ImageExtent { offset: crate::layout::ImageOffset(image_offset), length_bytes };
+    out.push(Piece { offset, image });
+}
+
+/// Reads the changed pieces and says how to write them; `size` is the object's size before and after.
+async fn write_steps(
+    source: &MigrationSource,
+    changed: &[Piece],
+    snap: SnapId,
+    overlap: u64,
+    size: &mut u64,
+    existed: bool,
+) -> Result<Option<Change>> {
+    let mut writes: Vec<(u64, Bytes)> = Vec::new();
+    let mut zeroes: Vec<(u64, u64)> = Vec::new();
+    let mut data_bytes = 0;
+    for piece in changed {
+        let start = piece.image.offset.0;
+        let visible = overlap.saturating_sub(start).min(piece.image.length_bytes);
+        let mut at = 0;
+        if visible > 0 {
+            let found = source.read(start, visible, snap).await?;
+            for (run_at, data) in found.runs {
+                let relative = run_at - start;
+                if relative > at {
+                    zeroes.push((piece.offset + at, relative - at));
+                }
+                at = relative + data.len() as u64;
+                data_bytes += data.len() as u64;
+                writes.push((piece.offset + relative, data));
+            }
+        }
+        if at < piece.image.length_bytes {
+            zeroes.push((piece.offset + at, piece.image.length_bytes - at));
+        }
+    }
+    if !existed && writes.is_empty() {
+        return Ok(None);
+    }
+    let mut steps = Vec::with_capacity(writes.len() + zeroes.len());
+    for (offset, length_bytes) in zeroes {
+        // Past the end everything reads as zero already.
+        if existed && offset < *size {
+            steps.push(WriteStep::Zero { offset, length_bytes: length_bytes.min(*size - offset) });
+        }
+    }
+    for (offset, data) in writes {
+        *size = (*size).max(offset + data.len() as u64);
+        steps.push(WriteStep::Write { offset, data });
+    }
+    Ok((!steps.is_empty()).then_some(Change::Write { steps, data_bytes }))
+}

@@ -1,0 +1,157 @@
+//! Copies one object of a migration target from the source, with its whole snapshot history.
+//!
+//! How: the versions that the source had (one per snapshot that came along, then the head) are written oldest first,
+//! each under a context that knows only older snapshots, so that the store's clones recreate the history. Each write
+//! asserts that nobody has been there before (`assert_snapc_seq`); "somebody has" counts as done, so the copy may be
+//! killed between any two writes and begun again, by anybody.
+//!
+//! Invariants: every write is atomic and durable when it returns; the object is complete (see
+//! [`crate::migration::source`]) only after the last one. Object maps say "exists" before the object does.
+
+mod delta;
+
+use ferry_cls::CallExt as _;
+use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};
+use ferry_store::{Errno, SnapContext, SnapId, WriteOp, WriteStep};
+
+use crate::error::Result;
+use crate::image::Image;
+use crate::layout::ObjectNo;
+use crate::migration::source::MigrationSource;
+use delta::{Change, Version};
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes of data written.
+    pub data_bytes: u64,
+    /// Whether the target object exists or has history now.
+    pub exists: bool,
+}
+
+/// Makes sure that the object is complete. The caller may write (holds the lock if the image has one).
+pub(crate) async fn ensure_copied(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> Result<Copied> {
+    if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
+        return Ok(Copied::default());
+    }
+    let _one_at_a_time = target.inner.complete.lock(object_no).await;
+    ensure_copied_locked(target, source, object_no).await
+}
+
+/// The same for a caller that has the object's lock.
+pub(crate) async fn ensure_copied_locked(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+) -> Result<Copied> {
+    if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
+        return Ok(Copied::default());
+    }
+    if source.is_complete(target, object_no).await? {
+        return Ok(Copied { data_bytes: 0, exists: true });
+    }
+    let copied = copy(target, source, object_no).await?;
+    target.inner.complete.insert(object_no);
+    Ok(copied)
+}
+
+async fn copy(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> Result<Copied> {
+    let versions = delta::versions(target, source, object_no).await?;
+    if versions.iter().all(|version| version.change.is_none()) {
+        return Ok(Copied::default());
+    }
+    mark_maps(target, &versions, object_no).await?;
+    let object_size = target.layout().object_size_bytes();
+    let object = target.data_object(object_no.0);
+    let mut copied = Copied { data_bytes: 0, exists: true };
+    let base = source.base_context();
+    let mut last_seq = None;
+    for (index, version) in versions.iter().enumerate() {
+        let Some(change) = &version.change else { continue };
+        let context =
+            if version.snap.is_head() { base.clone() } else { older_than(&versions[..index]) };
+        let mut op = guarded(context.seq());
+        match change {
+            Change::Remove => op = op.remove(),
+            Change::Write { steps, data_bytes } => {
+                copied.data_bytes += data_bytes;
+                op = op.alloc_hint(object_size);
+                op.steps.extend(steps.iter().cloned());
+            }
+        }
+        last_seq = Some(context.seq());
+        write(target, &object, &context, op).await?;
+    }
+    if last_seq.is_some_and(|seq| seq < base.seq()) {
+        // Nothing changed after an old snapshot; say that the object has reached the newest one all the same.
+        let op = guarded(base.seq());
+        let op = if versions_end_absent(&versions) {
+            // An absent head with history: being removed once more is not possible, being empty is the same to readers
+            // of an image whose source shows nothing here.
+            op.alloc_hint(object_size).create(false).truncate(0)
+        } else {
+            op.write(0, bytes::Bytes::new())
+        };
+        write(target, &object, &base, op).await?;
+    }
+    Ok(copied)
+}
+
+fn guarded(seq: u64) -> WriteOp {
+    WriteOp::new().class_call(&client::assert_snapc_seq(seq, SnapcAssertion::GreaterThanObject))
+}
+
+/// The context of a write that only the snapshots of `versions` precede.
+fn older_than(versions: &[Version]) -> SnapContext {
+    let ids: Vec<SnapId> = versions.iter().rev().map(|version| version.snap).collect();
+    let seq = ids.first().map_or(0, |id| id.0);
+    SnapContext::new(seq, ids).unwrap_or_default()
+}
+
+fn versions_end_absent(versions: &[Version]) -> bool {
+    versions.last().is_some_and(|version| !version.exists)
+}
+
+/// `ERANGE`: somebody has written this version before.
+async fn write(target: &Image, object: &str, context: &SnapContext, op: WriteOp) -> Result<()> {
+    debug_assert!(op.steps.iter().any(|step| !matches!(step, WriteStep::Call { .. })));
+    match target.inner.data_io.write(object, context, op).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.errno == Errno::ERANGE => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells the object maps of the target's snapshots and head what will exist.
+async fn mark_maps(target: &Image, versions: &[Version], object_no: ObjectNo) -> Result<()> {
+    let header = target.header();
+    for version in versions.iter().filter(|version| !version.snap.is_head()) {
+        if let Some(state) = state_of(version) {
+            crate::object_map::snap::set(target, version.snap, object_no, state).await?;
+        }
+    }
+    let Some(head) = versions.last() else { return Ok(()) };
+    let newest_migrated = versions.iter().rev().find(|v| !v.snap.is_head()).map_or(0, |v| v.snap.0);
+    let mut state = state_of(head);
+    for snap in header.snaps.range(SnapId(newest_migrated + 1)..) {
+        // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.
+        if let Some(seen) = state {
+            crate::object_map::snap::set(target, *snap.0, object_no, seen).await?;
+        }
+        state = state.map(|_| ObjectState::ExistsClean);
+    }
+    if state.is_some() || versions.iter().any(|version| version.exists) {
+        let state = state.unwrap_or(ObjectState::Exists);
+        let end = ObjectNo(object_no.0 + 1);
+        crate::object_map::head::update(target, object_no, end, state, None).await?;
+    }
+    Ok(())
+}
+
+fn state_of(version: &Version) -> Option<ObjectState> {
+    match (version.exists, &version.change) {
+        (false, _) => None,
+        (true, Some(_)) => Some(ObjectState::Exists),
+        (true, None) => Some(ObjectState::ExistsClean),
+    }
+}

@@ -1,0 +1,327 @@
+//! The managed exclusive lock of an image (rbd-format sheet, section 4.1): one writer at a time, handed over on
+//! request, taken from a dead owner after fencing it.
+//!
+//! Invariants:
+//! * Between "is owner" turning true and turning false, the lock on the header names this handle's watch.
+//! * It turns false only with the gate held exclusively: no write of this handle is under way at that moment, and
+//!   all that was written is flushed.
+//! * The head's object map is loaded exactly while the lock is owned.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ferry_cls::lock::{self, LockInfo, LockKind};
+use ferry_store::{Errno, Timestamp, WatchCookie};
+use tokio::sync::{Mutex, Notify, RwLockReadGuard};
+
+use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
+use crate::image::Image;
+use crate::names;
+use crate::watch::messages::Message;
+use crate::watch::{self};
+
+/// How long a writer asks a living owner for the lock before it gives up.
+const REQUEST_LIMIT_MS: u64 = 60_000;
+/// Pause between two looks at a lock that somebody else holds, if nothing tells of a change.
+const RETRY_MS: u64 = 200;
+
+/// Lock state of one open handle.
+#[derive(Debug, Default)]
+pub struct ExclusiveLock {
+    owner: AtomicBool,
+    changing: Mutex<()>,
+    changed: Notify,
+}
+
+impl ExclusiveLock {
+    /// Whether this handle owns the lock.
+    pub fn is_owner(&self) -> bool {
+        self.owner.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn owner_changed(&self) {
+        self.changed.notify_waiters();
+    }
+}
+
+/// Who holds the lock, seen from one handle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody.
+    Nobody,
+    /// This handle.
+    Us,
+    /// Another handle that still watches the image.
+    Alive(String),
+    /// A handle whose process is gone.
+    Dead(String),
+    /// A lock taken by hand (`rbd lock add`).
+    External(String),
+}
+
+/// Leave to write, held until the write is in the store.
+#[derive(Debug)]
+pub(crate) struct WriteGuard<'a> {
+    _gate: RwLockReadGuard<'a, ()>,
+}
+
+impl Image {
+    /// Makes sure that this handle may write: it is open for writing, knows the newest header, and owns the lock if the
+    /// image has that feature.
+    pub(crate) async fn begin_write(&self) -> Result<WriteGuard<'_>> {
+        if self.inner.read_only {
+            return Err(ImageError::new(Errno::EROFS, format!("image '{}' is open read-only", self.name())));
+        }
+        loop {
+            self.check_open()?;
+            self.acquire_lock().await?;
+            self.refresh_if_needed().await?;
+            let gate = self.inner.gate.read().await;
+            if self.inner.lock.is_owner() || !self.header().needs_lock() {
+                return Ok(WriteGuard { _gate: gate });
+            }
+        }
+    }
+
+    /// Whether this handle owns the exclusive lock.
+    pub fn owns_lock(&self) -> bool {
+        self.inner.lock.is_owner()
+    }
+
+    /// Takes the exclusive lock, asking a living owner for it. Does nothing without the feature.
+    /// `EBUSY` ([`ErrorKind::LockHeld`]) when the owner keeps it.
+    pub async fn acquire_lock(&self) -> Result<()> {
+        if self.inner.lock.is_owner() || !self.header().needs_lock() {
+            return Ok(());
+        }
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(REQUEST_LIMIT_MS);
+        loop {
+            let changed = self.inner.lock.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match try_acquire(self).await? {
+                Holder::Us => return Ok(()),
+                Holder::Alive(who) => {
+                    if tokio::time::Instant::now() >= deadline {
+                        return Err(held(self, &who));
+                    }
+                    request(self, &who).await?;
+                    let _ = tokio::time::timeout(Duration::from_millis(RETRY_MS), changed).await;
+                }
+                Holder::External(who) => return Err(held(self, &who)),
+                Holder::Nobody | Holder::Dead(_) => {}
+            }
+        }
+    }
+
+    /// Takes the lock unless a living client has it; says who has it then.
+    pub(crate) async fn try_acquire_lock(&self) -> Result<Holder> {
+        if self.inner.lock.is_owner() || !self.header().needs_lock() {
+            return Ok(Holder::Us);
+        }
+        try_acquire(self).await
+    }
+}
+
+fn held(image: &Image, who: &str) -> ImageError {
+    ImageError::of(
+        ErrorKind::LockHeld,
+        Errno::EBUSY,
+        format!("image '{}': exclusive lock is held by {who}", image.name()),
+    )
+    .hint("stop that client, or wait until it is done")
+}
+
+fn cookie_text(cookie: WatchCookie) -> String {
+    format!("auto {}", cookie.0)
+}
+
+fn parse_cookie(text: &str) -> Option<WatchCookie> {
+    text.strip_prefix("auto ")?.parse().ok().map(WatchCookie)
+}
+
+/// One try: takes a free lock or that of a dead owner.
+async fn try_acquire(image: &Image) -> Result<Holder> {
+    let _one_at_a_time = image.inner.lock.changing.lock().await;
+    if image.inner.lock.is_owner() {
+        return Ok(Holder::Us);
+    }
+    image.check_open()?;
+    let io = &image.inner.io;
+    let object = &image.inner.header_object;
+    let cookie = image.inner.watch.cookie().ok_or_else(|| {
+        ImageError::new(Errno::ENOTCONN, format!("image '{}' has lost its watch", image.name()))
+    })?;
+    let call = lock::client::lock(
+        names::LOCK,
+        LockKind::Exclusive,
+        &cookie_text(cookie),
+        names::LOCK_TAG,
+        "",
+        Timestamp::default(),
+        0,
+    );
+    match ferry_cls::exec_write(io, object, call).await {
+        Ok(()) => {}
+        // This very handle holds it already: an earlier try was interrupted.
+        Err(error) if error.errno == Errno::EEXIST => {}
+        Err(error) if error.errno == Errno::EBUSY => {
+            let info = ferry_cls::exec_read(io, object, lock::client::get_info(names::LOCK)).await?;
+            let holder = holder(image, &info).await?;
+            if let Holder::Dead(who) = &holder {
+                take_from_dead(image, &info, who).await?;
+            }
+            return Ok(holder);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if let Err(error) = after_acquire(image).await {
+        let _ = unlock(image, cookie).await;
+        return Err(error);
+    }
+    image.inner.lock.owner.store(true, Ordering::SeqCst);
+    if let Some(client) = image.client_id() {
+        // Not awaited: others learn of it soon, and their acks are no condition for writing.
+        let image = image.clone();
+        tokio::spawn(async move { watch::tell(&image, Message::AcquiredLock(client)).await });
+    }
+    Ok(Holder::Us)
+}
+
+async fn after_acquire(image: &Image) -> Result<()> {
+    // The last owner may have changed the header in ways whose notify is still on its way.
+    image.refresh().await?;
+    crate::object_map::head::load_under_lock(image).await
+}
+
+/// Whom a lock record names.
+async fn holder(image: &Image, info: &LockInfo) -> Result<Holder> {
+    let Some((id, _)) = info.lockers.iter().next() else { return Ok(Holder::Nobody) };
+    let who = format!("client.{}", id.entity.number);
+    let cookie = parse_cookie(&id.cookie);
+    let managed = info.tag == names::LOCK_TAG && info.kind == LockKind::Exclusive;
+    let Some(cookie) = cookie.filter(|_| managed) else { return Ok(Holder::External(who)) };
+    let gid = id.entity.client_gid();
+    if gid == Some(image.inner.io.store().instance().gid) && image.inner.watch.cookie() == Some(cookie) {
+        return Ok(Holder::Us);
+    }
+    let alive = image.watchers().await?.iter().any(|w| Some(w.client.gid) == gid && w.cookie == cookie);
+    Ok(if alive { Holder::Alive(who) } else { Holder::Dead(who) })
+}
+
+/// Fences a dead owner and breaks its lock, provided that it still is the one who holds it.
+async fn take_from_dead(image: &Image, seen: &LockInfo, who: &str) -> Result<()> {
+    let io = &image.inner.io;
+    let object = &image.inner.header_object;
+    let now = ferry_cls::exec_read(io, object, lock::client::get_info(names::LOCK)).await?;
+    if now != *seen {
+        return Ok(());
+    }
+    let Some((id, locker)) = seen.lockers.iter().next() else { return Ok(()) };
+    tracing::info!(image = image.name(), owner = who, "taking the exclusive lock from a dead owner");
+    let own_gid = io.store().instance().gid;
+    if id.entity.client_gid() != Some(own_gid)
+        && let Some(instance) = locker.address.client_instance(id.entity)
+    {
+        io.store().blocklist_add(&instance).await?;
+    }
+    let call = lock::client::break_lock(names::LOCK, id.entity, &id.cookie);
+    absent_is_fine(ferry_cls::exec_write(io, object, call).await)
+}
+
+/// Asks the living owner for the lock.
+async fn request(image: &Image, who: &str) -> Result<()> {
+    let Some(client) = image.client_id() else { return Ok(()) };
+    let message = Message::RequestLock { client, force: false };
+    let Some(reply) = optional(
+        image
+            .inner
+            .io
+            .store()
+            .notify(
+                image.inner.io.object(&image.inner.header_object),
+                message.encode(),
+                watch::NOTIFY_TIMEOUT_MS,
+            )
+            .await,
+    )?
+    else {
+        return Ok(());
+    };
+    for (_, _, payload) in &reply.acks {
+        if !payload.is_empty()
+            && let Ok(result) = watch::messages::decode_response(payload)
+            && result == -Errno::EROFS.0
+        {
+            return Err(held(image, who));
+        }
+    }
+    Ok(())
+}
+
+async fn unlock(image: &Image, cookie: WatchCookie) -> Result<()> {
+    let call = lock::client::unlock(names::LOCK, &cookie_text(cookie));
+    absent_is_fine(ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await)
+}
+
+/// Gives the lock up: waits for writes under way, flushes, unlocks. Does nothing when not owned.
+pub(crate) async fn release(image: &Image) -> Result<()> {
+    let _one_at_a_time = image.inner.lock.changing.lock().await;
+    if !image.inner.lock.is_owner() {
+        return Ok(());
+    }
+    let gate = image.inner.gate.write().await;
+    let flushed = image.flush_data().await;
+    image.inner.lock.owner.store(false, Ordering::SeqCst);
+    let unloaded = crate::object_map::head::unload(image).await;
+    let unlocked = match image.inner.watch.cookie() {
+        Some(cookie) => unlock(image, cookie).await,
+        None => Ok(()),
+    };
+    drop(gate);
+    if let Some(client) = image.client_id() {
+        let image = image.clone();
+        tokio::spawn(async move { watch::tell(&image, Message::ReleasedLock(client)).await });
+    }
+    flushed.and(unloaded).and(unlocked)
+}
+
+/// Last act of a handle: flushes and gives the lock up, telling others before the watch goes.
+pub(crate) async fn close(image: &Image) -> Result<()> {
+    let was_owner = image.inner.lock.is_owner();
+    let released = if was_owner { release(image).await } else { image.flush_data().await };
+    released
+}
+
+/// After a lost watch was registered anew: moves the lock to the new cookie, or drops it.
+pub(crate) async fn rename_after_rewatch(image: &Image, old: Option<WatchCookie>) {
+    let (Some(old), Some(new)) = (old, image.inner.watch.cookie()) else { return };
+    if !image.inner.lock.is_owner() {
+        return;
+    }
+    let call = lock::client::set_cookie(
+        names::LOCK,
+        LockKind::Exclusive,
+        &cookie_text(old),
+        names::LOCK_TAG,
+        &cookie_text(new),
+    );
+    if let Err(error) = ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
+        tracing::warn!(image = image.name(), %error, "cannot keep the exclusive lock after a lost watch");
+        let _gate = image.inner.gate.write().await;
+        image.inner.lock.owner.store(false, Ordering::SeqCst);
+        image.inner.head_map.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_cookies_are_those_of_librbd() {
+        assert_eq!(cookie_text(WatchCookie(140_475_025_882_368)), "auto 140475025882368");
+        assert_eq!(parse_cookie("auto 7"), Some(WatchCookie(7)));
+        assert_eq!(parse_cookie("mine"), None);
+    }
+}

@@ -1,0 +1,390 @@
+//! An open image: a handful of owned parts behind one cheap handle.
+//!
+//! The parts, each with its own folder: the last reading of the header ([`crate::header`]), the watch that keeps that
+//! reading fresh ([`crate::watch`]), the exclusive lock ([`crate::exclusive_lock`]), the head's object map
+//! ([`crate::object_map`]) and, on a migration target, the source ([`crate::migration`]).
+//!
+//! Invariants:
+//! * Writers hold `gate` shared from before they look at the header until their write is in the store; whoever changes
+//!   what writers rely on (snapshots, lock, size) holds it exclusively. It is never taken twice by one task.
+//! * The header is replaced, never changed. `refresh` only ever moves it forward in time.
+//! * A handle opened read-only changes nothing, watches nothing and takes no lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ferry_cls::rbd::{MigrationState, feature};
+use ferry_store::{Errno, IoCtx, SnapId};
+use parking_lot::RwLock;
+
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::exclusive_lock::ExclusiveLock;
+use crate::header::{self, Fixed, Header};
+use crate::io::complete::CompleteObjects;
+use crate::layout::Layout;
+use crate::migration::source::MigrationSource;
+use crate::names;
+use crate::object_map::HeadMap;
+use crate::watch::ImageWatch;
+
+/// Which image of a namespace.
+#[derive(Debug, Clone, Copy)]
+pub enum ImageKey<'a> {
+    /// By name.
+    Name(&'a str),
+    /// By id; also finds images in the trash.
+    Id(&'a str),
+}
+
+/// Which snapshot of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapKey {
+    /// By name, in the user namespace.
+    Name(String),
+    /// By id.
+    Id(SnapId),
+}
+
+/// How to open an image.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Never writes, watches or locks.
+    pub read_only: bool,
+    /// Reads show this snapshot; implies `read_only`.
+    pub snap: Option<SnapKey>,
+    /// Opens a migration's images as they are, without looking through to the source. For maintenance only.
+    pub ignore_migration: bool,
+}
+
+impl OpenOptions {
+    /// Reads only.
+    pub fn read_only() -> Self {
+        Self { read_only: true, ..Self::default() }
+    }
+
+    /// Reads and writes.
+    pub fn read_write() -> Self {
+        Self::default()
+    }
+
+    /// As the migration verbs and status open: whatever state the image is in.
+    pub fn ignoring_migration(mut self) -> Self {
+        self.ignore_migration = true;
+        self
+    }
+
+    /// At a snapshot.
+    pub fn at(mut self, snap: SnapKey) -> Self {
+        self.snap = Some(snap);
+        self.read_only = true;
+        self
+    }
+}
+
+/// An open image. Clones share the handle; [`Image::close`] ends it for all.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// The parts of an open image.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub io: IoCtx,
+    pub data_io: IoCtx,
+    pub fixed: Fixed,
+    pub header_object: String,
+    pub read_only: bool,
+    pub ignore_migration: bool,
+    pub read_snap: SnapId,
+    pub gate: tokio::sync::RwLock<()>,
+    pub watch: ImageWatch,
+    pub lock: ExclusiveLock,
+    pub head_map: HeadMap,
+    pub complete: CompleteObjects,
+    name: RwLock<String>,
+    header: RwLock<Arc<Header>>,
+    source: RwLock<Option<Arc<MigrationSource>>>,
+    refresh_wanted: AtomicU64,
+    refresh_done: AtomicU64,
+    refreshing: tokio::sync::Mutex<()>,
+    closed: AtomicBool,
+}
+
+/// How long an open waits for a `prepare` that is under way in another process.
+const PREPARING_WAIT_MS: u64 = 5_000;
+
+impl Image {
+    /// Opens the image `key` of `io`'s namespace.
+    ///
+    /// Errors: [`ErrorKind::ImageMissing`]; [`ErrorKind::SnapMissing`]; `EROFS` ([`ErrorKind::Migrating`]) for writing to
+    /// a migration source; `EBUSY` for a target that is not prepared yet; `ENOSYS` for features Ferry does not know.
+    pub async fn open(io: &IoCtx, key: ImageKey<'_>, options: OpenOptions) -> Result<Self> {
+        let read_only = options.read_only || options.snap.is_some();
+        let (id, name) = match key {
+            ImageKey::Name(name) => (header::find_id(io, name).await?, name.to_owned()),
+            ImageKey::Id(id) => (id.to_owned(), crate::admin::directory::name_of_id(io, id).await?),
+        };
+        let place = format!("image '{name}'");
+        let fixed = header::load_fixed(io, &id).await?;
+        let mut header = header::load(io, &id, read_only).await?;
+        check_features(&header, read_only).map_err(|error| error.context(&place))?;
+        if !options.ignore_migration {
+            header = wait_until_prepared(io, &id, read_only, header).await.map_err(|e| e.context(&place))?;
+        }
+        let read_snap = match &options.snap {
+            None => SnapId::HEAD,
+            Some(key) => find_snap(&header, key).map_err(|error| error.context(&place))?,
+        };
+        let data_io = match fixed.data_pool {
+            Some(pool) => io.with_pool(pool),
+            None => io.clone(),
+        };
+        let inner = Arc::new(Inner {
+            header_object: names::header_object(&id),
+            io: io.clone(),
+            data_io,
+            read_only,
+            ignore_migration: options.ignore_migration,
+            read_snap,
+            gate: tokio::sync::RwLock::new(()),
+            watch: ImageWatch::default(),
+            lock: ExclusiveLock::default(),
+            head_map: HeadMap::default(),
+            complete: CompleteObjects::default(),
+            name: RwLock::new(name),
+            header: RwLock::new(Arc::new(header)),
+            source: RwLock::new(None),
+            refresh_wanted: AtomicU64::new(0),
+            refresh_done: AtomicU64::new(0),
+            refreshing: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
+            fixed,
+        });
+        let image = Self { inner };
+        if !read_only {
+            crate::watch::register(&image).await?;
+        }
+        // Once more, now that no change can be missed, and with the migration source.
+        image.inner.refresh_wanted.fetch_add(1, Ordering::SeqCst);
+        if let Err(error) = image.refresh_if_needed().await {
+            let _ = image.close().await;
+            return Err(error.context(place));
+        }
+        Ok(image)
+    }
+
+    /// Writes out what is buffered, gives up the lock and the watch. Further use of the handle fails with `ESHUTDOWN`.
+    pub async fn close(&self) -> Result<()> {
+        if self.inner.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let released = if self.inner.read_only { Ok(()) } else { crate::exclusive_lock::close(self).await };
+        let unwatched = crate::watch::unregister(self).await;
+        let source = self.inner.source.write().take();
+        if let Some(source) = source {
+            Box::pin(source.close()).await;
+        }
+        released.and(unwatched)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.inner.closed.load(Ordering::SeqCst) {
+            return Err(ImageError::new(Errno::ESHUTDOWN, format!("image '{}' is closed", self.name())));
+        }
+        Ok(())
+    }
+
+    /// Name at the last reading.
+    pub fn name(&self) -> String {
+        self.inner.name.read().clone()
+    }
+
+    /// Notes the name after a rename.
+    pub(crate) fn set_name(&self, name: &str) {
+        name.clone_into(&mut self.inner.name.write());
+    }
+
+    /// Image id.
+    pub fn id(&self) -> &str {
+        &self.inner.fixed.id
+    }
+
+    /// What is fixed.
+    pub fn fixed(&self) -> &Fixed {
+        &self.inner.fixed
+    }
+
+    /// How the image is cut into objects.
+    pub fn layout(&self) -> &Layout {
+        &self.inner.fixed.layout
+    }
+
+    /// Pool and namespace of the metadata.
+    pub fn io(&self) -> &IoCtx {
+        &self.inner.io
+    }
+
+    /// Pool and namespace of the data.
+    pub fn data_io(&self) -> &IoCtx {
+        &self.inner.data_io
+    }
+
+    /// The last reading of the header.
+    pub fn header(&self) -> Arc<Header> {
+        self.inner.header.read().clone()
+    }
+
+    /// Whether the handle may write.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.read_only
+    }
+
+    /// The snapshot that reads show, or the head.
+    pub fn read_snap(&self) -> SnapId {
+        self.inner.read_snap
+    }
+
+    /// Size of what reads show, at the last reading of the header.
+    pub fn size_bytes(&self) -> u64 {
+        self.header().size_at(self.inner.read_snap).unwrap_or(0)
+    }
+
+    pub(crate) fn source(&self) -> Option<Arc<MigrationSource>> {
+        self.inner.source.read().clone()
+    }
+
+    pub(crate) fn data_object(&self, object_no: u64) -> String {
+        names::data_object(&self.inner.fixed.object_prefix, object_no)
+    }
+
+    /// Prefix that all data objects of this image and of no other share.
+    pub(crate) fn data_prefix(&self) -> String {
+        format!("{}.", self.inner.fixed.object_prefix)
+    }
+
+    /// Notes that the header has changed; the next operation reads it again.
+    pub(crate) fn want_refresh(&self) {
+        self.inner.refresh_wanted.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Reads the header again if it is known to have changed.
+    pub async fn refresh_if_needed(&self) -> Result<()> {
+        if self.inner.refresh_done.load(Ordering::SeqCst) == self.inner.refresh_wanted.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.inner.refreshing.lock().await;
+        let wanted = self.inner.refresh_wanted.load(Ordering::SeqCst);
+        if self.inner.refresh_done.load(Ordering::SeqCst) == wanted {
+            return Ok(());
+        }
+        let header = header::load(&self.inner.io, self.id(), self.inner.read_only).await?;
+        check_features(&header, self.inner.read_only)?;
+        if header.migration_source().is_some() && !self.inner.read_only && !self.inner.ignore_migration {
+            return Err(being_migrated());
+        }
+        if !self.inner.read_snap.is_head() && !header.snaps.contains_key(&self.inner.read_snap) {
+            return Err(ImageError::of(
+                ErrorKind::SnapMissing,
+                Errno::ENOENT,
+                format!("snapshot id {} of image '{}' was removed", self.inner.read_snap, self.name()),
+            ));
+        }
+        if !self.inner.ignore_migration {
+            let source = MigrationSource::for_header(self, &header, self.source()).await?;
+            let ended = source.is_none();
+            *self.inner.source.write() = source;
+            if ended {
+                self.inner.complete.clear();
+            }
+        }
+        *self.inner.header.write() = Arc::new(header);
+        self.inner.refresh_done.store(wanted, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Reads the header again, whatever is known.
+    pub async fn refresh(&self) -> Result<()> {
+        self.want_refresh();
+        self.refresh_if_needed().await
+    }
+
+    /// Tells every open handle that the header has changed, and reads it again here.
+    pub async fn header_changed(&self) -> Result<()> {
+        self.refresh().await?;
+        crate::watch::notify_header_update(&self.inner.io, &self.inner.header_object, Some(self)).await
+    }
+}
+
+/// Finds a snapshot by key: [`ErrorKind::SnapMissing`] without it.
+pub fn find_snap(header: &Header, key: &SnapKey) -> Result<SnapId> {
+    let found = match key {
+        SnapKey::Name(name) => header.snap_by_name(name).map(|snap| snap.id),
+        SnapKey::Id(id) => header.snaps.get(id).map(|snap| snap.id),
+    };
+    found.ok_or_else(|| {
+        let what = match key {
+            SnapKey::Name(name) => format!("snapshot '{name}'"),
+            SnapKey::Id(id) => format!("snapshot id {id}"),
+        };
+        ImageError::of(ErrorKind::SnapMissing, Errno::ENOENT, what)
+    })
+}
+
+/// Features that Ferry writes correctly.
+const WRITABLE: u64 = feature::LAYERING
+    | feature::STRIPINGV2
+    | feature::EXCLUSIVE_LOCK
+    | feature::OBJECT_MAP
+    | feature::FAST_DIFF
+    | feature::DEEP_FLATTEN
+    | feature::DATA_POOL
+    | feature::OPERATIONS
+    | feature::MIGRATING;
+/// Features that Ferry reads correctly.
+const READABLE: u64 = WRITABLE | feature::JOURNALING | feature::NON_PRIMARY;
+
+fn check_features(header: &Header, read_only: bool) -> Result<()> {
+    let known = if read_only { READABLE } else { WRITABLE };
+    let unknown = header.incompatible_features & !known;
+    if unknown != 0 {
+        return Err(ImageError::new(
+            Errno::ENOSYS,
+            format!("image uses features that Ferry does not support: {}", feature::names(unknown).join(", ")),
+        ));
+    }
+    if header.parent.as_ref().is_some_and(|parent| parent.head_overlap_bytes.is_some_and(|bytes| bytes > 0)) {
+        return Err(ImageError::new(Errno::EOPNOTSUPP, "image is a clone")
+            .hint("this version does not open clones yet; flatten it with Ceph's rbd first"));
+    }
+    Ok(())
+}
+
+fn being_migrated() -> ImageError {
+    ImageError::of(ErrorKind::Migrating, Errno::EROFS, "image is being migrated")
+        .hint("use the migration target, or run 'rbd migration abort' to get the source back")
+}
+
+async fn wait_until_prepared(io: &IoCtx, id: &str, read_only: bool, mut header: Header) -> Result<Header> {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(PREPARING_WAIT_MS);
+    loop {
+        if header.migration_source().is_some() && !read_only {
+            return Err(being_migrated());
+        }
+        match header.migration_target().map(|spec| spec.state) {
+            Some(MigrationState::Preparing) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                header = header::load(io, id, read_only).await?;
+            }
+            Some(MigrationState::Preparing) => {
+                return Err(ImageError::of(ErrorKind::Migrating, Errno::EBUSY, "migration is not prepared yet")
+                    .hint("if 'rbd migration prepare' was interrupted, run it again or run 'rbd migration abort'"));
+            }
+            Some(MigrationState::Aborting) => {
+                return Err(ImageError::of(ErrorKind::Migrating, Errno::EROFS, "migration is being aborted")
+                    .hint("finish it with 'rbd migration abort'"));
+            }
+            _ => return Ok(header),
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Reading and writing an open image.
+//!
+//! [`read`] and [`write`] are what clients see; [`trim`] removes whole runs of objects; [`complete`] remembers which
+//! objects of a migration target hold all of their history. Invariants: a read of an absent object shows what the
+//! image is laid over (the migration source), never zeros instead of it; a write to an object that has not been copied
+//! copies it first, with its history.
+
+pub mod complete;
+pub mod read;
+pub mod trim;
+pub mod write;
+
+use crate::error::Result;
+use crate::image::Image;
+
+/// Objects that one request works on at the same time.
+pub(crate) const CONCURRENT_OBJECTS: usize = 16;
+
+impl Image {
+    /// Makes durable all that was written through this handle.
+    pub async fn flush(&self) -> Result<()> {
+        self.check_open()?;
+        self.flush_data().await
+    }
+
+    pub(crate) async fn flush_data(&self) -> Result<()> {
+        if self.inner.read_only {
+            return Ok(());
+        }
+        let io = &self.inner.data_io;
+        Ok(io.store().flush(io.scope(), &self.data_prefix()).await?)
+    }
+
+    /// Makes durable all that anybody wrote to the image before.
+    pub(crate) async fn sync_all_data(&self) -> Result<()> {
+        let io = &self.inner.data_io;
+        Ok(io.store().sync_all(io.scope(), &self.data_prefix()).await?)
+    }
+}

@@ -1,0 +1,166 @@
+//! Reads: from the image's own objects, and through absent ones from the migration source.
+
+use bytes::{Bytes, BytesMut};
+use ferry_store::{Errno, ReadOp, ReadResult, SnapId};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use super::CONCURRENT_OBJECTS;
+use crate::error::{ImageError, Result, optional};
+use crate::header::Header;
+use crate::image::Image;
+use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectOffset};
+use crate::migration::source::MigrationSource;
+
+/// Largest single read; callers cut larger ones.
+pub const MAX_READ_BYTES: u64 = 64 << 20;
+
+/// A run of data at an offset of the image.
+pub type Run = (u64, Bytes);
+
+/// What a read found.
+#[derive(Debug, Default, Clone)]
+pub struct Found {
+    /// Runs of data, ascending; what lies between reads as zero.
+    pub runs: Vec<Run>,
+    /// Whether some object was absent (in the image and below it).
+    pub some_absent: bool,
+}
+
+impl Image {
+    /// Reads `length_bytes` at `offset`. `EINVAL` past the end of what this handle shows.
+    pub async fn read(&self, offset: u64, length_bytes: u64) -> Result<Bytes> {
+        let found = self.read_found(offset, length_bytes, self.inner.read_snap).await?;
+        if let [(at, data)] = found.runs.as_slice()
+            && *at == offset
+            && data.len() as u64 == length_bytes
+        {
+            return Ok(data.clone());
+        }
+        let mut out = BytesMut::zeroed(length_bytes as usize);
+        for (at, data) in found.runs {
+            let start = (at - offset) as usize;
+            out[start..start + data.len()].copy_from_slice(&data);
+        }
+        Ok(out.freeze())
+    }
+
+    /// Reads without holes: runs of data, ascending. What lies between reads as zero.
+    pub async fn read_sparse(&self, offset: u64, length_bytes: u64) -> Result<Vec<Run>> {
+        Ok(self.read_found(offset, length_bytes, self.inner.read_snap).await?.runs)
+    }
+
+    /// Reads at any snapshot of the image.
+    pub(crate) async fn read_found(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
+        self.check_open()?;
+        self.refresh_if_needed().await?;
+        let header = self.header();
+        let size = header.size_at(snap).ok_or_else(|| {
+            ImageError::new(Errno::ENOENT, format!("snapshot id {snap} of image '{}'", self.name()))
+        })?;
+        if length_bytes > MAX_READ_BYTES || offset.checked_add(length_bytes).is_none_or(|end| end > size) {
+            return Err(ImageError::new(
+                Errno::EINVAL,
+                format!("read of {length_bytes} bytes at {offset} of image '{}' of {size} bytes", self.name()),
+            ));
+        }
+        let source = self.source();
+        let extents = self.layout().map(ImageExtent { offset: ImageOffset(offset), length_bytes });
+        let view = View { image: self, header: &header, snap, source: source.as_deref() };
+        if let [extent] = extents.as_slice() {
+            return view.object(*extent).await;
+        }
+        let mut parts: Vec<Found> = futures::stream::iter(extents)
+            .map(|extent| view.object(extent))
+            .buffered(CONCURRENT_OBJECTS)
+            .try_collect()
+            .await?;
+        let some_absent = parts.iter().any(|part| part.some_absent);
+        let mut runs: Vec<Run> = parts.iter_mut().flat_map(|part| part.runs.drain(..)).collect();
+        runs.sort_by_key(|(at, _)| *at);
+        Ok(Found { runs, some_absent })
+    }
+}
+
+/// One snapshot of an image, read under one reading of its header.
+struct View<'a> {
+    image: &'a Image,
+    header: &'a Header,
+    snap: SnapId,
+    source: Option<&'a MigrationSource>,
+}
+
+impl View<'_> {
+    async fn object(&self, extent: ObjectExtent) -> Result<Found> {
+        let below = self.source.filter(|source| source.covers(self.image, extent.object_no));
+        let Some(source) = below else {
+            return Ok(self.own(extent).await?.unwrap_or(Found { runs: Vec::new(), some_absent: true }));
+        };
+        if source.is_complete(self.image, extent.object_no).await?
+            && let Some(found) = self.own(extent).await?
+        {
+            return Ok(found);
+        }
+        let found = self.below(source, extent).await?;
+        if !found.some_absent {
+            return Ok(found);
+        }
+        // Absent below may also mean: copied and committed meanwhile, the source is being removed. The image itself
+        // has the data then.
+        if source.is_complete(self.image, extent.object_no).await?
+            && let Some(found) = self.own(extent).await?
+        {
+            return Ok(found);
+        }
+        Ok(found)
+    }
+
+    /// From the image's own object; `None` when it does not exist.
+    async fn own(&self, extent: ObjectExtent) -> Result<Option<Found>> {
+        if self.snap.is_head() && !self.image.inner.head_map.may_exist(extent.object_no) {
+            return Ok(None);
+        }
+        let object = self.image.data_object(extent.object_no.0);
+        let op = ReadOp::new().sparse_read(extent.offset.0, extent.length_bytes);
+        let Some(reply) = optional(self.image.inner.data_io.read(&object, self.snap, op).await)? else {
+            return Ok(None);
+        };
+        let Some(ReadResult::Sparse(pieces)) = reply.results.into_iter().next() else {
+            return Err(ImageError::new(Errno::EIO, format!("sparse read of '{object}' gave no data")));
+        };
+        let mut runs = Vec::with_capacity(pieces.len());
+        for (at, data) in pieces {
+            let end = at.saturating_add(data.len() as u64);
+            if at < extent.offset.0 || end > extent.offset.0 + extent.length_bytes {
+                return Err(ImageError::new(Errno::EIO, format!("read of '{object}' gave bytes not asked for")));
+            }
+            push_mapped(self.image, extent, at, data, &mut runs);
+        }
+        Ok(Some(Found { runs, some_absent: false }))
+    }
+
+    /// From the source, where it shows through.
+    async fn below(&self, source: &MigrationSource, extent: ObjectExtent) -> Result<Found> {
+        let Some((snap, overlap)) = source.view(self.header, self.snap) else {
+            return Ok(Found { runs: Vec::new(), some_absent: true });
+        };
+        let mut out = Found::default();
+        for piece in self.image.layout().unmap(extent.object_no, extent.offset, extent.length_bytes) {
+            if piece.offset.0 >= overlap {
+                continue;
+            }
+            let length = piece.length_bytes.min(overlap - piece.offset.0);
+            let found = source.read(piece.offset.0, length, snap).await?;
+            out.runs.extend(found.runs);
+            out.some_absent |= found.some_absent;
+        }
+        Ok(out)
+    }
+}
+
+/// Adds a run of an object as runs of the image (an object's bytes may lie apart in the image).
+fn push_mapped(image: &Image, extent: ObjectExtent, at: u64, mut data: Bytes, runs: &mut Vec<Run>) {
+    for piece in image.layout().unmap(extent.object_no, ObjectOffset(at), data.len() as u64) {
+        let head = data.split_to((piece.length_bytes as usize).min(data.len()));
+        runs.push((piece.offset.0, head));
+    }
+}

@@ -1,0 +1,88 @@
+//! Removes what lies beyond a size: whole objects, and the tails of those that the border runs through.
+//!
+//! Costs follow data: with an object map only objects that exist are visited, and on a migration target only those
+//! that the source may have.
+
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use super::CONCURRENT_OBJECTS;
+use super::write::Writer;
+use crate::error::Result;
+use crate::header::Header;
+use crate::image::Image;
+use crate::layout::ObjectNo;
+use crate::migration::source::SourceMaps;
+use crate::progress::Progress;
+
+/// Empties everything beyond `new_size_bytes`. The caller holds the gate exclusively and owns the lock.
+pub(crate) async fn trim(image: &Image, header: &Header, new_size_bytes: u64, progress: &Progress) -> Result<()> {
+    let source = image.source();
+    let maps = match &source {
+        Some(source) => Some(SourceMaps::load(source).await?),
+        None => None,
+    };
+    let writer = Writer { image, header, source: source.as_deref() };
+    let layout = image.layout();
+    let total = layout.object_count(header.size_bytes);
+    // The border may run through any object of the set that the new end lies in.
+    let period = layout.object_size_bytes() * layout.stripe_count();
+    let first_touched = (new_size_bytes / period) * layout.stripe_count();
+    let needs_visit = |n: u64| {
+        let object_no = ObjectNo(n);
+        let uncopied = source.as_ref().zip(maps.as_ref()).is_some_and(|(source, maps)| {
+            source.covers(image, object_no)
+                && !image.inner.complete.contains(object_no)
+                && source.may_have_data(image, object_no, maps)
+        });
+        uncopied || image.inner.head_map.may_exist(object_no)
+    };
+    let objects = (first_touched..total).filter(|n| needs_visit(*n));
+    let mut done = futures::stream::iter(objects)
+        .map(|n| {
+            let writer = &writer;
+            async move {
+                let used = layout.object_bytes_used(ObjectNo(n), new_size_bytes);
+                writer.cut(ObjectNo(n), used).await.map(|()| n)
+            }
+        })
+        .buffered(CONCURRENT_OBJECTS);
+    while let Some(n) = done.try_next().await? {
+        progress.update(n, total);
+    }
+    progress.update(total, total);
+    Ok(())
+}
+
+/// Removes all data objects from `first` on and keeps the object map true. The caller owns the lock; nobody else writes.
+pub async fn remove_from(image: &Image, first: ObjectNo, progress: &Progress) -> Result<()> {
+    let _guard = image.begin_write().await?;
+    let header = image.header();
+    let writer = Writer { image, header: &header, source: None };
+    let total = image.layout().object_count(header.size_bytes);
+    let objects = (first.0..total).filter(|n| image.inner.head_map.may_exist(ObjectNo(*n)));
+    let mut done = futures::stream::iter(objects)
+        .map(|n| {
+            let writer = &writer;
+            async move { writer.empty(ObjectNo(n)).await.map(|()| n) }
+        })
+        .buffered(CONCURRENT_OBJECTS);
+    while let Some(n) = done.try_next().await? {
+        progress.update(n + 1, total.max(1));
+    }
+    progress.update(total.max(1), total.max(1));
+    Ok(())
+}
+
+impl Writer<'_> {
+    /// Empties an object beyond `keep_bytes` of it.
+    async fn cut(&self, object_no: ObjectNo, keep_bytes: u64) -> Result<()> {
+        if keep_bytes == 0 {
+            return self.empty(object_no).await;
+        }
+        let object_size = self.image.layout().object_size_bytes();
+        if keep_bytes >= object_size {
+            return Ok(());
+        }
+        self.zero(object_no, keep_bytes, object_size - keep_bytes).await
+    }
+}

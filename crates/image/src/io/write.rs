@@ -1,0 +1,339 @@
+//! Writes, discards and compare-and-write.
+//!
+//! Order of things for one object: copy it if the source may still have it, tell the object map, write. Buffered until
+//! [`crate::Image::flush`], except writes that make an object hide the source: these are durable when they return,
+//! since half of one would show zeros where neither old nor new bytes are zero.
+
+use bytes::Bytes;
+use ferry_store::{Durability, Errno, ReadOp, SnapId, WriteOp, WriteStep};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use super::CONCURRENT_OBJECTS;
+use crate::deep_copy;
+use crate::error::{ImageError, Result, absent_is_fine};
+use crate::header::Header;
+use crate::image::Image;
+use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectNo};
+use crate::migration::source::MigrationSource;
+use crate::object_map::head;
+
+/// Largest single write; callers cut larger ones.
+pub const MAX_WRITE_BYTES: u64 = 64 << 20;
+
+impl Image {
+    /// Writes `data` at `offset`. `EINVAL` past the end, `EROFS` on a read-only handle.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        let length_bytes = data.len() as u64;
+        let _guard = self.begin_write().await?;
+        let header = self.header();
+        self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
+        let source = self.source();
+        let writer = Writer { image: self, header: &header, source: source.as_deref() };
+        let extents = self.layout().map(ImageExtent { offset: ImageOffset(offset), length_bytes });
+        let piece = |extent: &ObjectExtent| {
+            // A run joined over several stripe units of one object is contiguous in the image too.
+            let start = (extent.image_offset.0 - offset) as usize;
+            data.slice(start..start + extent.length_bytes as usize)
+        };
+        if let [extent] = extents.as_slice() {
+            return writer.write(*extent, piece(extent)).await;
+        }
+        futures::stream::iter(extents)
+            .map(|extent| writer.write(extent, piece(&extent)))
+            .buffer_unordered(CONCURRENT_OBJECTS)
+            .try_collect()
+            .await
+    }
+
+    /// Makes a range read as zero and gives its space back.
+    pub async fn discard(&self, offset: u64, length_bytes: u64) -> Result<()> {
+        let _guard = self.begin_write().await?;
+        let header = self.header();
+        self.check_range(&header, offset, length_bytes, u64::MAX)?;
+        let source = self.source();
+        let writer = Writer { image: self, header: &header, source: source.as_deref() };
+        let mut at = offset;
+        let end = offset + length_bytes;
+        while at < end {
+            // In slices, so that the list of extents stays short for ranges of any length.
+            let slice = (end - at).min(1 << 30);
+            let extents = self.layout().map(ImageExtent { offset: ImageOffset(at), length_bytes: slice });
+            let by_object: Vec<ObjectExtent> = join_whole_objects(self, extents);
+            futures::stream::iter(by_object)
+                .map(|extent| writer.discard(extent))
+                .buffer_unordered(CONCURRENT_OBJECTS)
+                .try_collect::<()>()
+                .await?;
+            at += slice;
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zero; with `no_hole`, its space stays allocated.
+    pub async fn write_zeroes(&self, offset: u64, length_bytes: u64, no_hole: bool) -> Result<()> {
+        if !no_hole {
+            return self.discard(offset, length_bytes).await;
+        }
+        const SLICE_BYTES: u64 = 4 << 20;
+        let zeroes = Bytes::from(vec![0; length_bytes.min(SLICE_BYTES) as usize]);
+        let mut at = offset;
+        let end = offset.checked_add(length_bytes).ok_or_else(|| self.range_error(offset, length_bytes))?;
+        while at < end {
+            let slice = (end - at).min(SLICE_BYTES);
+            self.write(at, zeroes.slice(..slice as usize)).await?;
+            at += slice;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` if the bytes there equal `expected`; `EILSEQ` if they don't. Both have the same length and must
+    /// not cross an object's border (`EINVAL`).
+    pub async fn compare_and_write(&self, offset: u64, expected: Bytes, data: Bytes) -> Result<()> {
+        if expected.len() != data.len() {
+            return Err(ImageError::new(Errno::EINVAL, "compare and write buffers differ in length"));
+        }
+        let length_bytes = data.len() as u64;
+        let _guard = self.begin_write().await?;
+        let header = self.header();
+        self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
+        let extents = self.layout().map(ImageExtent { offset: ImageOffset(offset), length_bytes });
+        let [extent] = extents.as_slice() else {
+            return Err(ImageError::new(
+                Errno::EINVAL,
+                format!("compare and write of {length_bytes} bytes at {offset} crosses objects"),
+            ));
+        };
+        let source = self.source();
+        let writer = Writer { image: self, header: &header, source: source.as_deref() };
+        writer.compare_and_write(*extent, expected, data).await
+    }
+
+    fn range_error(&self, offset: u64, length_bytes: u64) -> ImageError {
+        ImageError::new(
+            Errno::EINVAL,
+            format!("{length_bytes} bytes at {offset} are not inside image '{}'", self.name()),
+        )
+    }
+
+    fn check_range(&self, header: &Header, offset: u64, length_bytes: u64, most: u64) -> Result<()> {
+        let inside = offset.checked_add(length_bytes).is_some_and(|end| end <= header.size_bytes);
+        if inside && length_bytes <= most { Ok(()) } else { Err(self.range_error(offset, length_bytes)) }
+    }
+}
+
+/// Stripe units of one object that together are the whole object become one extent, so that it can be removed.
+fn join_whole_objects(image: &Image, extents: Vec<ObjectExtent>) -> Vec<ObjectExtent> {
+    if image.layout().stripe_count() == 1 {
+        return extents;
+    }
+    let mut by_object: std::collections::BTreeMap<ObjectNo, Vec<ObjectExtent>> = Default::default();
+    for extent in extents {
+        by_object.entry(extent.object_no).or_default().push(extent);
+    }
+    let mut out = Vec::new();
+    for pieces in by_object.into_values() {
+        let mut joined: Vec<ObjectExtent> = Vec::new();
+        for piece in pieces {
+            match joined.last_mut() {
+                Some(last) if last.offset.0 + last.length_bytes == piece.offset.0 => {
+                    last.length_bytes += piece.length_bytes;
+                }
+                _ => joined.push(piece),
+            }
+        }
+        out.extend(joined);
+    }
+    out
+}
+
+/// Writes to objects under one reading of the header. The caller holds a write guard.
+pub(crate) struct Writer<'a> {
+    pub image: &'a Image,
+    pub header: &'a Header,
+    pub source: Option<&'a MigrationSource>,
+}
+
+impl Writer<'_> {
+    fn object_size(&self) -> u64 {
+        self.image.layout().object_size_bytes()
+    }
+
+    /// The source, if it may still have something for the object.
+    fn incomplete_source(&self, object_no: ObjectNo) -> Option<&MigrationSource> {
+        self.source.filter(|source| {
+            source.covers(self.image, object_no) && !self.image.inner.complete.contains(object_no)
+        })
+    }
+
+    fn hides_source(&self, object_no: ObjectNo) -> bool {
+        self.source.is_some_and(|source| source.covers(self.image, object_no))
+    }
+
+    async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
+        if let Some(source) = self.incomplete_source(object_no) {
+            deep_copy::ensure_copied(self.image, source, object_no).await?;
+        }
+        head::mark_exists(self.image, object_no).await
+    }
+
+    async fn submit(&self, object_no: ObjectNo, op: WriteOp) -> Result<()> {
+        let object = self.image.data_object(object_no.0);
+        self.image.inner.data_io.write(&object, &self.header.snapc, op).await?;
+        Ok(())
+    }
+
+    /// After the copy, an object of which the source had nothing may still be absent; the write that makes it hides
+    /// the (empty) source either way, so it may be buffered like any other.
+    async fn write(&self, extent: ObjectExtent, data: Bytes) -> Result<()> {
+        if extent.length_bytes == self.object_size()
+            && self.header.snaps.is_empty()
+            && let Some(source) = self.incomplete_source(extent.object_no)
+        {
+            return self.replace_uncopied(source, extent.object_no, data).await;
+        }
+        self.prepare(extent.object_no).await?;
+        let op = WriteOp::buffered().alloc_hint(self.object_size()).write(extent.offset.0, data);
+        self.submit(extent.object_no, op).await
+    }
+
+    /// A write of the whole object, with no history to keep, needs no copy.
+    async fn replace_uncopied(&self, source: &MigrationSource, object_no: ObjectNo, data: Bytes) -> Result<()> {
+        let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
+        head::mark_exists(self.image, object_no).await?;
+        let mut op = WriteOp::new().alloc_hint(self.object_size()).write_full(data);
+        if source.is_complete(self.image, object_no).await? {
+            op.durability = Durability::Buffered;
+        }
+        self.submit(object_no, op).await?;
+        self.image.inner.complete.insert(object_no);
+        Ok(())
+    }
+
+    async fn discard(&self, extent: ObjectExtent) -> Result<()> {
+        let used = self.image.layout().object_bytes_used(extent.object_no, self.header.size_bytes);
+        let to_the_end = extent.offset.0 + extent.length_bytes >= used;
+        if extent.offset.0 == 0 && to_the_end {
+            return self.empty(extent.object_no).await;
+        }
+        let length_bytes =
+            if to_the_end { self.object_size() - extent.offset.0 } else { extent.length_bytes };
+        self.zero(extent.object_no, extent.offset.0, length_bytes).await
+    }
+
+    /// Makes a part of an object read as zero.
+    pub(crate) async fn zero(&self, object_no: ObjectNo, offset: u64, length_bytes: u64) -> Result<()> {
+        if let Some(source) = self.incomplete_source(object_no) {
+            deep_copy::ensure_copied(self.image, source, object_no).await?;
+        }
+        if !self.image.inner.head_map.may_exist(object_no) {
+            return Ok(());
+        }
+        head::mark_exists(self.image, object_no).await?;
+        let op = WriteOp::buffered().zero(offset, length_bytes);
+        absent_is_fine(
+            self.image
+                .inner
+                .data_io
+                .write(&self.image.data_object(object_no.0), &self.header.snapc, op)
+                .await
+                .map(|_| ()),
+        )
+    }
+
+    /// Makes the head of an object read as zero altogether: removes it, or empties it where it must hide the source.
+    pub(crate) async fn empty(&self, object_no: ObjectNo) -> Result<()> {
+        if self.hides_source(object_no) {
+            return self.hide(object_no).await;
+        }
+        if !head::mark_pending(self.image, object_no).await? {
+            return Ok(());
+        }
+        let object = self.image.data_object(object_no.0);
+        let op = WriteOp { steps: vec![WriteStep::Remove], durability: Durability::Buffered };
+        absent_is_fine(
+            self.image.inner.data_io.write(&object, &self.header.snapc, op).await.map(|_| ()),
+        )?;
+        head::mark_removed(self.image, object_no).await
+    }
+
+    async fn hide(&self, object_no: ObjectNo) -> Result<()> {
+        let mut op = WriteOp::new().alloc_hint(self.object_size()).create(false).truncate(0);
+        if let Some(source) = self.incomplete_source(object_no) {
+            let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
+            if self.header.snaps.is_empty() {
+                // No history to keep: nothing needs to be copied, only hidden.
+                head::mark_exists(self.image, object_no).await?;
+                self.submit(object_no, op).await?;
+                self.image.inner.complete.insert(object_no);
+                return Ok(());
+            }
+            let copied = deep_copy::ensure_copied_locked(self.image, source, object_no).await?;
+            if !copied.exists {
+                return Ok(());
+            }
+        } else {
+            let object = self.image.data_object(object_no.0);
+            if !self.image.inner.head_map.may_exist(object_no)
+                || !self.image.inner.data_io.exists(&object).await?
+            {
+                // Complete and absent: the source has nothing either.
+                return Ok(());
+            }
+        }
+        op.durability = Durability::Buffered;
+        head::mark_exists(self.image, object_no).await?;
+        self.submit(object_no, op).await
+    }
+
+    async fn compare_and_write(&self, extent: ObjectExtent, expected: Bytes, data: Bytes) -> Result<()> {
+        self.prepare(extent.object_no).await?;
+        let object = self.image.data_object(extent.object_no.0);
+        let place = || format!("compare at {} of image '{}'", extent.image_offset.0, self.image.name());
+        let op = WriteOp::buffered()
+            .alloc_hint(self.object_size())
+            .step(WriteStep::AssertExists)
+            .step(WriteStep::CompareExtent { offset: extent.offset.0, expected: expected.clone() })
+            .write(extent.offset.0, data.clone());
+        let written = self.image.inner.data_io.write(&object, &self.header.snapc, op).await;
+        match written {
+            Ok(_) => Ok(()),
+            Err(error) if error.errno == Errno::EILSEQ => Err(ImageError::new(Errno::EILSEQ, place())),
+            Err(error) if error.errno == Errno::ENOENT => {
+                if expected.iter().any(|byte| *byte != 0) {
+                    return Err(ImageError::new(Errno::EILSEQ, place()));
+                }
+                // Absent reads as zero; an exclusive create keeps the comparison and the write one step.
+                let op = WriteOp::buffered()
+                    .create(true)
+                    .alloc_hint(self.object_size())
+                    .write(extent.offset.0, data);
+                self.submit(extent.object_no, op).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes the head of an object what it was at `snap`.
+    pub(crate) async fn roll_back(&self, object_no: ObjectNo, snap: SnapId, size_bytes: u64) -> Result<()> {
+        if let Some(source) = self.incomplete_source(object_no) {
+            deep_copy::ensure_copied(self.image, source, object_no).await?;
+        }
+        let io = &self.image.inner.data_io;
+        let object = self.image.data_object(object_no.0);
+        let in_snap = object_no.0 < self.image.layout().object_count(size_bytes);
+        let stat = io.read(&object, snap, ReadOp::new().stat()).await;
+        let existed = match stat {
+            Ok(_) => in_snap,
+            Err(error) if error.errno == Errno::ENOENT => false,
+            Err(error) => return Err(error.into()),
+        };
+        if !existed {
+            return self.empty(object_no).await;
+        }
+        head::mark_exists(self.image, object_no).await?;
+        Ok(io
+            .store()
+            .rollback(io.object(&object), &self.header.snapc, snap, Durability::Buffered)
+            .await?)
+    }
+}

@@ -1,0 +1,101 @@
+//! Maintenance: work that must not run beside another writer. Done here by the owner of the exclusive lock, or handed to
+//! the owner if that is somebody else.
+
+use ferry_cls::rbd::feature;
+use ferry_store::Errno;
+
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::exclusive_lock::Holder;
+use crate::image::Image;
+use crate::progress::Progress;
+use crate::watch::messages::Request;
+use crate::watch::remote;
+
+/// How often work is begun anew because the lock changed hands or an owner fell silent.
+const MAX_ATTEMPTS: usize = 20;
+
+impl Image {
+    /// Does `request` here if this handle owns the lock or can get it from nobody or the dead, else through the owner.
+    pub(crate) async fn maintain(&self, request: &Request, progress: &Progress) -> Result<()> {
+        if self.inner.read_only {
+            return Err(ImageError::new(Errno::EROFS, format!("image '{}' is open read-only", self.name())));
+        }
+        let mut last = None;
+        for _ in 0..MAX_ATTEMPTS {
+            self.refresh_if_needed().await?;
+            match self.try_acquire_lock().await? {
+                Holder::Us => match run(self, request, progress).await {
+                    // The lock was handed over in the middle; what is done stays done.
+                    Err(error) if error.errno == Errno::ERESTART => last = Some(error),
+                    result => return result,
+                },
+                Holder::Nobody | Holder::Dead(_) => {}
+                Holder::Alive(_) => match remote::forward(self, request, progress).await {
+                    Err(error) if matches!(error.errno, Errno::ERESTART | Errno::ETIMEDOUT | Errno::EAGAIN) => {
+                        last = Some(error);
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    }
+                    result => return result,
+                },
+                Holder::External(who) => {
+                    return Err(ImageError::of(
+                        ErrorKind::LockHeld,
+                        Errno::EBUSY,
+                        format!("image '{}': lock is held by {who}", self.name()),
+                    )
+                    .hint("remove it with 'rbd lock rm' if that client is gone"));
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            ImageError::of(
+                ErrorKind::LockHeld,
+                Errno::EBUSY,
+                format!("image '{}': exclusive lock changes hands too often", self.name()),
+            )
+        }))
+    }
+}
+
+/// Does the work; this handle owns the lock, or the image has none.
+pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -> Result<()> {
+    match request {
+        Request::Resize { size_bytes, allow_shrink } => {
+            crate::resize::resize_here(image, *size_bytes, *allow_shrink, progress).await
+        }
+        Request::SnapCreate { name, namespace, .. } => {
+            crate::snapshot::create_here(image, name, namespace.clone(), progress).await
+        }
+        Request::SnapRemove { name, namespace } => {
+            crate::snapshot::remove_here(image, name, namespace, progress).await
+        }
+        Request::SnapRename { snap, new_name } => {
+            crate::snapshot::rename_here(image, *snap, new_name).await
+        }
+        Request::SnapProtect { name, namespace } => {
+            crate::snapshot::protect_here(image, name, namespace).await
+        }
+        Request::SnapUnprotect { name, namespace } => {
+            crate::snapshot::unprotect_here(image, name, namespace).await
+        }
+        Request::RebuildObjectMap => crate::object_map::rebuild::rebuild(image, progress).await,
+        Request::Rename { new_name } => crate::admin::rename::rename_here(image, new_name).await,
+        Request::MetadataUpdate { key, value } => {
+            crate::admin::metadata::update_here(image, key, value.clone()).await
+        }
+        Request::Migrate => crate::migration::execute::copy_all(image, progress).await,
+        Request::Flatten => {
+            if image.header().parent.is_none() && !image.header().has(feature::MIGRATING) {
+                return Err(ImageError::new(Errno::EINVAL, format!("image '{}' has no parent", image.name())));
+            }
+            Err(not_yet("flatten"))
+        }
+        Request::UpdateFeatures { .. } => Err(not_yet("feature changes")),
+        Request::Sparsify { .. } => Err(not_yet("sparsify")),
+    }
+}
+
+fn not_yet(what: &str) -> ImageError {
+    ImageError::new(Errno::EOPNOTSUPP, format!("{what} on an image in use"))
+        .hint("this version of Ferry cannot do it")
+}

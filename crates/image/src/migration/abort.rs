@@ -1,0 +1,161 @@
+//! `migration abort`: brings the source back, with what was changed on the target, and removes the target.
+//!
+//! Rows "abort" of `docs/migration.md`. Order: mark both "aborting"; make the source's head what the target's head is
+//! and check that it is; note that in the source's record; remove the target; put the source back under its name; take
+//! its record off. Each step may be killed and run again. What cannot be kept is named before anything is touched.
+
+use ferry_cls::rbd::{MigrationState, client};
+use ferry_store::{Errno, IoCtx};
+
+use super::pair::{self, Found, Pair};
+use super::record::Side;
+use crate::admin;
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::image::{Image, ImageKey, OpenOptions};
+use crate::progress::Progress;
+
+mod copy_back;
+
+/// What the source's record says once its head is what the target's was.
+const COPIED_BACK: &str = "changes copied back";
+
+/// How to abort.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AbortOptions {
+    /// Drop what cannot be kept.
+    pub force: bool,
+}
+
+/// Runs the verb for the migration that `name` belongs to.
+pub async fn abort(io: &IoCtx, name: &str, options: AbortOptions, progress: &Progress) -> Result<()> {
+    match pair::find(io, name).await? {
+        Found::Pair(pair) => abort_pair(pair, options, progress).await,
+        Found::TrashEntry(side) => {
+            // The header is marked before the image goes to the trash, so this is somebody else's interrupted prepare, or
+            // what an interrupted commit left.
+            if side.io.exists(&side.header_object()).await? {
+                relink(&side).await
+            } else {
+                admin::trash::forget(&side.io, &side.id).await
+            }
+        }
+        Found::Leftover(side) => Err(ImageError::of(
+            ErrorKind::MigrationState,
+            Errno::EINVAL,
+            format!("migration of '{}' is being committed", side.name),
+        )
+        .hint("finish it with 'rbd migration commit'")),
+        Found::NotMigrating(side) => Err(pair::not_migrating(&side)),
+    }
+}
+
+async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) -> Result<()> {
+    check_name_is_free(&pair).await?;
+    if pair.target_exists {
+        check_no_watchers(&pair.target).await?;
+    }
+    let has_clients_data = pair.target_exists
+        && matches!(
+            pair.target.state(),
+            Some(
+                MigrationState::Prepared
+                    | MigrationState::Executing
+                    | MigrationState::Executed
+                    | MigrationState::Aborting
+            )
+        );
+    let copied_back = pair.source.spec.as_ref().is_some_and(|spec| {
+        spec.state == MigrationState::Aborting && spec.state_description == COPIED_BACK
+    });
+    let was_prepared = pair.source.spec.as_ref().is_some_and(|spec| spec.state != MigrationState::Preparing)
+        || pair.target.spec.as_ref().is_some_and(|spec| spec.state == MigrationState::Prepared);
+    if has_clients_data && !copied_back && was_prepared {
+        if !options.force {
+            check_keepable(&pair).await?;
+        }
+        if pair.target.state() != Some(MigrationState::Aborting) {
+            pair.source.set_state(MigrationState::Aborting, "").await?;
+            pair.target.set_state(MigrationState::Aborting, "").await?;
+        }
+        // A client that opened the target just before the mark shows now; later ones are refused.
+        check_no_watchers(&pair.target).await?;
+        copy_back::copy_back(&pair, progress).await?;
+        pair.source.set_state(MigrationState::Aborting, COPIED_BACK).await?;
+    }
+    undo(pair, progress).await
+}
+
+/// Removes the target, whatever there is of it, and puts the source back. Used by abort and by a failed prepare.
+pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
+    admin::remove::remove_names(&pair.target.io, &pair.target.name, &pair.target.id).await?;
+    admin::remove::remove_by_id(&pair.target.io, &pair.target.id, progress).await?;
+    relink(&pair.source).await?;
+    pair.source.remove().await?;
+    progress.update(1, 1);
+    Ok(())
+}
+
+async fn relink(source: &Side) -> Result<()> {
+    admin::trash::relink(&source.io, &source.id, &source.name).await
+}
+
+/// Somebody may have taken the source's name meanwhile; better to know before the target is gone.
+async fn check_name_is_free(pair: &Pair) -> Result<()> {
+    let source = &pair.source;
+    let call = client::dir_get_id(&source.name);
+    let taken =
+        crate::error::optional(ferry_cls::exec_read(&source.io, crate::names::DIRECTORY, call).await)?;
+    let same_place = source.io.scope() == pair.target.io.scope();
+    match taken {
+        Some(id) if id != source.id && !(same_place && id == pair.target.id) => Err(ImageError::of(
+            ErrorKind::ImageExists,
+            Errno::EEXIST,
+            format!("another image is called '{}' now", source.name),
+        )
+        .hint("rename that image, then run 'rbd migration abort' again")),
+        _ => Ok(()),
+    }
+}
+
+async fn check_no_watchers(target: &Side) -> Result<()> {
+    let object = target.header_object();
+    let watchers = target.io.store().list_watchers(target.io.object(&object)).await?;
+    if watchers.is_empty() {
+        return Ok(());
+    }
+    Err(ImageError::of(
+        ErrorKind::HasWatchers,
+        Errno::EBUSY,
+        format!("migration target '{}' is in use by {}", target.name, watchers[0].client),
+    )
+    .hint("stop the clients of the image and run 'rbd migration abort' again"))
+}
+
+/// Names what an abort would lose: snapshots taken since the migration was prepared.
+async fn check_keepable(pair: &Pair) -> Result<()> {
+    let Some(spec) = &pair.target.spec else { return Ok(()) };
+    let header = crate::header::load(&pair.target.io, &pair.target.id, true).await?;
+    let lost: Vec<String> = header
+        .user_snaps()
+        .filter(|snap| !spec.snap_seqs.values().any(|id| *id == snap.id))
+        .map(|snap| format!("'{}'", snap.name))
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    Err(ImageError::of(
+        ErrorKind::WouldLose,
+        Errno::EBUSY,
+        format!(
+            "aborting would lose the snapshot(s) {} of '{}', taken since the migration was prepared",
+            lost.join(", "),
+            pair.target.name
+        ),
+    )
+    .hint("export or remove them first, or run 'rbd migration abort --force' to drop them"))
+}
+
+/// Opens an image of the pair as it is.
+async fn open(side: &Side, options: OpenOptions) -> Result<Image> {
+    Image::open(&side.io, ImageKey::Id(&side.id), options.ignoring_migration()).await
+}

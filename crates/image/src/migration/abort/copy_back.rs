@@ -1,0 +1,185 @@
+//! Makes the source's head what the target's head is: size, bytes, metadata, names of snapshots. Then checks it.
+//!
+//! Only objects that hold the target's own data are looked at; all others show the source anyway. Bytes are compared,
+//! and only what differs is written, so that running it again costs reads only.
+
+use std::sync::Arc;
+
+use ferry_cls::rbd::client;
+use ferry_store::{Errno, SnapId};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use super::super::pair::Pair;
+use super::super::source::MigrationSource;
+use super::open;
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::image::{Image, OpenOptions};
+use crate::io::CONCURRENT_OBJECTS;
+use crate::layout::{ObjectNo, ObjectOffset};
+use crate::progress::Progress;
+
+/// Bytes compared at a time.
+const COMPARE_BYTES: u64 = 64 << 10;
+/// Names listed at a time.
+const LIST_PAGE: usize = 1024;
+
+pub(super) async fn copy_back(pair: &Pair, progress: &Progress) -> Result<()> {
+    let source = open(&pair.source, OpenOptions::read_write()).await?;
+    let done = with_source(&source, pair, progress).await;
+    let closed = source.close().await;
+    done.and(closed)
+}
+
+async fn with_source(source: &Image, pair: &Pair, progress: &Progress) -> Result<()> {
+    let target = open(&pair.target, OpenOptions::read_only()).await?;
+    let below = MigrationSource::new(source.clone(), &target.header(), pair.target.spec.as_ref().ok_or_else(
+        || ImageError::of(ErrorKind::Damaged, Errno::EIO, format!("'{}' lost its record", pair.target.name)),
+    )?);
+    let below = Arc::new(below);
+    let size_bytes = target.header().size_bytes;
+    if source.header().size_bytes != size_bytes {
+        source.resize(size_bytes, true, &Progress::silent()).await?;
+    }
+    let objects = own_objects(&target, &below).await?;
+    let total = objects.len() as u64 * 2;
+    let both = Both { source, target: &target };
+    each(&objects, |n| both.copy(n), progress, 0, total).await?;
+    source.flush().await?;
+    each(&objects, |n| both.verify(n), progress, objects.len() as u64, total).await?;
+    copy_metadata(source, &target).await?;
+    rename_snaps(source, &target, pair).await
+}
+
+async fn each<F: Future<Output = Result<()>>>(
+    objects: &[ObjectNo],
+    work: impl Fn(ObjectNo) -> F,
+    progress: &Progress,
+    before: u64,
+    total: u64,
+) -> Result<()> {
+    let mut done = before;
+    let mut running = futures::stream::iter(objects.iter().copied()).map(work).buffer_unordered(CONCURRENT_OBJECTS);
+    while running.try_next().await?.is_some() {
+        done += 1;
+        progress.update(done, total + 1);
+    }
+    Ok(())
+}
+
+/// Objects whose head on the target is the truth: those that exist and are complete.
+async fn own_objects(target: &Image, below: &MigrationSource) -> Result<Vec<ObjectNo>> {
+    let candidates = match crate::object_map::snap::load(target, SnapId::HEAD).await? {
+        Some(map) => (0..map.len()).filter(|n| map.get(*n) != Some(0)).map(ObjectNo).collect(),
+        None => listed_objects(target).await?,
+    };
+    let mut out = Vec::new();
+    for object_no in candidates {
+        if object_no.0 >= target.layout().object_count(target.header().size_bytes) {
+            continue;
+        }
+        let exists = target.data_io().exists(&target.data_object(object_no.0)).await?;
+        if exists && (!below.covers(target, object_no) || below.is_complete(target, object_no).await?) {
+            out.push(object_no);
+        }
+    }
+    Ok(out)
+}
+
+async fn listed_objects(target: &Image) -> Result<Vec<ObjectNo>> {
+    let io = target.data_io();
+    let prefix = target.data_prefix();
+    let mut out = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = io.store().list_objects(io.scope(), &prefix, &after, LIST_PAGE).await?;
+        out.extend(page.iter().filter_map(|name| {
+            u64::from_str_radix(name.get(prefix.len()..)?, 16).ok().map(ObjectNo)
+        }));
+        match page.last() {
+            Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
+            _ => return Ok(out),
+        }
+    }
+}
+
+struct Both<'a> {
+    source: &'a Image,
+    target: &'a Image,
+}
+
+impl Both<'_> {
+    /// Image ranges of an object, cut to what the image has and to what is compared at a time.
+    fn ranges(&self, object_no: ObjectNo) -> Vec<(u64, u64)> {
+        let size = self.target.header().size_bytes;
+        let layout = self.target.layout();
+        let mut out = Vec::new();
+        for extent in layout.unmap(object_no, ObjectOffset(0), layout.object_size_bytes()) {
+            let end = extent.offset.0.saturating_add(extent.length_bytes).min(size);
+            let mut at = extent.offset.0;
+            while at < end {
+                let length = (end - at).min(COMPARE_BYTES);
+                out.push((at, length));
+                at += length;
+            }
+        }
+        out
+    }
+
+    async fn copy(&self, object_no: ObjectNo) -> Result<()> {
+        for (offset, length) in self.ranges(object_no) {
+            let wanted = self.target.read(offset, length).await?;
+            if self.source.read(offset, length).await? == wanted {
+                continue;
+            }
+            if wanted.iter().all(|byte| *byte == 0) {
+                self.source.discard(offset, length).await?;
+            } else {
+                self.source.write(offset, wanted).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn verify(&self, object_no: ObjectNo) -> Result<()> {
+        for (offset, length) in self.ranges(object_no) {
+            if self.source.read(offset, length).await? != self.target.read(offset, length).await? {
+                return Err(ImageError::new(
+                    Errno::EIO,
+                    format!(
+                        "copying back to '{}': bytes at {offset} differ from the target's after the copy",
+                        self.source.name()
+                    ),
+                )
+                .hint("nothing was dropped; run 'rbd migration abort' again"));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn copy_metadata(source: &Image, target: &Image) -> Result<()> {
+    let io = source.io();
+    let header = &source.inner.header_object;
+    let before = client::metadata_list_all(io, header).await?;
+    let wanted = client::metadata_list_all(target.io(), &target.inner.header_object).await?;
+    for key in before.keys().filter(|key| !wanted.contains_key(*key)) {
+        ferry_cls::exec_write(io, header, client::metadata_remove(key)).await?;
+    }
+    if wanted != before && !wanted.is_empty() {
+        ferry_cls::exec_write(io, header, client::metadata_set(&wanted)).await?;
+    }
+    Ok(())
+}
+
+async fn rename_snaps(source: &Image, target: &Image, pair: &Pair) -> Result<()> {
+    let Some(spec) = &pair.target.spec else { return Ok(()) };
+    for (source_id, target_id) in &spec.snap_seqs {
+        let (ours, theirs) = (source.header(), target.header());
+        if let (Some(old), Some(new)) = (ours.snaps.get(source_id), theirs.snaps.get(target_id))
+            && old.name != new.name
+        {
+            crate::snapshot::rename_here(source, *source_id, &new.name).await?;
+        }
+    }
+    Ok(())
+}

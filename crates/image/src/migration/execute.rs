@@ -1,0 +1,157 @@
+//! `migration execute`: copies what the source still has for the target, in the background of its clients.
+//!
+//! Rows "execute" of `docs/migration.md`. It may be killed at any point and run again: copied objects are recognised.
+//! The copying itself runs in the owner of the target's exclusive lock, wherever that is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ferry_cls::rbd::MigrationState;
+use ferry_store::{Errno, IoCtx};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use super::pair::{self, Found, Pair};
+use super::source::SourceMaps;
+use crate::deep_copy;
+use crate::error::{ImageError, Result};
+use crate::image::{Image, ImageKey, OpenOptions};
+use crate::layout::ObjectNo;
+use crate::progress::Progress;
+use crate::watch::messages::Request;
+
+/// Objects copied at the same time when nothing else is said (`rbd_concurrent_management_ops`).
+pub const DEFAULT_CONCURRENT_OBJECTS: usize = 10;
+/// Most objects copied at the same time.
+pub const MAX_CONCURRENT_OBJECTS: usize = 256;
+/// Pause between two writes of the percentage into the headers.
+const DESCRIBE_PAUSE_MS: u64 = 200;
+
+/// Objects that an execute in this process copies at the same time.
+static CONCURRENT_OBJECTS: AtomicUsize = AtomicUsize::new(DEFAULT_CONCURRENT_OBJECTS);
+
+/// Sets how many objects an execute in this process copies at the same time; clamped to 1..=256.
+pub fn set_concurrent_objects(objects: usize) {
+    CONCURRENT_OBJECTS.store(objects.clamp(1, MAX_CONCURRENT_OBJECTS), Ordering::Relaxed);
+}
+
+/// Runs the verb for the migration that `name` belongs to.
+pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
+    let mut pair = match pair::find(io, name).await? {
+        Found::Pair(pair) => pair,
+        Found::NotMigrating(side) => return Err(pair::not_migrating(&side)),
+        Found::TrashEntry(side) => {
+            return Err(pair::not_migrating(&side).hint("run 'rbd migration abort' to get it out of the trash"));
+        }
+        Found::Leftover(side) => {
+            return Err(pair::not_migrating(&side).hint("finish the commit with 'rbd migration commit'"));
+        }
+    };
+    match pair.target.state() {
+        Some(MigrationState::Prepared | MigrationState::Executing) => {}
+        Some(MigrationState::Executed) => {
+            return Err(pair::wrong_state(&pair, "prepared", "rbd migration commit"));
+        }
+        _ => return Err(pair::wrong_state(&pair, "prepared", "rbd migration abort")),
+    }
+    pair.source.set_state(MigrationState::Executing, "").await?;
+    pair.target.set_state(MigrationState::Executing, "").await?;
+    let image = Image::open(&pair.target.io, ImageKey::Id(&pair.target.id), OpenOptions::read_write()).await?;
+    let copied = copy(&image, &pair, progress).await;
+    let closed = image.close().await;
+    copied?;
+    closed?;
+    pair.source.set_state(MigrationState::Executed, "").await?;
+    pair.target.set_state(MigrationState::Executed, "").await?;
+    progress.update(1, 1);
+    Ok(())
+}
+
+async fn copy(image: &Image, pair: &Pair, progress: &Progress) -> Result<()> {
+    let (describing, describer) = describe_progress(pair, progress);
+    let migrated = image.maintain(&Request::Migrate, &describing).await;
+    drop(describing);
+    // Its last write must not come after the final state.
+    if describer.await.is_err() {
+        return Err(ImageError::new(Errno::EIO, "writing the progress of a migration broke off"));
+    }
+    migrated?;
+    // Whoever copied, whoever was killed before: all of it is on the medium before the source may go.
+    image.sync_all_data().await
+}
+
+/// A progress that also writes the percentage into both headers.
+fn describe_progress(pair: &Pair, progress: &Progress) -> (Progress, tokio::task::JoinHandle<()>) {
+    let (sender, mut receiver) = tokio::sync::watch::channel(None);
+    let (source, target) = (pair.source.clone(), pair.target.clone());
+    let task = tokio::spawn(async move {
+        while receiver.changed().await.is_ok() {
+            let percent: Option<u64> = *receiver.borrow_and_update();
+            if let Some(percent) = percent {
+                let text = format!("{percent}% complete");
+                for side in [&target, &source] {
+                    if let Err(error) = side.describe(MigrationState::Executing, &text).await {
+                        tracing::debug!(%error, "cannot write the progress into a header");
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(DESCRIBE_PAUSE_MS)).await;
+        }
+    });
+    let progress = progress.clone();
+    let describing = Progress::new(move |done, total| {
+        progress.update(done, total);
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
+        sender.send_if_modified(|last| {
+            let changed = *last != Some(percent);
+            *last = Some(percent);
+            changed
+        });
+    });
+    (describing, task)
+}
+
+/// Copies every object that is not complete yet. Runs in the lock owner.
+pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
+    image.refresh().await?;
+    let Some(source) = image.source() else {
+        let executed = image.header().migration_target().map(|spec| spec.state) == Some(MigrationState::Executed);
+        return if executed {
+            Ok(())
+        } else {
+            Err(ImageError::new(Errno::EINVAL, format!("image '{}' takes part in no migration", image.name())))
+        };
+    };
+    let maps = SourceMaps::load(&source).await?;
+    let total = source.object_count(image);
+    let done = Arc::new(AtomicU64::new(0));
+    let objects = (0..total).filter(|n| {
+        let object_no = ObjectNo(*n);
+        let wanted = !image.inner.complete.contains(object_no) && source.may_have_data(image, object_no, &maps);
+        if !wanted {
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        wanted
+    });
+    let concurrent = CONCURRENT_OBJECTS.load(Ordering::Relaxed);
+    let mut copies = futures::stream::iter(objects)
+        .map(|n| async move {
+            let _guard = image.begin_write().await?;
+            // Asked for anew: snapshots of the target may have gone since.
+            let Some(source) = image.source() else {
+                return Err(ImageError::new(
+                    Errno::ECANCELED,
+                    format!("migration of image '{}' was ended", image.name()),
+                ));
+            };
+            deep_copy::ensure_copied(image, &source, ObjectNo(n)).await
+        })
+        .buffer_unordered(concurrent);
+    while copies.try_next().await?.is_some() {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress.update(done, total);
+    }
+    drop(copies);
+    progress.update(total.max(1), total.max(1));
+    Ok(())
+}

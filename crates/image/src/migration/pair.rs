@@ -1,0 +1,171 @@
+//! Finds both images of a migration from the name of either, whatever step it was interrupted at.
+
+use ferry_cls::rbd::{MigrationHeaderType, MigrationSpec, TrashImageSource, client};
+use ferry_store::{Errno, IoCtx};
+
+use super::record::{self, Side};
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::header;
+
+/// What a name leads to.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// A migration.
+    Pair(Pair),
+    /// A source whose record never came to be, or whose header is gone: only the trash entry is left.
+    TrashEntry(Side),
+    /// A source whose target is an ordinary image already: a commit was interrupted.
+    Leftover(Side),
+    /// An image that takes part in no migration.
+    NotMigrating(Side),
+}
+
+/// Both images of a migration.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// The source; its header exists.
+    pub source: Side,
+    /// The target; its header may not exist yet, or no longer.
+    pub target: Side,
+    /// Whether the target's header exists.
+    pub target_exists: bool,
+}
+
+/// Looks `name` up in `io`'s namespace. `ENOENT` ([`ErrorKind::ImageMissing`]) when there is nothing.
+pub async fn find(io: &IoCtx, name: &str) -> Result<Found> {
+    match header::find_id(io, name).await {
+        Ok(id) => by_id(io, &id, name).await,
+        Err(error) if error.kind == ErrorKind::ImageMissing => by_trash(io, name).await,
+        Err(error) => Err(error),
+    }
+}
+
+async fn by_trash(io: &IoCtx, name: &str) -> Result<Found> {
+    let entries = client::trash_list_all(io).await?;
+    let found = entries
+        .into_iter()
+        .find(|(_, entry)| entry.source == TrashImageSource::Migration && entry.name == name);
+    if let Some((id, _)) = found {
+        return by_id(io, &id, name).await;
+    }
+    // A target that has no name yet, or no longer: its source knows it.
+    let is_ours = |spec: &MigrationSpec| {
+        spec.pool_id == io.pool() && *spec.pool_namespace == *io.scope().namespace && spec.image_name == name
+    };
+    match find_source(io, is_ours).await? {
+        Some(source) => by_id(&source.io, &source.id, &source.name).await,
+        None => Err(ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image '{name}'"))),
+    }
+}
+
+async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
+    let mut side = Side { io: io.clone(), id: id.to_owned(), name: name.to_owned(), spec: None };
+    let Some(spec) = record::read(io, id).await? else { return Ok(Found::TrashEntry(side)) };
+    let Some(spec) = spec else {
+        if is_in_migration_trash(io, id).await? {
+            return Ok(Found::TrashEntry(side));
+        }
+        return match leftover(&side).await? {
+            Some(source) => Ok(Found::Leftover(source)),
+            None => Ok(Found::NotMigrating(side)),
+        };
+    };
+    let other_io = io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
+    let other_spec = record::read(&other_io, &spec.image_id).await?;
+    let other_exists = other_spec.is_some();
+    let other = Side {
+        io: other_io,
+        id: spec.image_id.clone(),
+        name: spec.image_name.clone(),
+        spec: other_spec.flatten(),
+    };
+    side.spec = Some(spec.clone());
+    match spec.header_type {
+        MigrationHeaderType::Source => {
+            if other_exists && other.spec.is_none() && is_committed(&spec) {
+                return Ok(Found::Leftover(side));
+            }
+            Ok(Found::Pair(Pair { source: side, target: other, target_exists: other_exists }))
+        }
+        MigrationHeaderType::Destination => {
+            if !other_exists {
+                return Err(ImageError::of(
+                    ErrorKind::Damaged,
+                    Errno::EIO,
+                    format!("image '{name}': migration source '{}' (id {}) is gone", other.name, other.id),
+                ));
+            }
+            Ok(Found::Pair(Pair { source: other, target: side, target_exists: true }))
+        }
+    }
+}
+
+/// Once a source says "executed", only a commit takes the record off the target.
+fn is_committed(source: &MigrationSpec) -> bool {
+    source.state == ferry_cls::rbd::MigrationState::Executed
+}
+
+pub(crate) async fn is_in_migration_trash(io: &IoCtx, id: &str) -> Result<bool> {
+    let entry = crate::error::optional(ferry_cls::exec_read(io, crate::names::TRASH, client::trash_get(id)).await)?;
+    Ok(entry.is_some_and(|entry| entry.source == TrashImageSource::Migration))
+}
+
+/// The source that an interrupted commit left behind for a target that is an ordinary image already.
+async fn leftover(target: &Side) -> Result<Option<Side>> {
+    let is_ours = |spec: &MigrationSpec| {
+        spec.pool_id == target.io.pool()
+            && *spec.pool_namespace == *target.io.scope().namespace
+            && spec.image_id == target.id
+            && is_committed(spec)
+    };
+    find_source(&target.io, is_ours).await
+}
+
+/// Looks through the trash of every pool and namespace for a migration source whose record fits: for targets that
+/// cannot name their source.
+async fn find_source(io: &IoCtx, fits: impl Fn(&MigrationSpec) -> bool) -> Result<Option<Side>> {
+    for pool in io.store().pool_list().await? {
+        let default = io.with_pool(pool.id).with_namespace("");
+        let namespaces = match client::namespace_list_all(&default).await {
+            Ok(namespaces) => namespaces,
+            // One broken pool must not keep the others' migrations from ending.
+            Err(error) => {
+                tracing::warn!(pool = pool.name, %error, "cannot look for a migration source");
+                continue;
+            }
+        };
+        for namespace in std::iter::once(String::new()).chain(namespaces) {
+            let there = default.with_namespace(&namespace);
+            for (id, entry) in client::trash_list_all(&there).await? {
+                if entry.source != TrashImageSource::Migration {
+                    continue;
+                }
+                let Some(Some(spec)) = record::read(&there, &id).await? else { continue };
+                if spec.header_type == MigrationHeaderType::Source && fits(&spec) {
+                    return Ok(Some(Side { io: there, id, name: entry.name, spec: Some(spec) }));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The error for a verb on an image that takes part in no migration.
+pub(crate) fn not_migrating(side: &Side) -> ImageError {
+    ImageError::of(
+        ErrorKind::NotMigrating,
+        Errno::EINVAL,
+        format!("image '{}' takes part in no migration", side.name),
+    )
+}
+
+/// The error for a verb in a state it does not fit.
+pub(crate) fn wrong_state(pair: &Pair, needed: &str, next: &str) -> ImageError {
+    let state = pair.target.state().or(pair.source.state()).map_or("unknown", |state| state.name());
+    ImageError::of(
+        ErrorKind::MigrationState,
+        Errno::EINVAL,
+        format!("current migration state of '{}' is '{state}' (should be '{needed}')", pair.target.name),
+    )
+    .hint(format!("run '{next}'"))
+}

@@ -1,0 +1,308 @@
+//! `migration prepare`: makes the target and cross-links it with the source.
+//!
+//! Rows "prepare" of `docs/migration.md`. Everything that can be refused is refused before the first change. Then: mark
+//! the source (nobody can open it for writing from here on), see that nobody had, move it to the trash, make the target
+//! without a name, give it the snapshots, write its record, give it its name, declare both prepared. A failure takes all
+//! of it back; a kill is taken back by the next prepare of the same source, or by abort.
+
+use std::collections::BTreeMap;
+
+use ferry_cls::rbd::{
+    MigrationHeaderType, MigrationSpec, MigrationState, MirrorImageMode, ObjectState, ProtectionStatus,
+    SnapshotNamespace, TrashImageSource, client, feature,
+};
+use ferry_store::{Errno, IoCtx, SnapId};
+
+use super::pair::{self, Found, Pair};
+use super::record::Side;
+use crate::admin::{self, create::CreateOptions};
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::header::Header;
+use crate::image::{Image, ImageKey, OpenOptions};
+use crate::layout::Layout;
+use crate::names;
+use crate::progress::Progress;
+
+/// What a target may be told; all else it has from the source.
+#[derive(Debug, Clone, Default)]
+pub struct PrepareOptions {
+    /// Object size exponent.
+    pub order: Option<u8>,
+    /// Stripe unit in bytes.
+    pub stripe_unit_bytes: Option<u64>,
+    /// Stripe count.
+    pub stripe_count: Option<u64>,
+    /// Feature bits.
+    pub features: Option<u64>,
+    /// Data pool.
+    pub data_pool: Option<String>,
+    /// Cut the target loose from the source's parent. Images without a parent are not affected.
+    pub flatten: bool,
+}
+
+/// Prepares the migration of `source_name` to `target_name`, which may be the same name in the same place.
+pub async fn prepare(
+    source_io: &IoCtx,
+    source_name: &str,
+    target_io: &IoCtx,
+    target_name: &str,
+    options: &PrepareOptions,
+) -> Result<()> {
+    names::check_image_name(target_name)?;
+    take_back_interrupted(source_io, source_name).await?;
+    let source = Image::open(
+        source_io,
+        ImageKey::Name(source_name),
+        OpenOptions::read_write().ignoring_migration(),
+    )
+    .await?;
+    let prepared = with_source(&source, target_io, target_name, options).await;
+    let closed = source.close().await;
+    prepared.and(closed)
+}
+
+/// Undoes what a killed prepare of the same source left.
+async fn take_back_interrupted(io: &IoCtx, name: &str) -> Result<()> {
+    let found = match pair::find(io, name).await {
+        Ok(found) => found,
+        Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Found::Pair(pair) = found else { return Ok(()) };
+    if pair.source.io.scope() != io.scope() || pair.source.name != name {
+        return Ok(());
+    }
+    let unprepared = pair.source.state() == Some(MigrationState::Preparing)
+        && matches!(pair.target.state(), None | Some(MigrationState::Preparing));
+    let half_prepared = pair.source.state() == Some(MigrationState::Prepared)
+        && pair.target.state() == Some(MigrationState::Preparing);
+    if !unprepared && !half_prepared {
+        return Ok(());
+    }
+    let object = pair.source.header_object();
+    if !io.store().list_watchers(io.object(&object)).await?.is_empty() {
+        return Err(ImageError::of(
+            ErrorKind::HasWatchers,
+            Errno::EBUSY,
+            format!("image '{name}' is being prepared by another process"),
+        ));
+    }
+    tracing::info!(image = name, "taking back an interrupted prepare");
+    super::abort::undo(pair, &Progress::silent()).await
+}
+
+async fn with_source(
+    source: &Image,
+    target_io: &IoCtx,
+    target_name: &str,
+    options: &PrepareOptions,
+) -> Result<()> {
+    let create = check(source, target_io, target_name, options).await?;
+    // Fences a dead writer, and makes what the target will show the same before and after a power loss.
+    source.acquire_lock().await?;
+    source.sync_all_data().await?;
+    let source_io = source.io().clone();
+    let target_id = names::new_image_id(source_io.store().instance().gid);
+    let spec = MigrationSpec {
+        header_type: MigrationHeaderType::Source,
+        pool_id: target_io.pool(),
+        pool_namespace: target_io.scope().namespace.to_string(),
+        image_name: target_name.to_owned(),
+        image_id: target_id.clone(),
+        snap_seqs: BTreeMap::new(),
+        overlap_bytes: 0,
+        flatten: options.flatten,
+        mirroring: false,
+        state: MigrationState::Preparing,
+        state_description: String::new(),
+        mirror_image_mode: MirrorImageMode::Journal,
+        source_spec: String::new(),
+    };
+    let mut pair = Pair {
+        source: Side { io: source_io, id: source.id().to_owned(), name: source.name(), spec: None },
+        target: Side { io: target_io.clone(), id: target_id, name: target_name.to_owned(), spec: None },
+        target_exists: false,
+    };
+    pair.source.set(spec.clone()).await?;
+    let made = async {
+        // Whoever opened the source before the mark shows now; whoever comes later is refused.
+        check_no_watchers(source).await?;
+        make_target(source, &mut pair, &spec, &create).await
+    }
+    .await;
+    if let Err(error) = made {
+        let mut undone = super::abort::undo(pair, &Progress::silent()).await;
+        if let Err(undo_error) = &mut undone {
+            return Err(error.hint(format!(
+                "taking it back failed too ({undo_error}); run 'rbd migration abort {}'",
+                source.name()
+            )));
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Refuses what cannot work, and says how the target is to be made.
+async fn check(
+    source: &Image,
+    target_io: &IoCtx,
+    target_name: &str,
+    options: &PrepareOptions,
+) -> Result<CreateOptions> {
+    let header = source.header();
+    let name = source.name();
+    if header.migration.is_some() {
+        return Err(ImageError::of(
+            ErrorKind::Migrating,
+            Errno::EBUSY,
+            format!("image '{name}' takes part in a migration already"),
+        )
+        .hint("commit or abort that one first"));
+    }
+    check_no_watchers(source).await?;
+    for snap in crate::snapshot::half_removed(&header) {
+        crate::snapshot::remove_snap(source, snap, &Progress::silent()).await?;
+    }
+    let header = source.header();
+    check_snaps(&header, &name)?;
+    let side =
+        Side { io: source.io().clone(), id: source.id().to_owned(), name: name.clone(), spec: None };
+    super::check_no_children(&side).await?;
+    let in_place = source.io().scope() == target_io.scope() && name == target_name;
+    if !in_place {
+        admin::create::check_name_free(target_io, target_name).await?;
+    }
+    let (unit, count) = striping(source.layout(), options);
+    let order = options.order.unwrap_or(source.layout().order());
+    let largest_bytes =
+        header.snaps.values().map(|snap| snap.size_bytes).chain([header.size_bytes]).max().unwrap_or(0);
+    let create = CreateOptions {
+        size_bytes: header.size_bytes,
+        order: Some(order),
+        stripe_unit_bytes: unit,
+        stripe_count: count,
+        data_pool: options.data_pool.clone(),
+        features: Some(options.features.unwrap_or(header.features & !not_inherited())),
+    };
+    admin::create::check_options(target_io, &CreateOptions { size_bytes: largest_bytes, ..create.clone() }).await?;
+    Ok(create)
+}
+
+/// Features that come with what an image has, not from its source.
+fn not_inherited() -> u64 {
+    feature::STRIPINGV2 | feature::DATA_POOL | feature::OPERATIONS | feature::MIGRATING
+}
+
+/// A new object size alone means default striping at that size.
+fn striping(source: &Layout, options: &PrepareOptions) -> (u64, u64) {
+    match (options.stripe_unit_bytes, options.stripe_count) {
+        (None, None) if options.order.is_some() || !source.is_striped() => (0, 0),
+        (None, None) => (source.stripe_unit_bytes(), source.stripe_count()),
+        (unit, count) => (
+            unit.unwrap_or(if source.is_striped() { source.stripe_unit_bytes() } else { 0 }),
+            count.unwrap_or(if source.is_striped() { source.stripe_count() } else { 0 }),
+        ),
+    }
+}
+
+async fn check_no_watchers(source: &Image) -> Result<()> {
+    let others = source.other_watchers().await?;
+    let Some(first) = others.first() else { return Ok(()) };
+    Err(ImageError::of(
+        ErrorKind::HasWatchers,
+        Errno::EBUSY,
+        format!("image '{}' has watchers ({} at {}) - not migrating", source.name(), first.client, first.client.addr),
+    )
+    .hint("stop the clients of the image first"))
+}
+
+fn check_snaps(header: &Header, name: &str) -> Result<()> {
+    for snap in header.snaps.values() {
+        if snap.namespace != SnapshotNamespace::User {
+            return Err(ImageError::new(
+                Errno::EBUSY,
+                format!(
+                    "image '{name}' has snapshot '{}' of type {}, which a migration cannot carry over",
+                    snap.name,
+                    snap.namespace.type_name()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn make_target(
+    source: &Image,
+    pair: &mut Pair,
+    spec: &MigrationSpec,
+    create: &CreateOptions,
+) -> Result<()> {
+    let header = source.header();
+    admin::trash::move_to_trash(&pair.source.io, &pair.source.id, &pair.source.name, TrashImageSource::Migration, 0)
+        .await?;
+    admin::create::create_objects(&pair.target.io, &pair.target.id, create).await?;
+    pair.target_exists = true;
+    let options = OpenOptions::read_write().ignoring_migration();
+    let target = Image::open(&pair.target.io, ImageKey::Id(&pair.target.id), options).await?;
+    let filled = fill_target(source, &target, &header).await;
+    let closed = target.close().await;
+    let snap_seqs = filled?;
+    closed?;
+    pair.target
+        .set(MigrationSpec {
+            header_type: MigrationHeaderType::Destination,
+            pool_id: pair.source.io.pool(),
+            pool_namespace: pair.source.io.scope().namespace.to_string(),
+            image_name: pair.source.name.clone(),
+            image_id: pair.source.id.clone(),
+            snap_seqs,
+            overlap_bytes: header.size_bytes,
+            ..spec.clone()
+        })
+        .await?;
+    admin::create::register_name(&pair.target.io, &pair.target.name, &pair.target.id).await?;
+    pair.source.set_state(MigrationState::Prepared, "").await?;
+    pair.target.set_state(MigrationState::Prepared, "").await
+}
+
+/// Snapshots, metadata and limit; the map from the source's snapshot ids to the target's.
+async fn fill_target(source: &Image, target: &Image, header: &Header) -> Result<BTreeMap<SnapId, SnapId>> {
+    target.acquire_lock().await?;
+    let io = target.io();
+    let object = &target.inner.header_object;
+    let mut snap_seqs = BTreeMap::new();
+    for snap in header.snaps.values() {
+        set_size(target, snap.size_bytes).await?;
+        let id = target.data_io().store().snap_id_create(target.data_io().pool()).await?;
+        let add = client::snapshot_add(&snap.name, id, &SnapshotNamespace::User);
+        ferry_cls::exec_write(io, object, add).await?;
+        if target.header().has(feature::OBJECT_MAP) {
+            let objects = target.layout().object_count(snap.size_bytes);
+            let map = names::object_map_object(target.id(), id);
+            let resize = client::object_map_resize(objects, ObjectState::Nonexistent);
+            ferry_cls::exec_write(io, &map, resize).await?;
+        }
+        if snap.protection == ProtectionStatus::Protected && target.header().has(feature::LAYERING) {
+            let protect = client::set_protection_status(id, ProtectionStatus::Protected);
+            ferry_cls::exec_write(io, object, protect).await?;
+        }
+        snap_seqs.insert(snap.id, id);
+    }
+    set_size(target, header.size_bytes).await?;
+    let metadata = client::metadata_list_all(source.io(), &source.inner.header_object).await?;
+    if !metadata.is_empty() {
+        ferry_cls::exec_write(io, object, client::metadata_set(&metadata)).await?;
+    }
+    let limit = crate::snapshot::get_limit(source).await?;
+    if limit != u64::MAX {
+        crate::snapshot::set_limit(target, limit).await?;
+    }
+    Ok(snap_seqs)
+}
+
+async fn set_size(target: &Image, size_bytes: u64) -> Result<()> {
+    target.refresh().await?;
+    crate::resize::resize_here(target, size_bytes, true, &Progress::silent()).await
+}

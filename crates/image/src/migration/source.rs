@@ -1,0 +1,209 @@
+//! What lies under a migration target: its source image, and how the target's snapshots map to the source's.
+//!
+//! Invariants: the source is only read. An object of the target is *complete* when its snapset has reached the newest
+//! snapshot that came with the migration; until then neither its head nor its snapshots may be read from the target.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ferry_cls::rbd::{MigrationSpec, MigrationState};
+use ferry_store::{Errno, SnapContext, SnapId};
+
+use crate::error::{ImageError, Result, optional};
+use crate::header::Header;
+use crate::image::{Image, ImageKey, OpenOptions};
+use crate::io::read::Found;
+use crate::layout::{ObjectNo, ObjectOffset};
+
+/// An open source, and the mapping that the target's record holds.
+#[derive(Debug)]
+pub struct MigrationSource {
+    image: Image,
+    /// Living snapshots that came with the migration: target id to source id, ascending.
+    snaps: BTreeMap<SnapId, SnapId>,
+    /// Newest snapshot id of the target that came with the migration, living or removed since; 0 without.
+    base_seq: u64,
+    /// Size of the source's head at prepare.
+    overlap_bytes: u64,
+    /// Largest extent of the image at which the source may have data, over head and snapshots.
+    copy_overlap_bytes: u64,
+}
+
+impl MigrationSource {
+    /// The source that a target with this header needs, opening it unless `current` serves. `None` for an image that
+    /// is no target, or one that has all of its data.
+    pub(crate) async fn for_header(
+        target: &Image,
+        header: &Header,
+        current: Option<Arc<Self>>,
+    ) -> Result<Option<Arc<Self>>> {
+        let Some(spec) = header.migration_target() else { return Ok(None) };
+        if !matches!(spec.state, MigrationState::Prepared | MigrationState::Executing) {
+            return Ok(None);
+        }
+        let image = match &current {
+            Some(current) => current.image.clone(),
+            None => Box::pin(open(target, spec)).await?,
+        };
+        let made = Self::new(image, header, spec);
+        Ok(Some(match current {
+            Some(current) if current.snaps == made.snaps && current.copy_overlap_bytes == made.copy_overlap_bytes => {
+                current
+            }
+            _ => Arc::new(made),
+        }))
+    }
+
+    /// The mapping of `spec` without what was removed since, over an open source.
+    pub(crate) fn new(image: Image, header: &Header, spec: &MigrationSpec) -> Self {
+        let source_header = image.header();
+        let snaps: BTreeMap<SnapId, SnapId> = spec
+            .snap_seqs
+            .iter()
+            .filter(|(source, target)| {
+                header.snaps.contains_key(target) && source_header.snaps.contains_key(source)
+            })
+            .map(|(source, target)| (*target, *source))
+            .collect();
+        let sizes = snaps.keys().filter_map(|target| header.snaps.get(target)).map(|snap| snap.size_bytes);
+        let copy_overlap_bytes = sizes.chain([spec.overlap_bytes]).max().unwrap_or(0);
+        // Removed ones count: an object half copied when its newest snapshot was removed is still half copied.
+        let base_seq = spec.snap_seqs.values().map(|id| id.0).max().unwrap_or(0);
+        Self { image, snaps, base_seq, overlap_bytes: spec.overlap_bytes, copy_overlap_bytes }
+    }
+
+    /// The source image.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    pub(crate) async fn close(&self) {
+        if let Err(error) = self.image.close().await {
+            tracing::debug!(%error, "closing a migration source");
+        }
+    }
+
+    /// Living snapshots that came with the migration, target id to source id, ascending.
+    pub fn snaps(&self) -> &BTreeMap<SnapId, SnapId> {
+        &self.snaps
+    }
+
+    /// Largest extent of the image at which the source may have data.
+    pub fn copy_overlap_bytes(&self) -> u64 {
+        self.copy_overlap_bytes
+    }
+
+    /// Size of the source's head at prepare.
+    pub fn head_overlap_bytes(&self) -> u64 {
+        self.overlap_bytes
+    }
+
+    /// Objects of the target for which the source may have data.
+    pub fn object_count(&self, target: &Image) -> u64 {
+        target.layout().object_count(self.copy_overlap_bytes)
+    }
+
+    /// Whether the source may have data for an object of the target.
+    pub fn covers(&self, target: &Image, object_no: ObjectNo) -> bool {
+        object_no.0 < self.object_count(target)
+    }
+
+    /// The context of a write that is newer than every snapshot that came with the migration, and older than any
+    /// taken since.
+    pub fn base_context(&self) -> SnapContext {
+        let ids: Vec<SnapId> = self.snaps.keys().rev().copied().collect();
+        SnapContext::new(self.base_seq, ids).unwrap_or_default()
+    }
+
+    /// Which snapshot of the source shows through snapshot `snap` of the target, and how far. `None`: nothing does.
+    pub fn view(&self, header: &Header, snap: SnapId) -> Option<(SnapId, u64)> {
+        let size = header.size_at(snap)?;
+        let source_header = self.image.header();
+        if snap.is_head() {
+            return Some((SnapId::HEAD, size.min(self.overlap_bytes)));
+        }
+        match self.snaps.get(&snap) {
+            Some(source_snap) => {
+                let source_size = source_header.size_at(*source_snap)?;
+                Some((*source_snap, size.min(source_size)))
+            }
+            // Taken since: it shows what the head showed.
+            None => Some((SnapId::HEAD, size.min(self.overlap_bytes))),
+        }
+    }
+
+    /// Reads the source's image.
+    pub(crate) async fn read(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
+        Box::pin(self.image.read_found(offset, length_bytes, snap)).await
+    }
+
+    /// Whether the target's object holds all of its history; remembers a yes.
+    pub(crate) async fn is_complete(&self, target: &Image, object_no: ObjectNo) -> Result<bool> {
+        if target.inner.complete.contains(object_no) {
+            return Ok(true);
+        }
+        let object = target.data_object(object_no.0);
+        let Some(snapset) = optional(target.inner.data_io.list_snaps(&object).await)? else { return Ok(false) };
+        let complete = snapset.seq >= self.base_seq;
+        if complete {
+            target.inner.complete.insert(object_no);
+        }
+        Ok(complete)
+    }
+
+    /// Whether the source may have data in some version for this object of the target, as far as its object maps
+    /// tell; true when they don't.
+    pub(crate) fn may_have_data(&self, target: &Image, object_no: ObjectNo, maps: &SourceMaps) -> bool {
+        let layout = self.image.layout();
+        let size = target.layout().object_size_bytes();
+        target.layout().unmap(object_no, ObjectOffset(0), size).iter().any(|extent| {
+            layout.map(*extent).iter().any(|piece| maps.may_exist(piece.object_no))
+        })
+    }
+}
+
+async fn open(target: &Image, spec: &MigrationSpec) -> Result<Image> {
+    if !spec.source_spec.is_empty() {
+        return Err(ImageError::new(
+            Errno::EOPNOTSUPP,
+            format!("image '{}' is being imported from {}", target.name(), spec.source_spec),
+        )
+        .hint("this version cannot read foreign sources; use the version that prepared it"));
+    }
+    if spec.image_id.is_empty() {
+        return Err(ImageError::new(
+            Errno::EOPNOTSUPP,
+            format!("migration source '{}' is a format 1 image", spec.image_name),
+        ));
+    }
+    let io = target.inner.io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
+    let options = OpenOptions::read_only().ignoring_migration();
+    Image::open(&io, ImageKey::Id(&spec.image_id), options).await.map_err(|error| {
+        error.context(format!("migration source '{}' (id {})", spec.image_name, spec.image_id))
+    })
+}
+
+/// Object maps of a source that does not change: which objects exist in some version.
+#[derive(Debug)]
+pub struct SourceMaps {
+    maps: Vec<Option<ferry_cls::BitVector>>,
+}
+
+impl SourceMaps {
+    /// Loads the maps of the head and of the migrated snapshots.
+    pub(crate) async fn load(source: &MigrationSource) -> Result<Self> {
+        let mut maps = vec![crate::object_map::snap::load(&source.image, SnapId::HEAD).await?];
+        for snap in source.snaps.values() {
+            maps.push(crate::object_map::snap::load(&source.image, *snap).await?);
+        }
+        Ok(Self { maps })
+    }
+
+    /// False only if the object exists in no version.
+    pub fn may_exist(&self, object_no: ObjectNo) -> bool {
+        self.maps.iter().any(|map| match map {
+            None => true,
+            Some(map) => map.get(object_no.0).is_some_and(|state| state != 0),
+        })
+    }
+}

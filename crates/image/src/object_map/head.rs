@@ -1,0 +1,261 @@
+//! The head's object map, in memory while the exclusive lock is owned.
+//!
+//! Invariant: the stored map is changed before the object it speaks of comes into being, and after the object is
+//! gone; the map in memory equals the stored one. Every change asserts the map's own lock in the same operation.
+
+use ferry_cls::CallExt as _;
+use ferry_cls::lock::{self, LockKind};
+use ferry_cls::rbd::{ObjectState, client, feature, flag};
+use ferry_cls::BitVector;
+use ferry_store::{Errno, SnapId, Timestamp, WriteOp};
+use parking_lot::RwLock;
+use tokio::sync::Mutex;
+
+use crate::error::{ImageError, Result, absent_is_fine};
+use crate::image::Image;
+use crate::layout::ObjectNo;
+use crate::names;
+
+/// The map in memory; empty while the lock is not owned, or the image has no usable map.
+#[derive(Debug, Default)]
+pub struct HeadMap {
+    bits: RwLock<Option<BitVector>>,
+    updating: Mutex<()>,
+}
+
+impl HeadMap {
+    /// State of an object; `None` when there is no map or the object is past its end.
+    pub fn state(&self, object: ObjectNo) -> Option<ObjectState> {
+        self.bits.read().as_ref()?.get(object.0).and_then(ObjectState::from_byte)
+    }
+
+    /// False only if the object surely does not exist.
+    pub fn may_exist(&self, object: ObjectNo) -> bool {
+        self.state(object) != Some(ObjectState::Nonexistent)
+    }
+
+    /// A copy of the whole map.
+    pub fn copy(&self) -> Option<BitVector> {
+        self.bits.read().clone()
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.bits.write() = None;
+    }
+}
+
+fn object(image: &Image) -> String {
+    names::object_map_object(image.id(), SnapId::HEAD)
+}
+
+fn asserted() -> WriteOp {
+    WriteOp::new().class_call(&lock::client::assert_locked(names::LOCK, LockKind::Exclusive, "", ""))
+}
+
+/// Locks and loads the map; the image's lock has just been taken.
+pub(crate) async fn load_under_lock(image: &Image) -> Result<()> {
+    let header = image.header();
+    image.inner.head_map.clear();
+    if !header.has(feature::OBJECT_MAP) {
+        return Ok(());
+    }
+    lock_map(image).await?;
+    if !header.object_map_valid(SnapId::HEAD) {
+        return Ok(());
+    }
+    let io = &image.inner.io;
+    let objects = image.layout().object_count(header.size_bytes);
+    let loaded = ferry_cls::exec_read(io, &object(image), client::object_map_load()).await;
+    let mut map = match loaded {
+        Ok(map) => map,
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EINVAL | Errno::EIO) => {
+            tracing::warn!(image = image.name(), %error, "object map cannot be used");
+            return invalidate(image).await;
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if map.len() != objects {
+        // A resize was interrupted between the map and the header.
+        let call = client::object_map_resize(objects, ObjectState::Nonexistent);
+        match io.write_meta(&object(image), asserted().class_call(&call)).await {
+            Ok(_) => {
+                map.resize(objects, ObjectState::Nonexistent.byte());
+            }
+            Err(error) if error.errno == Errno::ESTALE => return invalidate(image).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    *image.inner.head_map.bits.write() = Some(map);
+    Ok(())
+}
+
+async fn lock_map(image: &Image) -> Result<()> {
+    let io = &image.inner.io;
+    let name = object(image);
+    let take = || {
+        lock::client::lock(names::LOCK, LockKind::Exclusive, "", "", "", Timestamp::default(), 0)
+    };
+    for _ in 0..10 {
+        match ferry_cls::exec_write(io, &name, take()).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.errno == Errno::EEXIST => return Ok(()),
+            Err(error) if error.errno == Errno::EBUSY => {
+                // The header's lock is ours, so whoever is named here is gone.
+                let info = ferry_cls::exec_read(io, &name, lock::client::get_info(names::LOCK)).await?;
+                for id in info.lockers.keys() {
+                    let call = lock::client::break_lock(names::LOCK, id.entity, &id.cookie);
+                    absent_is_fine(ferry_cls::exec_write(io, &name, call).await)?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ImageError::new(Errno::EBUSY, format!("{}: lock cannot be broken", io.object(&name))))
+}
+
+/// Forgets the map and unlocks it; the image's lock is about to be given up.
+pub(crate) async fn unload(image: &Image) -> Result<()> {
+    image.inner.head_map.clear();
+    if !image.header().has(feature::OBJECT_MAP) {
+        return Ok(());
+    }
+    let call = lock::client::unlock(names::LOCK, "");
+    absent_is_fine(ferry_cls::exec_write(&image.inner.io, &object(image), call).await)
+}
+
+/// Marks the head's map as not to be believed, in the header and in memory.
+pub(crate) async fn invalidate(image: &Image) -> Result<()> {
+    image.inner.head_map.clear();
+    let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
+    let call = client::set_flags(bits, bits, SnapId::HEAD);
+    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    image.want_refresh();
+    Ok(())
+}
+
+/// Sets objects `first..end` to `new`, if they are in `current` (any state without it).
+pub(crate) async fn update(
+    image: &Image,
+    first: ObjectNo,
+    end: ObjectNo,
+    new: ObjectState,
+    current: Option<ObjectState>,
+) -> Result<()> {
+    if first >= end {
+        return Ok(());
+    }
+    let _one_at_a_time = image.inner.head_map.updating.lock().await;
+    let end = {
+        let bits = image.inner.head_map.bits.read();
+        let Some(bits) = bits.as_ref() else { return Ok(()) };
+        let end = end.0.min(bits.len());
+        if !(first.0..end).any(|n| changes(bits.get(n), new, current)) {
+            return Ok(());
+        }
+        end
+    };
+    let call = client::object_map_update(first.0, end, new, current);
+    let op = asserted().class_call(&call);
+    match image.inner.io.write_meta(&object(image), op).await {
+        Ok(_) => {
+            if let Some(bits) = image.inner.head_map.bits.write().as_mut() {
+                for n in first.0..end {
+                    if changes(bits.get(n), new, current) {
+                        bits.set(n, new.byte());
+                    }
+                }
+            }
+            Ok(())
+        }
+        Err(error) if error.errno == Errno::ESHUTDOWN => Err(error.into()),
+        Err(error) => {
+            tracing::error!(image = image.name(), %error, "object map update failed");
+            invalidate(image).await
+        }
+    }
+}
+
+fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) -> bool {
+    let Some(state) = state.and_then(ObjectState::from_byte) else { return false };
+    if state == new {
+        return false;
+    }
+    match current {
+        None => true,
+        Some(current) => {
+            state == current || (current == ObjectState::Exists && state == ObjectState::ExistsClean)
+        }
+    }
+}
+
+/// Says that an object is about to be written.
+pub(crate) async fn mark_exists(image: &Image, object_no: ObjectNo) -> Result<()> {
+    match image.inner.head_map.state(object_no) {
+        None | Some(ObjectState::Exists) => Ok(()),
+        Some(_) => {
+            update(image, object_no, ObjectNo(object_no.0 + 1), ObjectState::Exists, None).await
+        }
+    }
+}
+
+/// Says that an object is about to be removed. False: it surely does not exist, there is nothing to remove.
+pub(crate) async fn mark_pending(image: &Image, object_no: ObjectNo) -> Result<bool> {
+    match image.inner.head_map.state(object_no) {
+        None | Some(ObjectState::Pending) => Ok(true),
+        Some(ObjectState::Nonexistent) => Ok(false),
+        Some(_) => {
+            update(image, object_no, ObjectNo(object_no.0 + 1), ObjectState::Pending, None).await?;
+            Ok(true)
+        }
+    }
+}
+
+/// Says that a removal marked before has happened.
+pub(crate) async fn mark_removed(image: &Image, object_no: ObjectNo) -> Result<()> {
+    let end = ObjectNo(object_no.0 + 1);
+    update(image, object_no, end, ObjectState::Nonexistent, Some(ObjectState::Pending)).await
+}
+
+/// Changes the number of objects; the caller holds the gate and knows that dropped objects are gone.
+pub(crate) async fn resize(image: &Image, objects: u64) -> Result<()> {
+    let _one_at_a_time = image.inner.head_map.updating.lock().await;
+    if image.inner.head_map.bits.read().as_ref().is_none_or(|bits| bits.len() == objects) {
+        return Ok(());
+    }
+    let call = client::object_map_resize(objects, ObjectState::Nonexistent);
+    image.inner.io.write_meta(&object(image), asserted().class_call(&call)).await?;
+    if let Some(bits) = image.inner.head_map.bits.write().as_mut() {
+        bits.resize(objects, ObjectState::Nonexistent.byte());
+    }
+    Ok(())
+}
+
+/// Notes that a snapshot was taken: what exists has not changed since.
+pub(crate) async fn snapshot_taken(image: &Image) -> Result<()> {
+    if !image.header().has(feature::FAST_DIFF) {
+        return Ok(());
+    }
+    let _one_at_a_time = image.inner.head_map.updating.lock().await;
+    if image.inner.head_map.bits.read().is_none() {
+        return Ok(());
+    }
+    let op = asserted().class_call(&client::object_map_snap_add());
+    image.inner.io.write_meta(&object(image), op).await?;
+    if let Some(bits) = image.inner.head_map.bits.write().as_mut() {
+        for n in 0..bits.len() {
+            if bits.get(n) == Some(ObjectState::Exists.byte()) {
+                bits.set(n, ObjectState::ExistsClean.byte());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces the whole map (rollback, rebuild).
+pub(crate) async fn replace(image: &Image, map: BitVector) -> Result<()> {
+    let _one_at_a_time = image.inner.head_map.updating.lock().await;
+    let op = asserted().class_call(&client::object_map_save(&map));
+    image.inner.io.write_meta(&object(image), op).await?;
+    *image.inner.head_map.bits.write() = Some(map);
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Makes object maps anew from the objects themselves, or checks them.
+
+use ferry_cls::BitVector;
+use ferry_cls::rbd::{ObjectState, client, feature, flag};
+use ferry_store::{Errno, SnapId};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use crate::error::{ImageError, Result, optional};
+use crate::image::Image;
+use crate::layout::ObjectNo;
+use crate::progress::Progress;
+
+/// Objects looked at at the same time.
+const CONCURRENT_OBJECTS: usize = 10;
+
+/// State of one object in the maps of some snapshots and of the head.
+type States = Vec<ObjectState>;
+
+/// One object whose map entry is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// The map's snapshot, or the head.
+    pub snap: SnapId,
+    /// The object.
+    pub object_no: ObjectNo,
+    /// What the map says.
+    pub marked: ObjectState,
+    /// What is true.
+    pub actual: ObjectState,
+}
+
+/// Rebuilds the maps of the head and of all snapshots and declares them valid.
+/// `EINVAL` without the object-map feature.
+pub async fn rebuild(image: &Image, progress: &Progress) -> Result<()> {
+    let _guard = check(image).await?;
+    let header = image.header();
+    let versions = versions(image);
+    let mut maps = Vec::new();
+    for &(snap, objects) in &versions {
+        let map = BitVector::new(objects, ObjectState::Nonexistent.byte()).ok_or_else(|| too_many(image))?;
+        maps.push((snap, map));
+    }
+    scan(image, &versions, progress, |object_no, states| {
+        for ((_, map), state) in maps.iter_mut().zip(states) {
+            map.set(object_no.0, state.byte());
+        }
+    })
+    .await?;
+    let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
+    for (snap, map) in maps {
+        if snap.is_head() {
+            super::head::replace(image, map).await?;
+        } else {
+            super::snap::save(image, snap, &map).await?;
+        }
+        let call = client::set_flags(0, bits, snap);
+        ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    }
+    let _ = header;
+    image.header_changed().await
+}
+
+/// Compares the maps with the objects; wrong ones are marked invalid in the header and reported.
+pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>> {
+    let _guard = check(image).await?;
+    let versions = versions(image);
+    let mut maps = Vec::new();
+    for &(snap, _) in &versions {
+        maps.push(super::snap::load(image, snap).await?);
+    }
+    let mut wrong = Vec::new();
+    scan(image, &versions, progress, |object_no, states| {
+        for ((&(snap, objects), map), actual) in versions.iter().zip(&maps).zip(states) {
+            let Some(map) = map else { continue };
+            if object_no.0 >= objects {
+                continue;
+            }
+            let marked = map.get(object_no.0).and_then(ObjectState::from_byte).unwrap_or(ObjectState::Nonexistent);
+            if is_wrong(marked, actual) && wrong.len() < 10_000 {
+                wrong.push(Mismatch { snap, object_no, marked, actual });
+            }
+        }
+    })
+    .await?;
+    let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
+    let mut marked: Vec<SnapId> = wrong.iter().map(|mismatch| mismatch.snap).collect();
+    marked.dedup();
+    marked.sort_unstable();
+    marked.dedup();
+    for snap in &marked {
+        let call = client::set_flags(bits, bits, *snap);
+        ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    }
+    if !marked.is_empty() {
+        image.header_changed().await?;
+    }
+    Ok(wrong)
+}
+
+/// "Exists" where nothing is, or where nothing changed, costs time but tells no lie.
+fn is_wrong(marked: ObjectState, actual: ObjectState) -> bool {
+    match actual {
+        ObjectState::Nonexistent | ObjectState::Pending => false,
+        ObjectState::Exists => marked != ObjectState::Exists,
+        ObjectState::ExistsClean => matches!(marked, ObjectState::Nonexistent | ObjectState::Pending),
+    }
+}
+
+async fn check(image: &Image) -> Result<()> {
+    if !image.header().has(feature::OBJECT_MAP) {
+        return Err(ImageError::new(
+            Errno::EINVAL,
+            format!("image '{}' has no object map (feature object-map)", image.name()),
+        ));
+    }
+    image.acquire_lock().await
+}
+
+fn too_many(image: &Image) -> ImageError {
+    ImageError::new(Errno::EINVAL, format!("image '{}' has too many objects for a map", image.name()))
+}
+
+/// Snapshots ascending, then the head, each with its number of objects.
+fn versions(image: &Image) -> Vec<(SnapId, u64)> {
+    let header = image.header();
+    let count = |size_bytes| image.layout().object_count(size_bytes);
+    header
+        .snaps
+        .values()
+        .map(|snap| (snap.id, count(snap.size_bytes)))
+        .chain([(SnapId::HEAD, count(header.size_bytes))])
+        .collect()
+}
+
+async fn scan(
+    image: &Image,
+    versions: &[(SnapId, u64)],
+    progress: &Progress,
+    mut each: impl FnMut(ObjectNo, States),
+) -> Result<()> {
+    let total = versions.iter().map(|(_, objects)| *objects).max().unwrap_or(0);
+    let mut results = futures::stream::iter(0..total)
+        .map(|n| async move { states(image, versions, ObjectNo(n)).await.map(|states| (ObjectNo(n), states)) })
+        .buffered(CONCURRENT_OBJECTS);
+    let mut done = 0;
+    while let Some((object_no, states)) = results.try_next().await? {
+        each(object_no, states);
+        done += 1;
+        progress.update(done, total);
+    }
+    progress.update(total.max(1), total.max(1));
+    Ok(())
+}
+
+/// State of one object at each version, from its clones.
+async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) -> Result<States> {
+    let object = image.data_object(object_no.0);
+    let Some(snapset) = optional(image.inner.data_io.list_snaps(&object).await)? else {
+        return Ok(vec![ObjectState::Nonexistent; versions.len()]);
+    };
+    let serving = |snap: SnapId| {
+        snapset.clones.iter().find(|clone| {
+            if clone.id.is_head() {
+                snap.is_head() || snap.0 > snapset.seq
+            } else {
+                clone.snaps.contains(&snap)
+            }
+        })
+    };
+    let mut before = None;
+    Ok(versions
+        .iter()
+        .map(|&(snap, _)| {
+            let now = serving(snap).map(|clone| clone.id);
+            let state = match now {
+                None => ObjectState::Nonexistent,
+                Some(_) if now == before => ObjectState::ExistsClean,
+                Some(_) => ObjectState::Exists,
+            };
+            before = now;
+            state
+        })
+        .collect())
+}

@@ -1,0 +1,111 @@
+//! Object maps of snapshots: made when a snapshot is taken, merged into the next newer one when it is removed.
+
+use ferry_cls::rbd::{ObjectState, client, feature, flag};
+use ferry_cls::{BitVector, CallExt as _};
+use ferry_store::{Errno, SnapId, WriteOp};
+
+use crate::error::{Result, absent_is_fine};
+use crate::header::Header;
+use crate::image::Image;
+use crate::layout::ObjectNo;
+use crate::names;
+
+/// Map of a snapshot (or, for readers without the lock, of the head); `None` when it is missing, damaged or marked.
+pub async fn load(image: &Image, snap: SnapId) -> Result<Option<BitVector>> {
+    if !image.header().object_map_valid(snap) {
+        return Ok(None);
+    }
+    if snap.is_head()
+        && let Some(map) = image.inner.head_map.copy()
+    {
+        return Ok(Some(map));
+    }
+    let object = names::object_map_object(image.id(), snap);
+    match ferry_cls::exec_read(&image.inner.io, &object, client::object_map_load()).await {
+        Ok(map) => Ok(Some(map)),
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EINVAL | Errno::EIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the map of a snapshot just added: a copy of the head's.
+pub(crate) async fn create_from_head(image: &Image, snap: SnapId) -> Result<()> {
+    if !image.header().has(feature::OBJECT_MAP) {
+        return Ok(());
+    }
+    match image.inner.head_map.copy() {
+        Some(map) => save(image, snap, &map).await,
+        // The head has no usable map, so the snapshot's flags (copied from the head's) say the same.
+        None => Ok(()),
+    }
+}
+
+/// Writes the whole map of a snapshot.
+pub(crate) async fn save(image: &Image, snap: SnapId, map: &BitVector) -> Result<()> {
+    let object = names::object_map_object(image.id(), snap);
+    let op = WriteOp::new().class_call(&client::object_map_save(map));
+    image.inner.io.write_meta(&object, op).await?;
+    Ok(())
+}
+
+/// Sets one object's state in a snapshot's map. A map that does not take it is marked as not to be believed.
+pub(crate) async fn set(image: &Image, snap: SnapId, object_no: ObjectNo, state: ObjectState) -> Result<()> {
+    if !image.header().object_map_valid(snap) {
+        return Ok(());
+    }
+    let object = names::object_map_object(image.id(), snap);
+    let call = client::object_map_update(object_no.0, object_no.0 + 1, state, None);
+    match ferry_cls::exec_write(&image.inner.io, &object, call).await {
+        Ok(()) => Ok(()),
+        // The image was smaller at this snapshot: the object did not exist.
+        Err(error) if error.errno == Errno::ERANGE => Ok(()),
+        Err(error) if error.errno == Errno::ESHUTDOWN => Err(error.into()),
+        Err(error) => {
+            tracing::error!(image = image.name(), snap = snap.0, %error, "object map update failed");
+            let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
+            let call = client::set_flags(bits, bits, snap);
+            ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+            image.want_refresh();
+            Ok(())
+        }
+    }
+}
+
+/// Folds the map of a snapshot that is going away into the next newer one, and removes it.
+pub(crate) async fn remove(image: &Image, header: &Header, snap: SnapId) -> Result<()> {
+    if !header.has(feature::OBJECT_MAP) {
+        return Ok(());
+    }
+    let io = &image.inner.io;
+    let object = names::object_map_object(image.id(), snap);
+    let loaded = ferry_cls::exec_read(io, &object, client::object_map_load()).await;
+    if let Ok(map) = loaded
+        && header.has(feature::FAST_DIFF)
+        && header.object_map_valid(snap)
+    {
+        let next = header.snaps.range(SnapId(snap.0 + 1)..).next().map_or(SnapId::HEAD, |(id, _)| *id);
+        if header.object_map_valid(next) {
+            if next.is_head() && image.inner.head_map.copy().is_some() {
+                let mut merged = image.inner.head_map.copy().unwrap_or_default();
+                merge(&mut merged, &map);
+                super::head::replace(image, merged).await?;
+            } else {
+                let next_object = names::object_map_object(image.id(), next);
+                let call = client::object_map_snap_remove(&map);
+                absent_is_fine(ferry_cls::exec_write(io, &next_object, call).await)?;
+            }
+        }
+    }
+    absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))
+}
+
+/// What `object_map_snap_remove` does: clean objects that the removed map saw changed, or did not see, count as changed.
+fn merge(newer: &mut BitVector, removed: &BitVector) {
+    for n in 0..newer.len() {
+        if newer.get(n) == Some(ObjectState::ExistsClean.byte())
+            && (n >= removed.len() || removed.get(n) == Some(ObjectState::Exists.byte()))
+        {
+            newer.set(n, ObjectState::Exists.byte());
+        }
+    }
+}

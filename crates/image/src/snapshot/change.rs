@@ -1,0 +1,265 @@
+//! Creating, removing, renaming and protecting.
+
+use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace, client, feature, op_feature};
+use ferry_store::{Errno, IoCtx, SnapId};
+
+use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
+use crate::header::Header;
+use crate::image::Image;
+use crate::names;
+use crate::progress::Progress;
+use crate::resize::still_ours;
+use crate::watch::messages::Message;
+use crate::watch::{self};
+
+/// How often a new id is tried when another one came in between (`ESTALE`).
+const MAX_ID_RACES: usize = 20;
+
+pub(crate) async fn create_here(
+    image: &Image,
+    name: &str,
+    namespace: SnapshotNamespace,
+    progress: &Progress,
+) -> Result<()> {
+    names::check_snap_name(name)?;
+    if namespace == SnapshotNamespace::User && image.header().snap_by_name(name).is_some() {
+        return Err(exists(image, name));
+    }
+    progress.update(1, 10);
+    image.acquire_lock().await?;
+    let quiesce = image.next_request_id();
+    if let Some(id) = quiesce {
+        watch::tell(image, Message::Quiesce(id)).await;
+    }
+    let added = {
+        let _gate = image.inner.gate.write().await;
+        add(image, name, &namespace).await
+    };
+    if let Some(id) = quiesce {
+        watch::tell(image, Message::Unquiesce(id)).await;
+    }
+    added?;
+    image.header_changed().await?;
+    progress.update(10, 10);
+    Ok(())
+}
+
+/// The step itself; the gate is held exclusively.
+async fn add(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result<()> {
+    still_ours(image)?;
+    image.flush_data().await?;
+    let store = image.inner.data_io.store();
+    let pool = image.inner.data_io.pool();
+    for _ in 0..MAX_ID_RACES {
+        let snap = store.snap_id_create(pool).await?;
+        let call = client::snapshot_add(name, snap, namespace);
+        match ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
+            Ok(()) => {
+                // Its map before anything is written under the new context.
+                crate::object_map::snap::create_from_head(image, snap).await?;
+                crate::object_map::head::snapshot_taken(image).await?;
+                return image.refresh().await;
+            }
+            Err(error) => {
+                store.snap_id_remove(pool, snap).await?;
+                match error.errno {
+                    Errno::ESTALE => {}
+                    Errno::EEXIST => return Err(exists(image, name)),
+                    _ => return Err(error.into()),
+                }
+            }
+        }
+    }
+    Err(ImageError::new(Errno::EAGAIN, format!("image '{}': snapshot ids keep changing", image.name())))
+}
+
+fn exists(image: &Image, name: &str) -> ImageError {
+    ImageError::new(Errno::EEXIST, format!("snapshot '{name}' of image '{}'", image.name()))
+}
+
+fn missing(image: &Image, name: &str) -> ImageError {
+    ImageError::of(
+        ErrorKind::SnapMissing,
+        Errno::ENOENT,
+        format!("snapshot '{name}' of image '{}'", image.name()),
+    )
+}
+
+fn find(image: &Image, header: &Header, name: &str, namespace: &SnapshotNamespace) -> Result<SnapId> {
+    header
+        .snaps
+        .values()
+        .find(|snap| snap.name == name && snap.namespace == *namespace)
+        .map(|snap| snap.id)
+        .ok_or_else(|| missing(image, name))
+}
+
+pub(super) fn check_removable(image: &Image, header: &Header, snap: SnapId) -> Result<()> {
+    let Some(record) = header.snaps.get(&snap) else { return Ok(()) };
+    if record.protection != ProtectionStatus::Unprotected {
+        return Err(ImageError::of(
+            ErrorKind::SnapProtected,
+            Errno::EBUSY,
+            format!("snapshot '{}' of image '{}' is protected", record.name, image.name()),
+        )
+        .hint("unprotect it with 'rbd snap unprotect'"));
+    }
+    if record.child_count > 0 {
+        return Err(ImageError::new(
+            Errno::EBUSY,
+            format!("snapshot '{}' of image '{}' has clones", record.name, image.name()),
+        )
+        .hint("this version cannot keep snapshots of clones in the trash; flatten the clones first"));
+    }
+    Ok(())
+}
+
+pub(crate) async fn remove_here(
+    image: &Image,
+    name: &str,
+    namespace: &SnapshotNamespace,
+    progress: &Progress,
+) -> Result<()> {
+    image.refresh_if_needed().await?;
+    let snap = find(image, &image.header(), name, namespace)?;
+    remove_snap(image, snap, progress).await
+}
+
+/// Removes a snapshot by id, whatever its namespace.
+pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
+    image.acquire_lock().await?;
+    {
+        let _gate = image.inner.gate.write().await;
+        still_ours(image)?;
+        image.refresh_if_needed().await?;
+        let header = image.header();
+        let Some(record) = header.snaps.get(&snap) else {
+            return Err(missing(image, &format!("id {snap}")));
+        };
+        check_removable(image, &header, snap)?;
+        let io = &image.inner.io;
+        let header_object = &image.inner.header_object;
+        // Into the trash first: from here on nobody sees it, and a second run finds it by id.
+        if !matches!(record.namespace, SnapshotNamespace::Trash { .. }) {
+            ferry_cls::exec_write(io, header_object, client::snapshot_trash_add(snap)).await?;
+        }
+        crate::object_map::snap::remove(image, &header, snap).await?;
+        image.inner.data_io.store().snap_id_remove(image.inner.data_io.pool(), snap).await?;
+        absent_is_fine(ferry_cls::exec_write(io, header_object, client::snapshot_remove(snap)).await)?;
+    }
+    image.header_changed().await?;
+    progress.update(1, 1);
+    Ok(())
+}
+
+/// Snapshots whose removal was interrupted; they are removed when the lock is taken next for maintenance.
+pub(crate) fn half_removed(header: &Header) -> Vec<SnapId> {
+    header
+        .snaps
+        .values()
+        .filter(|snap| {
+            matches!(snap.namespace, SnapshotNamespace::Trash { .. })
+                && snap.child_count == 0
+                && header.op_features & op_feature::SNAP_TRASH != 0
+        })
+        .map(|snap| snap.id)
+        .collect()
+}
+
+pub(crate) async fn rename_here(image: &Image, snap: SnapId, new_name: &str) -> Result<()> {
+    names::check_snap_name(new_name)?;
+    let call = client::snapshot_rename(snap, new_name);
+    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await.map_err(|error| {
+        match error.errno {
+            Errno::EEXIST => exists(image, new_name),
+            _ => error.into(),
+        }
+    })?;
+    image.header_changed().await
+}
+
+pub(crate) async fn protect_here(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result<()> {
+    image.refresh().await?;
+    let header = image.header();
+    if !header.has(feature::LAYERING) {
+        return Err(ImageError::new(
+            Errno::ENOSYS,
+            format!("image '{}' does not have the layering feature", image.name()),
+        ));
+    }
+    let snap = find(image, &header, name, namespace)?;
+    if header.snaps.get(&snap).is_some_and(|record| record.protection == ProtectionStatus::Protected) {
+        return Err(ImageError::of(
+            ErrorKind::SnapProtected,
+            Errno::EBUSY,
+            format!("snapshot '{name}' of image '{}' is already protected", image.name()),
+        ));
+    }
+    let call = client::set_protection_status(snap, ProtectionStatus::Protected);
+    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    image.header_changed().await
+}
+
+pub(crate) async fn unprotect_here(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result<()> {
+    image.refresh().await?;
+    let header = image.header();
+    let snap = find(image, &header, name, namespace)?;
+    let record = header.snaps.get(&snap).ok_or_else(|| missing(image, name))?;
+    if record.protection == ProtectionStatus::Unprotected {
+        return Err(ImageError::new(
+            Errno::EINVAL,
+            format!("snapshot '{name}' of image '{}' is already unprotected", image.name()),
+        ));
+    }
+    let io = &image.inner.io;
+    let set = |status| {
+        ferry_cls::exec_write(io, &image.inner.header_object, client::set_protection_status(snap, status))
+    };
+    // From here on no clone can be made of it; now see whether there are any.
+    set(ProtectionStatus::Unprotecting).await?;
+    image.header_changed().await?;
+    let children = record.child_count > 0 || has_format1_children(&image.inner.io, image.id(), snap).await?;
+    let status = if children { ProtectionStatus::Protected } else { ProtectionStatus::Unprotected };
+    set(status).await?;
+    image.header_changed().await?;
+    if children {
+        return Err(ImageError::new(
+            Errno::EBUSY,
+            format!("snapshot '{name}' of image '{}' has clones", image.name()),
+        ));
+    }
+    Ok(())
+}
+
+/// Looks through every pool and namespace for format-1 clones of a snapshot.
+pub(crate) async fn has_format1_children(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<bool> {
+    for pool in io.store().pool_list().await? {
+        let default = io.with_pool(pool.id).with_namespace("");
+        let mut namespaces = vec![String::new()];
+        namespaces.extend(client::namespace_list_all(&default).await?);
+        for namespace in namespaces {
+            let there = default.with_namespace(&namespace);
+            let call = client::get_children(io.pool(), image_id, snap);
+            match ferry_cls::exec_read(&there, names::CHILDREN, call).await {
+                Ok(children) if !children.is_empty() => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.errno == Errno::ENOENT => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// The most snapshots an image may have; `u64::MAX` without a limit.
+pub async fn get_limit(image: &Image) -> Result<u64> {
+    let call = client::snapshot_get_limit();
+    Ok(ferry_cls::exec_read(&image.inner.io, &image.inner.header_object, call).await?)
+}
+
+/// Sets the limit, `u64::MAX` takes it away. `ERANGE` below the number of snapshots.
+pub async fn set_limit(image: &Image, limit: u64) -> Result<()> {
+    let call = client::snapshot_set_limit(limit);
+    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    image.header_changed().await
+}

@@ -1,0 +1,60 @@
+//! Snapshots of an image: create, remove, rename, roll back, protect, limit.
+//!
+//! Invariants: a snapshot id exists in the store before the header names it and until the header forgot it; while one
+//! is taken no write is under way and what was written before is flushed. Everything here may be killed and run again.
+
+mod change;
+mod rollback;
+
+pub use change::{get_limit, set_limit};
+pub(crate) use change::{create_here, has_format1_children, half_removed, protect_here, remove_here, remove_snap, rename_here, unprotect_here};
+
+use ferry_cls::rbd::SnapshotNamespace;
+
+use crate::error::Result;
+use crate::image::{Image, SnapKey, find_snap};
+use crate::progress::Progress;
+use crate::watch::messages::Request;
+
+impl Image {
+    /// Takes a snapshot of the head. `EEXIST`; `EDQUOT` at the snapshot limit.
+    pub async fn snap_create(&self, name: &str, progress: &Progress) -> Result<()> {
+        crate::names::check_snap_name(name)?;
+        let request =
+            Request::SnapCreate { name: name.to_owned(), namespace: SnapshotNamespace::User, flags: 0 };
+        self.maintain(&request, progress).await
+    }
+
+    /// Removes a snapshot. `ENOENT`; `EBUSY` while it is protected or has children.
+    pub async fn snap_remove(&self, name: &str, progress: &Progress) -> Result<()> {
+        self.refresh_if_needed().await?;
+        let header = self.header();
+        let snap = find_snap(&header, &SnapKey::Name(name.to_owned()))?;
+        change::check_removable(self, &header, snap)?;
+        let request = Request::SnapRemove { name: name.to_owned(), namespace: SnapshotNamespace::User };
+        self.maintain(&request, progress).await
+    }
+
+    /// Renames a snapshot. `EEXIST`, `ENOENT`.
+    pub async fn snap_rename(&self, name: &str, new_name: &str) -> Result<()> {
+        crate::names::check_snap_name(new_name)?;
+        self.refresh_if_needed().await?;
+        let snap = find_snap(&self.header(), &SnapKey::Name(name.to_owned()))?;
+        rename_here(self, snap, new_name).await
+    }
+
+    /// Protects a snapshot from removal. `EBUSY` when it is protected already.
+    pub async fn snap_protect(&self, name: &str) -> Result<()> {
+        protect_here(self, name, &SnapshotNamespace::User).await
+    }
+
+    /// Ends the protection. `EINVAL` when it is not protected, `EBUSY` while it has children.
+    pub async fn snap_unprotect(&self, name: &str) -> Result<()> {
+        unprotect_here(self, name, &SnapshotNamespace::User).await
+    }
+
+    /// Makes the head what it was at a snapshot, size included. Takes the lock.
+    pub async fn snap_rollback(&self, name: &str, progress: &Progress) -> Result<()> {
+        rollback::roll_back(self, name, progress).await
+    }
+}

@@ -1,0 +1,188 @@
+//! Work that is done by the lock owner for somebody else: asking for it, and taking it on.
+//!
+//! The asker names its request, sends it, and waits for progress and the end; if nothing comes for
+//! [`REQUEST_TIMEOUT_MS`] or the lock changes hands, it starts over (`ERESTART`, `ETIMEDOUT`). The owner takes every
+//! request on once, however often it is told of it. Bounds: [`MAX_TAKEN_ON`] requests at a time.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_store::Errno;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::messages::{AsyncRequestId, ClientId, Message, Request, decode_response, encode_response};
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::image::Image;
+use crate::progress::Progress;
+
+/// How long an asker waits without a sign of progress (`rbd_request_timed_out_seconds`).
+pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
+/// Requests of others that an owner works on at the same time.
+const MAX_TAKEN_ON: usize = 64;
+/// Pause between two progress messages.
+const PROGRESS_PAUSE_MS: u64 = 100;
+
+#[derive(Debug)]
+enum Event {
+    Progress(u64, u64),
+    Complete(i32),
+    OwnerChanged,
+}
+
+/// Requests of one handle: asked, and taken on.
+#[derive(Debug, Default)]
+pub struct Pending {
+    asked: Mutex<HashMap<AsyncRequestId, mpsc::Sender<Event>>>,
+    taken: Mutex<HashSet<AsyncRequestId>>,
+}
+
+impl Pending {
+    pub(crate) fn progress(&self, id: AsyncRequestId, offset: u64, total: u64) {
+        self.send(id, Event::Progress(offset, total));
+    }
+
+    pub(crate) fn complete(&self, id: AsyncRequestId, result: i32) {
+        self.send(id, Event::Complete(result));
+    }
+
+    /// The lock has a new owner (or none): whoever works on our requests may be gone.
+    pub(crate) fn owner_changed(&self, _owner: Option<ClientId>) {
+        for sender in self.asked.lock().values() {
+            let _ = sender.try_send(Event::OwnerChanged);
+        }
+    }
+
+    fn send(&self, id: AsyncRequestId, event: Event) {
+        if let Some(sender) = self.asked.lock().get(&id) {
+            // A full channel loses progress only: the end is sent again by the owner's next answer, or times out.
+            let _ = sender.try_send(event);
+        }
+    }
+}
+
+/// Asks the lock owner to do `request`, and waits until it is done.
+pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progress) -> Result<()> {
+    let id = image.next_request_id().ok_or_else(|| {
+        ImageError::new(Errno::ENOTCONN, format!("image '{}' has lost its watch", image.name()))
+    })?;
+    let (sender, mut events) = mpsc::channel(256);
+    image.inner.watch.remote.asked.lock().insert(id, sender);
+    let result = ask(image, request, id, progress, &mut events).await;
+    image.inner.watch.remote.asked.lock().remove(&id);
+    if result.is_ok() {
+        image.refresh().await?;
+    }
+    result
+}
+
+async fn ask(
+    image: &Image,
+    request: &Request,
+    id: AsyncRequestId,
+    progress: &Progress,
+    events: &mut mpsc::Receiver<Event>,
+) -> Result<()> {
+    let message = Message::Request { request: request.clone(), id: Some(id) };
+    let what = || format!("image '{}': lock owner asked for {}", image.name(), message.name());
+    let reply = super::notify(&image.inner.io, &image.inner.header_object, &message).await?;
+    let mut answers = reply.acks.iter().filter(|(_, _, payload)| !payload.is_empty());
+    let Some((_, _, payload)) = answers.next() else {
+        return Err(ImageError::new(Errno::ETIMEDOUT, format!("{}: nobody answered", what())));
+    };
+    if answers.next().is_some() {
+        return Err(ImageError::new(Errno::EINVAL, format!("{}: two owners answered", what())));
+    }
+    let accepted = decode_response(payload)
+        .map_err(|error| ImageError::new(Errno::EIO, format!("{}: {error}", what())))?;
+    check(accepted, what)?;
+    loop {
+        let limit = Duration::from_millis(REQUEST_TIMEOUT_MS);
+        match tokio::time::timeout(limit, events.recv()).await {
+            Ok(Some(Event::Progress(done, total))) => progress.update(done, total),
+            Ok(Some(Event::Complete(result))) => return check(result, what),
+            Ok(Some(Event::OwnerChanged)) => {
+                return Err(ImageError::new(Errno::ERESTART, format!("{}: the lock changed hands", what())));
+            }
+            Ok(None) | Err(_) => {
+                return Err(ImageError::new(Errno::ETIMEDOUT, format!("{}: no sign of progress", what())));
+            }
+        }
+    }
+}
+
+fn check(result: i32, what: impl Fn() -> String) -> Result<()> {
+    match result {
+        0 => Ok(()),
+        code => {
+            let errno = Errno(code.saturating_neg());
+            let kind = match errno {
+                Errno::ENOENT => ErrorKind::SnapMissing,
+                _ => ErrorKind::Other,
+            };
+            Err(ImageError::of(kind, errno, what()))
+        }
+    }
+}
+
+/// Answers a request of somebody else; the body of the ack.
+pub(crate) async fn take_on(image: &Image, request: Request, id: Option<AsyncRequestId>) -> Bytes {
+    if !image.inner.lock.is_owner() {
+        return Bytes::new();
+    }
+    let Some(id) = id else {
+        // Old clients wait for the ack; they get the result in it.
+        let result = crate::maintenance::run(image, &request, &Progress::silent()).await;
+        return encode_response(result_code(&result));
+    };
+    if Some(id.client) == image.client_id() {
+        return encode_response(-Errno::ERESTART.0);
+    }
+    {
+        let mut taken = image.inner.watch.remote.taken.lock();
+        if taken.contains(&id) {
+            return encode_response(0);
+        }
+        if taken.len() >= MAX_TAKEN_ON {
+            return encode_response(-Errno::EAGAIN.0);
+        }
+        taken.insert(id);
+    }
+    let image = image.clone();
+    tokio::spawn(async move {
+        let (progress, report) = reporter(&image, id);
+        let result = crate::maintenance::run(&image, &request, &progress).await;
+        if let Err(error) = &result {
+            tracing::info!(image = image.name(), %error, "request of another client failed");
+        }
+        report.abort();
+        super::tell(&image, Message::AsyncComplete { id, result: result_code(&result) }).await;
+        image.inner.watch.remote.taken.lock().remove(&id);
+    });
+    encode_response(0)
+}
+
+fn result_code(result: &Result<()>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => -error.errno.0,
+    }
+}
+
+/// Sends the newest progress on, not more often than every [`PROGRESS_PAUSE_MS`].
+fn reporter(image: &Image, id: AsyncRequestId) -> (Progress, tokio::task::JoinHandle<()>) {
+    let (sender, mut receiver) = tokio::sync::watch::channel((0, 0));
+    let image = image.clone();
+    let task = tokio::spawn(async move {
+        while receiver.changed().await.is_ok() {
+            let (offset, total) = *receiver.borrow_and_update();
+            super::tell(&image, Message::AsyncProgress { id, offset, total }).await;
+            tokio::time::sleep(Duration::from_millis(PROGRESS_PAUSE_MS)).await;
+        }
+    });
+    let progress = Progress::new(move |done, total| {
+        let _ = sender.send((done, total));
+    });
+    (progress, task)
+}
