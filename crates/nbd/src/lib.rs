@@ -1,1 +1,50 @@
-//! nbd
+//! The Network Block Device protocol, both ends.
+//!
+//! The promise: [`Server`] serves whatever implements [`BlockDevice`] to any NBD client (QEMU, the Linux kernel,
+//! libnbd, fio), and [`client`] talks to any NBD server. Bytes from a peer are hostile: they can cause an error
+//! reply or the end of that one connection, never a panic, a hang of others, or memory beyond the configured
+//! bounds.
+//!
+//! What this crate does not know: images, pools, snapshots, object stores. A device is an `Arc<dyn BlockDevice>`
+//! that [`Exports`] finds by name at the moment a client asks for it.
+//!
+//! One file per protocol phase:
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `proto.rs` | constants and fixed-size headers, pure |
+//! | `option.rs` | the data part of handshake options and of their replies, pure |
+//! | `wire.rs` | bounded reading and vectored writing of frames, used by both ends |
+//! | `handshake.rs` | option haggling, server side |
+//! | `request.rs` | what a request may ask: one function, one error per rule, pure |
+//! | `reply.rs` | encoding of replies, pure |
+//! | `transmission.rs` | requests of one connection, run concurrently within bounds |
+//! | `registry.rs` | which devices are open, and when the last connection of one ended |
+//! | `listen.rs`, `server.rs`, `shutdown.rs` | sockets, connections, graceful end |
+//! | `client/` | the client: negotiation, then concurrent requests |
+//! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
+//!
+//! The facts come from the protocol's own document, `doc/proto.md` of the NetworkBlockDevice project. Not spoken:
+//! TLS (a session answers `NBD_OPT_STARTTLS` with "unsupported") and the experimental extensions.
+
+pub mod client;
+mod device;
+mod exports;
+mod handshake;
+mod listen;
+mod option;
+pub mod proto;
+mod registry;
+mod reply;
+mod request;
+mod server;
+mod shutdown;
+pub mod testing;
+mod transmission;
+mod wire;
+
+pub use device::{BlockDevice, BlockSizes, BlockSizesError, DeviceError, Errno, Extent, ReadExtent};
+pub use exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
+pub use listen::{ListenError, Listener};
+pub use server::{ServeSummary, Server, ServerConfig, ServerError};
+pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_channel};

@@ -1,0 +1,466 @@
+//! An NBD client.
+//!
+//! The promise: the server's bytes are hostile. Every length is checked before memory is reserved for it, every
+//! list and reply has a bound, and what breaks the protocol ends the connection with an error that says what it
+//! was. No request is answered with data that the server didn't send.
+//!
+//! [`Negotiation`] connects and haggles; [`Negotiation::go`] turns it into a [`Client`], whose requests may run
+//! concurrently from many tasks.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), ferry_nbd::client::ClientError> {
+//! use ferry_nbd::client::{ClientConfig, Negotiation};
+//! let negotiation = Negotiation::connect_unix("/run/example.sock", ClientConfig::default()).await?;
+//! let client = negotiation.go("rbd/image").await?;
+//! let first = client.read(0, 512).await?;
+//! # drop(first);
+//! client.disconnect().await
+//! # }
+//! ```
+
+mod negotiate;
+mod replies;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::device::{BlockSizes, Errno, Extent};
+use crate::proto::{RequestHeader, cmd, cmd_flag, transmission_flag};
+use crate::wire::{Batch, FrameReader};
+
+pub use negotiate::Negotiation;
+use replies::{Answer, Pending, Waiting, receive_replies};
+
+type BoxReader = Box<dyn AsyncRead + Send + Unpin>;
+type BoxWriter = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Requests of a client that are sent together.
+const BATCH_REQUESTS: usize = 64;
+
+/// Bounds and wishes of a client.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Time for connecting, and for each step of the handshake.
+    pub handshake_timeout: Duration,
+    /// Most entries of an export list that are accepted.
+    pub max_list_entries: usize,
+    /// Most requests under way; further ones wait.
+    pub max_in_flight_requests: usize,
+    /// Longest read or write, in bytes, whatever the server offers.
+    pub max_payload_bytes: u32,
+    /// Ask for structured replies: needed for block status and for errors with messages.
+    pub structured_replies: bool,
+    /// Ask for `base:allocation`: needed for block status.
+    pub block_status: bool,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(30),
+            max_list_entries: 100_000,
+            max_in_flight_requests: 64,
+            max_payload_bytes: 32 << 20,
+            structured_replies: true,
+            block_status: true,
+        }
+    }
+}
+
+/// Why a client could not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The connection failed.
+    #[error("NBD connection failed: {0}")]
+    Io(Arc<io::Error>),
+    /// The server broke the protocol; the connection is closed.
+    #[error("the NBD server broke the protocol: {0}")]
+    Protocol(String),
+    /// The server refused a step of the handshake.
+    #[error("the NBD server refused: {}", refusal(*.kind, .message))]
+    Refused {
+        /// The type of its reply, one of the errors of [`rep`](crate::proto::rep).
+        kind: u32,
+        /// Its message, may be empty.
+        message: String,
+    },
+    /// The server answered a request with an error. The connection goes on.
+    #[error("the NBD server answered {errno}: {message}")]
+    Server {
+        /// The kind of error.
+        errno: Errno,
+        /// Its message, may be empty.
+        message: String,
+    },
+    /// A request that this client won't send.
+    #[error("NBD request not sent: {0}")]
+    Unsupported(String),
+    /// The server took too long in the handshake.
+    #[error("the NBD server did not finish the handshake within {0:?}")]
+    Timeout(Duration),
+    /// The server closed the connection.
+    #[error("the NBD server closed the connection")]
+    Closed,
+}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+fn refusal(kind: u32, message: &str) -> String {
+    use crate::proto::rep;
+    let kind = match kind {
+        rep::ERR_UNSUP => "not supported".to_owned(),
+        rep::ERR_POLICY => "forbidden by policy".to_owned(),
+        rep::ERR_INVALID => "not valid".to_owned(),
+        rep::ERR_PLATFORM => "not possible on its platform".to_owned(),
+        rep::ERR_TLS_REQD => "TLS required".to_owned(),
+        rep::ERR_UNKNOWN => "no such export".to_owned(),
+        rep::ERR_SHUTDOWN => "shutting down".to_owned(),
+        rep::ERR_BLOCK_SIZE_REQD => "block sizes must be asked for".to_owned(),
+        rep::ERR_TOO_BIG => "too big".to_owned(),
+        other => format!("reply {other:#x}"),
+    };
+    if message.is_empty() {
+        kind
+    } else {
+        format!("{kind}: {message}")
+    }
+}
+
+/// What the server says of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportDetails {
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Bits of [`transmission_flag`].
+    pub flags: u16,
+    /// Limits for requests; the protocol's defaults when the server named none.
+    pub block_sizes: BlockSizes,
+    /// The server's name of the export, when it gave one.
+    pub canonical_name: Option<String>,
+}
+
+impl ExportDetails {
+    /// Whether all of these bits of [`transmission_flag`] are set.
+    #[must_use]
+    pub fn has(&self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.has(transmission_flag::READ_ONLY)
+    }
+}
+
+/// A connection in the transmission phase. Dropping it closes the connection at once;
+/// [`disconnect`](Client::disconnect) says goodbye first.
+#[derive(Debug)]
+pub struct Client {
+    details: ExportDetails,
+    config: ClientConfig,
+    allocation: Option<u32>,
+    next_cookie: AtomicU64,
+    slots: Semaphore,
+    waiting: Arc<Mutex<Waiting>>,
+    queue: mpsc::Sender<Frame>,
+    sender: JoinHandle<()>,
+    receiver: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Frame {
+    header: RequestHeader,
+    payload: Bytes,
+}
+
+impl Client {
+    fn start(
+        frames: FrameReader<BoxReader>,
+        writer: BoxWriter,
+        details: ExportDetails,
+        config: ClientConfig,
+        structured: bool,
+        allocation: Option<u32>,
+    ) -> Self {
+        let waiting = Arc::new(Mutex::new(Waiting::default()));
+        let (queue, requests) = mpsc::channel(config.max_in_flight_requests);
+        let sender = tokio::spawn(send_requests(requests, writer, Arc::clone(&waiting)));
+        let receiver = tokio::spawn(receive_replies(frames, Arc::clone(&waiting), structured));
+        Self {
+            details,
+            allocation,
+            next_cookie: AtomicU64::new(1),
+            slots: Semaphore::new(config.max_in_flight_requests),
+            waiting,
+            queue,
+            sender,
+            receiver,
+            config,
+        }
+    }
+
+    /// What the server said of the export.
+    #[must_use]
+    pub fn details(&self) -> &ExportDetails {
+        &self.details
+    }
+
+    /// Whether [`block_status`](Client::block_status) can be asked.
+    #[must_use]
+    pub fn has_block_status(&self) -> bool {
+        self.allocation.is_some()
+    }
+
+    /// Longest read or write in bytes.
+    #[must_use]
+    pub fn max_payload_bytes(&self) -> u32 {
+        self.details
+            .block_sizes
+            .maximum
+            .min(self.config.max_payload_bytes)
+    }
+
+    /// Reads `length` bytes at `offset`. The range is for the server to check.
+    ///
+    /// # Errors
+    /// [`ClientError::Server`] with the server's error; any other kind means that the connection is of no more
+    /// use, except [`ClientError::Unsupported`] for a length above [`max_payload_bytes`](Client::max_payload_bytes).
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Bytes, ClientError> {
+        self.check_payload(u64::from(length))?;
+        let pending = Pending::read(offset, length);
+        match self
+            .request(cmd::READ, 0, offset, length, Bytes::new(), pending)
+            .await?
+        {
+            Answer::Data(data) => Ok(data),
+            _ => Err(ClientError::Protocol("a read was answered without data".into())),
+        }
+    }
+
+    /// Writes `data` at `offset`, durably if `fua`.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ClientError> {
+        self.check_payload(data.len() as u64)?;
+        // Checked to be at most a u32.
+        let length = data.len() as u32;
+        self.request(cmd::WRITE, fua_flag(fua), offset, length, data, Pending::Plain)
+            .await
+            .map(drop)
+    }
+
+    /// Tells the server that a range is no longer needed.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn trim(&self, offset: u64, length_bytes: u32, fua: bool) -> Result<(), ClientError> {
+        self.require(transmission_flag::SEND_TRIM, "trim")?;
+        self.request(
+            cmd::TRIM,
+            fua_flag(fua),
+            offset,
+            length_bytes,
+            Bytes::new(),
+            Pending::Plain,
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Makes a range read as zeroes; allocated ones if `no_hole`.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u32,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), ClientError> {
+        self.require(transmission_flag::SEND_WRITE_ZEROES, "write zeroes")?;
+        let flags = fua_flag(fua) | if no_hole { cmd_flag::NO_HOLE } else { 0 };
+        self.request(
+            cmd::WRITE_ZEROES,
+            flags,
+            offset,
+            length_bytes,
+            Bytes::new(),
+            Pending::Plain,
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Makes durable every write that was answered before.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn flush(&self) -> Result<(), ClientError> {
+        self.require(transmission_flag::SEND_FLUSH, "flush")?;
+        self.request(cmd::FLUSH, 0, 0, 0, Bytes::new(), Pending::Plain)
+            .await
+            .map(drop)
+    }
+
+    /// What is allocated, from `offset` on. The extents cover at least one byte and at most the range; ask again
+    /// from their end for the rest. With `one`, the server need not look further than the first extent.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn block_status(
+        &self,
+        offset: u64,
+        length_bytes: u32,
+        one: bool,
+    ) -> Result<Vec<Extent>, ClientError> {
+        let Some(context) = self.allocation else {
+            return Err(ClientError::Unsupported(
+                "block status was not agreed on in the handshake".into(),
+            ));
+        };
+        let flags = if one { cmd_flag::REQ_ONE } else { 0 };
+        let pending = Pending::Status {
+            context,
+            length: length_bytes,
+            found: None,
+        };
+        match self
+            .request(
+                cmd::BLOCK_STATUS,
+                flags,
+                offset,
+                length_bytes,
+                Bytes::new(),
+                pending,
+            )
+            .await?
+        {
+            Answer::Status(extents) => Ok(extents),
+            _ => Err(ClientError::Protocol(
+                "a block status was answered without extents".into(),
+            )),
+        }
+    }
+
+    /// Says goodbye and waits until the server has closed the connection. Requests of other tasks that are still
+    /// under way are answered first.
+    ///
+    /// # Errors
+    /// When the server closes with anything but a clean end.
+    pub async fn disconnect(mut self) -> Result<(), ClientError> {
+        let header = RequestHeader {
+            flags: 0,
+            command: cmd::DISC,
+            cookie: 0,
+            offset: 0,
+            length: 0,
+        };
+        let _ = self
+            .queue
+            .send(Frame {
+                header,
+                payload: Bytes::new(),
+            })
+            .await;
+        let _ = (&mut self.receiver).await;
+        match self.waiting.lock().failure() {
+            None | Some(ClientError::Closed) => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    fn require(&self, flag: u16, what: &str) -> Result<(), ClientError> {
+        if self.details.has(flag) {
+            Ok(())
+        } else {
+            Err(ClientError::Unsupported(format!(
+                "the server offers no {what} on this export"
+            )))
+        }
+    }
+
+    fn check_payload(&self, length: u64) -> Result<(), ClientError> {
+        let limit = self.max_payload_bytes();
+        if length > u64::from(limit) {
+            return Err(ClientError::Unsupported(format!(
+                "{length} bytes are above the limit of {limit}: split the request"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn request(
+        &self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        payload: Bytes,
+        pending: Pending,
+    ) -> Result<Answer, ClientError> {
+        // Nobody closes the semaphore.
+        let _slot = self.slots.acquire().await.map_err(|_| ClientError::Closed)?;
+        let cookie = self.next_cookie.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.waiting.lock().add(cookie, pending, answer)?;
+        let header = RequestHeader {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        };
+        if self.queue.send(Frame { header, payload }).await.is_err() {
+            return Err(self.waiting.lock().failure().unwrap_or(ClientError::Closed));
+        }
+        answered.await.unwrap_or(Err(ClientError::Closed))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.sender.abort();
+        self.receiver.abort();
+    }
+}
+
+fn fua_flag(fua: bool) -> u16 {
+    if fua { cmd_flag::FUA } else { 0 }
+}
+
+/// Sends whole frames, so that a caller who stops waiting can't leave half a request on the wire.
+async fn send_requests(
+    mut requests: mpsc::Receiver<Frame>,
+    mut writer: BoxWriter,
+    waiting: Arc<Mutex<Waiting>>,
+) {
+    let mut queued = Vec::with_capacity(BATCH_REQUESTS);
+    let mut batch = Batch::default();
+    while requests.recv_many(&mut queued, BATCH_REQUESTS).await > 0 {
+        for Frame { header, payload } in queued.drain(..) {
+            batch.put_head(&header.encode());
+            batch.put_payload(payload);
+        }
+        if let Err(error) = batch.write_to(&mut writer).await {
+            waiting.lock().fail(error.into());
+            return;
+        }
+    }
+    let _ = writer.shutdown().await;
+}

@@ -1,0 +1,351 @@
+//! Connections: accepting, bounding and ending them.
+//!
+//! The promise: what happens on one connection ends at most that connection. The number of connections is
+//! bounded; a handshake has a time limit. After the shutdown signal no new work is accepted, requests under way
+//! finish within a grace, every device is flushed and closed, and [`Server::run`] says what did not go well.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::exports::Exports;
+use crate::handshake::{HandshakeError, negotiate};
+use crate::listen::{Accepted, Listener};
+use crate::registry::Registry;
+use crate::shutdown::Shutdown;
+use crate::transmission::{self, Agreement, Bounds, End, TransmissionError};
+use crate::wire::FrameReader;
+
+/// Pause after a failed accept: the cause is mostly a lack of file descriptors, which no hurry mends.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bounds and times of a server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Most connections at a time; one more is closed at once.
+    pub max_connections: usize,
+    /// Most requests that one connection has under way.
+    pub max_in_flight_requests: usize,
+    /// Most payload bytes that the requests of one connection hold. It bounds the maximum block size that clients
+    /// are told. From 1 MiB to 1 GiB.
+    pub max_in_flight_bytes: u32,
+    /// Time for a client from connecting to the choice of an export.
+    pub handshake_timeout: Duration,
+    /// Time for requests under way after the shutdown signal; then they are dropped.
+    pub shutdown_grace: Duration,
+    /// Time for flushing and closing the devices after that.
+    pub close_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 128,
+            max_in_flight_requests: 64,
+            max_in_flight_bytes: 64 << 20,
+            handshake_timeout: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(10),
+            close_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl ServerConfig {
+    fn validate(&self) -> Result<(), ServerError> {
+        let refuse = |field, rule| Err(ServerError::Config { field, rule });
+        if self.max_connections == 0 {
+            return refuse("max_connections", "must not be zero");
+        }
+        if !(1..=65536).contains(&self.max_in_flight_requests) {
+            return refuse("max_in_flight_requests", "must be from 1 to 65536");
+        }
+        if !(1 << 20..=1 << 30).contains(&self.max_in_flight_bytes) {
+            return refuse("max_in_flight_bytes", "must be from 1 MiB to 1 GiB");
+        }
+        Ok(())
+    }
+}
+
+/// A server could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// There is no socket to listen on.
+    #[error("no socket to listen on: give at least one listener")]
+    NoListener,
+    /// A value of the configuration is out of range.
+    #[error("server configuration: {field} {rule}")]
+    Config {
+        /// Name of the value.
+        field: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+}
+
+/// What a server did, told after its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServeSummary {
+    /// Connections that were accepted.
+    pub connections_served: u64,
+    /// Connections that were closed at once because there were too many.
+    pub connections_refused: u64,
+    /// Connections whose requests did not end within the grace.
+    pub connections_aborted: usize,
+    /// Devices whose flush or close failed, during the whole run.
+    pub close_failures: u64,
+    /// The last of these failures.
+    pub last_close_failure: Option<String>,
+    /// Devices that were not closed in time.
+    pub devices_left_open: usize,
+}
+
+impl ServeSummary {
+    /// Whether everything that clients were promised was kept: no request dropped, every device flushed and
+    /// closed.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.connections_aborted == 0 && self.close_failures == 0 && self.devices_left_open == 0
+    }
+}
+
+/// The NBD server.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Serves `exports` on all `listeners` until the shutdown is asked for. The socket files are removed as soon
+    /// as the server stops accepting.
+    ///
+    /// # Errors
+    /// [`ServerError`], before anything is served.
+    pub async fn run(
+        listeners: Vec<Listener>,
+        exports: Arc<dyn Exports>,
+        config: ServerConfig,
+        mut shutdown: Shutdown,
+    ) -> Result<ServeSummary, ServerError> {
+        config.validate()?;
+        if listeners.is_empty() {
+            return Err(ServerError::NoListener);
+        }
+        let registry = Registry::new(exports);
+        let config = Arc::new(config);
+        let mut summary = ServeSummary::default();
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.requested() => break,
+                Some(ended) = connections.join_next() => {
+                    log_panic(ended);
+                    continue;
+                }
+                accepted = accept_any(&listeners) => accepted,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    warn!(%error, "can't accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            if connections.len() >= config.max_connections {
+                summary.connections_refused += 1;
+                warn!(limit = config.max_connections, "connection refused: too many");
+                continue;
+            }
+            summary.connections_served += 1;
+            let connection = Connection {
+                registry: Arc::clone(&registry),
+                config: Arc::clone(&config),
+                shutdown: shutdown.clone(),
+            };
+            let span = info_span!("connection", id = summary.connections_served);
+            connections.spawn(
+                async move {
+                    match stream {
+                        Accepted::Unix(stream) => {
+                            debug!("accepted");
+                            let (reader, writer) = stream.into_split();
+                            connection.run(reader, writer).await;
+                        }
+                        Accepted::Tcp(stream, peer) => {
+                            debug!(%peer, "accepted");
+                            let (reader, writer) = stream.into_split();
+                            connection.run(reader, writer).await;
+                        }
+                    }
+                }
+                .instrument(span),
+            );
+        }
+        drop(listeners);
+        info!(connections = connections.len(), "shutting down");
+        let all_ended = async {
+            while let Some(ended) = connections.join_next().await {
+                log_panic(ended);
+            }
+        };
+        if timeout(config.shutdown_grace, all_ended).await.is_err() {
+            summary.connections_aborted = connections.len();
+            warn!(
+                connections = connections.len(),
+                "requests did not end within the grace and are dropped"
+            );
+            connections.shutdown().await;
+        }
+        close_devices(&registry, &config, &mut summary).await;
+        Ok(summary)
+    }
+
+    /// Serves one connection over any pair of streams, such as the ends of a socket pair or standard input and
+    /// output, and closes its device.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`], before anything is served.
+    pub async fn run_connection<R, W>(
+        reader: R,
+        writer: W,
+        exports: Arc<dyn Exports>,
+        config: ServerConfig,
+        shutdown: Shutdown,
+    ) -> Result<ServeSummary, ServerError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        config.validate()?;
+        let registry = Registry::new(exports);
+        let config = Arc::new(config);
+        let mut summary = ServeSummary {
+            connections_served: 1,
+            ..ServeSummary::default()
+        };
+        let mut signal = shutdown.clone();
+        let connection = Connection {
+            registry: Arc::clone(&registry),
+            config: Arc::clone(&config),
+            shutdown,
+        };
+        let grace_over = async {
+            signal.requested().await;
+            sleep(config.shutdown_grace).await;
+        };
+        tokio::select! {
+            () = connection.run(reader, writer) => {}
+            () = grace_over => summary.connections_aborted = 1,
+        }
+        close_devices(&registry, &config, &mut summary).await;
+        Ok(summary)
+    }
+}
+
+async fn close_devices(registry: &Registry, config: &ServerConfig, summary: &mut ServeSummary) {
+    if timeout(config.close_timeout, registry.idle()).await.is_err() {
+        summary.devices_left_open = registry.open_devices();
+        warn!(
+            devices = summary.devices_left_open,
+            "devices were not closed in time"
+        );
+    }
+    let failures = registry.close_failures();
+    summary.close_failures = failures.count;
+    summary.last_close_failure = failures.last;
+}
+
+/// The next connection of any listener.
+async fn accept_any(listeners: &[Listener]) -> io::Result<Accepted> {
+    poll_fn(|cx| {
+        listeners
+            .iter()
+            .map(|listener| listener.poll_accept(cx))
+            .find(Poll::is_ready)
+            .unwrap_or(Poll::Pending)
+    })
+    .await
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(failure) = ended {
+        warn!(%failure, "a connection ended abnormally");
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("handshake: {0}")]
+    Handshake(#[from] HandshakeError),
+    #[error("handshake: not finished within {0:?}")]
+    HandshakeTimeout(Duration),
+    #[error(transparent)]
+    Transmission(#[from] TransmissionError),
+}
+
+/// One client from its greeting to its end.
+struct Connection {
+    registry: Arc<Registry>,
+    config: Arc<ServerConfig>,
+    shutdown: Shutdown,
+}
+
+impl Connection {
+    async fn run<R, W>(self, reader: R, mut writer: W)
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        match self.serve(reader, &mut writer).await {
+            Ok(end) => debug!(?end, "connection ended"),
+            Err(error) => info!(%error, "connection ended"),
+        }
+        // The peer may be gone already.
+        let _ = writer.shutdown().await;
+    }
+
+    async fn serve<R, W>(mut self, reader: R, writer: &mut W) -> Result<Option<End>, ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut frames = FrameReader::new(reader);
+        let limit = self.config.handshake_timeout;
+        let bounds = Bounds {
+            requests: self.config.max_in_flight_requests,
+            payload_bytes: self.config.max_in_flight_bytes,
+        };
+        let negotiated = tokio::select! {
+            biased;
+            () = self.shutdown.requested() => return Ok(Some(End::Shutdown)),
+            done = timeout(limit, negotiate(&mut frames, writer, &self.registry, bounds.payload_bytes)) => {
+                done.map_err(|_| ConnectionError::HandshakeTimeout(limit))??
+            }
+        };
+        let Some(negotiated) = negotiated else {
+            return Ok(None);
+        };
+        debug!(
+            export = negotiated.name,
+            structured = negotiated.structured,
+            allocation = negotiated.allocation,
+            "handshake done"
+        );
+        let agreement = Agreement {
+            device: Arc::clone(negotiated.export.device()),
+            structured: negotiated.structured,
+            allocation: negotiated.allocation,
+        };
+        let end = transmission::serve(&mut frames, writer, agreement, bounds, &mut self.shutdown).await?;
+        drop(negotiated.export);
+        Ok(Some(end))
+    }
+}

@@ -1,0 +1,209 @@
+//! A server on one end of a socket pair, and the bytes of the protocol by hand on the other.
+
+#![allow(dead_code)] // Every test file uses another part.
+
+use std::sync::Arc;
+
+use ferry_nbd::client::{Client, ClientConfig, Negotiation};
+use ferry_nbd::proto::{
+    ChunkHeader, OptionHeader, OptionReplyHeader, ReplyHeader, RequestHeader, SimpleReply, opt, rep,
+};
+use ferry_nbd::testing::{MemoryDevice, MemoryExports};
+use ferry_nbd::{Exports, ServeSummary, Server, ServerConfig, ShutdownTrigger, shutdown_channel};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+/// The export that the tests use.
+pub const EXPORT: &str = "disk";
+
+/// One connection of a server.
+pub struct Served {
+    pub trigger: ShutdownTrigger,
+    pub server: JoinHandle<ServeSummary>,
+    pub stream: UnixStream,
+}
+
+pub fn serve(exports: Arc<dyn Exports>, config: ServerConfig) -> Served {
+    let (near, stream) = UnixStream::pair().unwrap();
+    let (trigger, shutdown) = shutdown_channel();
+    let server = tokio::spawn(async move {
+        let (reader, writer) = near.into_split();
+        Server::run_connection(reader, writer, exports, config, shutdown)
+            .await
+            .unwrap()
+    });
+    Served {
+        trigger,
+        server,
+        stream,
+    }
+}
+
+pub fn one_export(device: &Arc<MemoryDevice>) -> Arc<MemoryExports> {
+    Arc::new(MemoryExports::new().with(EXPORT, "the disk of the tests", device.clone()))
+}
+
+pub fn serve_device(device: &Arc<MemoryDevice>) -> Served {
+    serve(one_export(device), ServerConfig::default())
+}
+
+/// A client in the transmission phase on that connection.
+pub async fn connect(stream: UnixStream, config: ClientConfig) -> Client {
+    let (reader, writer) = stream.into_split();
+    Negotiation::over(reader, writer, config)
+        .await
+        .unwrap()
+        .go(EXPORT)
+        .await
+        .unwrap()
+}
+
+pub fn simple() -> ClientConfig {
+    ClientConfig {
+        structured_replies: false,
+        ..ClientConfig::default()
+    }
+}
+
+/// The protocol by hand.
+pub struct Raw(pub UnixStream);
+
+impl Raw {
+    /// Takes the greeting and answers with these client flags.
+    pub async fn greet(mut stream: UnixStream, flags: u32) -> Self {
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        assert_eq!(greeting[16..], [0, 3]);
+        stream.write_all(&flags.to_be_bytes()).await.unwrap();
+        Self(stream)
+    }
+
+    pub async fn send_option(&mut self, option: u32, data: &[u8]) {
+        let header = OptionHeader {
+            option,
+            length: data.len() as u32,
+        };
+        self.0.write_all(&header.encode()).await.unwrap();
+        self.0.write_all(data).await.unwrap();
+    }
+
+    pub async fn option_reply(&mut self, option: u32) -> (u32, Vec<u8>) {
+        let mut header = [0; 20];
+        self.0.read_exact(&mut header).await.unwrap();
+        let header = OptionReplyHeader::decode(&header).unwrap();
+        assert_eq!(header.option, option);
+        let mut data = vec![0; header.length as usize];
+        self.0.read_exact(&mut data).await.unwrap();
+        (header.kind, data)
+    }
+
+    /// Sends an option and returns all replies up to the last.
+    pub async fn option(&mut self, option: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
+        self.send_option(option, data).await;
+        let mut replies = Vec::new();
+        loop {
+            let reply = self.option_reply(option).await;
+            let last = reply.0 == rep::ACK || reply.0 & rep::ERROR_BIT != 0;
+            replies.push(reply);
+            if last {
+                return replies;
+            }
+        }
+    }
+
+    /// The kind of the last reply.
+    pub async fn verdict(&mut self, option: u32, data: &[u8]) -> u32 {
+        self.option(option, data).await.pop().unwrap().0
+    }
+
+    /// Enters the export.
+    pub async fn enter(stream: UnixStream, structured: bool) -> Self {
+        let mut raw = Self::greet(stream, 3).await;
+        if structured {
+            assert_eq!(raw.verdict(opt::STRUCTURED_REPLY, &[]).await, rep::ACK);
+        }
+        assert_eq!(raw.verdict(opt::GO, &go_data(EXPORT, &[])).await, rep::ACK);
+        raw
+    }
+
+    pub async fn send(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
+        let header = RequestHeader {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        };
+        self.0.write_all(&header.encode()).await.unwrap();
+    }
+
+    pub async fn simple_reply(&mut self) -> SimpleReply {
+        let mut header = [0; 16];
+        self.0.read_exact(&mut header).await.unwrap();
+        match ReplyHeader::decode(&header).unwrap() {
+            ReplyHeader::Simple(reply) => reply,
+            other => panic!("{other:?} where a simple reply was due"),
+        }
+    }
+
+    pub async fn chunk(&mut self) -> (ChunkHeader, Vec<u8>) {
+        let mut header = [0; 16];
+        self.0.read_exact(&mut header).await.unwrap();
+        let ReplyHeader::Chunk { flags, kind, cookie } = ReplyHeader::decode(&header).unwrap() else {
+            panic!("a simple reply where a chunk was due")
+        };
+        let length = self.0.read_u32().await.unwrap();
+        let mut data = vec![0; length as usize];
+        self.0.read_exact(&mut data).await.unwrap();
+        (
+            ChunkHeader {
+                flags,
+                kind,
+                cookie,
+                length,
+            },
+            data,
+        )
+    }
+
+    /// Waits for the server to close; what it sends before is returned.
+    pub async fn until_closed(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset is a way to close as well.
+        let _ = self.0.read_to_end(&mut rest).await;
+        rest
+    }
+}
+
+pub fn string(text: &str) -> Vec<u8> {
+    let mut out = (text.len() as u32).to_be_bytes().to_vec();
+    out.extend_from_slice(text.as_bytes());
+    out
+}
+
+pub fn go_data(name: &str, wanted: &[u16]) -> Vec<u8> {
+    let mut out = string(name);
+    out.extend_from_slice(&(wanted.len() as u16).to_be_bytes());
+    wanted
+        .iter()
+        .for_each(|kind| out.extend_from_slice(&kind.to_be_bytes()));
+    out
+}
+
+pub fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
+    let mut out = string(name);
+    out.extend_from_slice(&(queries.len() as u32).to_be_bytes());
+    queries
+        .iter()
+        .for_each(|query| out.extend_from_slice(&string(query)));
+    out
+}
+
+/// Lets every other task get as far as it can; for one-threaded tests.
+pub async fn settle() {
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+}
