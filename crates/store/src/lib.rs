@@ -12,6 +12,7 @@ pub mod class;
 pub mod conformance;
 pub mod error;
 pub mod ioctx;
+pub mod memory;
 pub mod op;
 pub mod types;
 pub mod watch;

@@ -145,7 +145,8 @@ impl Model {
     /// A context that may be used on the object.
     fn context(&mut self, object: usize) -> SnapContext {
         let (mut seq, mut ids): (u64, Vec<SnapId>) = (self.seq, self.snaps.keys().rev().copied().collect());
-        if self.objects[object].seen == seq && self.rng.random_ratio(1, 4) {
+        let known = &self.objects[object];
+        if known.state.is_some() && known.seen == seq && self.rng.random_ratio(1, 4) {
             let keep = self.rng.random_range(0..=ids.len());
             ids.drain(..ids.len() - keep);
             seq = ids.first().map_or(0, |id| id.0);
