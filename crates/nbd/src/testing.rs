@@ -236,7 +236,7 @@ impl State {
     fn run_end(&self, at: usize, end: usize) -> (bool, usize) {
         let block = at / MEMORY_BLOCK_BYTES;
         let allocated = self.allocated[block];
-        let blocks = self.allocated[block..]
+        let blocks = self.allocated[block..end.div_ceil(MEMORY_BLOCK_BYTES)]
             .iter()
             .take_while(|state| **state == allocated)
             .count();

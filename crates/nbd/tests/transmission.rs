@@ -1,5 +1,7 @@
 //! Requests and replies, with the crate's own client and by hand.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 mod common;
 
 use std::sync::Arc;
