@@ -72,12 +72,22 @@ impl fmt::Display for ImageError {
 impl ImageError {
     /// An error told by its errno.
     pub fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, kind: ErrorKind::Other, message: message.into(), hint: None }
+        Self {
+            errno,
+            kind: ErrorKind::Other,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// An error with a kind.
     pub fn of(kind: ErrorKind, errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, kind, message: message.into(), hint: None }
+        Self {
+            errno,
+            kind,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// Adds what to do now.
@@ -99,7 +109,12 @@ impl From<StoreError> for ImageError {
             Some(step) => format!("{} (step {step})", error.what),
             None => error.what,
         };
-        Self { errno: error.errno, kind: ErrorKind::Other, message, hint: None }
+        Self {
+            errno: error.errno,
+            kind: ErrorKind::Other,
+            message,
+            hint: None,
+        }
     }
 }
 

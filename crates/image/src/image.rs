@@ -59,7 +59,10 @@ pub struct OpenOptions {
 impl OpenOptions {
     /// Reads only.
     pub fn read_only() -> Self {
-        Self { read_only: true, ..Self::default() }
+        Self {
+            read_only: true,
+            ..Self::default()
+        }
     }
 
     /// Reads and writes.
@@ -130,7 +133,9 @@ impl Image {
         let mut header = header::load(io, &id, read_only).await?;
         check_features(&header, read_only).map_err(|error| error.context(&place))?;
         if !options.ignore_migration {
-            header = wait_until_prepared(io, &id, read_only, header).await.map_err(|e| e.context(&place))?;
+            header = wait_until_prepared(io, &id, read_only, header)
+                .await
+                .map_err(|e| e.context(&place))?;
         }
         let read_snap = match &options.snap {
             None => SnapId::HEAD,
@@ -179,7 +184,11 @@ impl Image {
         if self.inner.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let released = if self.inner.read_only { Ok(()) } else { crate::exclusive_lock::close(self).await };
+        let released = if self.inner.read_only {
+            Ok(())
+        } else {
+            crate::exclusive_lock::close(self).await
+        };
         let unwatched = crate::watch::unregister(self).await;
         let source = self.inner.source.write().take();
         if let Some(source) = source {
@@ -190,7 +199,10 @@ impl Image {
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.inner.closed.load(Ordering::SeqCst) {
-            return Err(ImageError::new(Errno::ESHUTDOWN, format!("image '{}' is closed", self.name())));
+            return Err(ImageError::new(
+                Errno::ESHUTDOWN,
+                format!("image '{}' is closed", self.name()),
+            ));
         }
         Ok(())
     }
@@ -270,7 +282,8 @@ impl Image {
 
     /// Reads the header again if it is known to have changed.
     pub async fn refresh_if_needed(&self) -> Result<()> {
-        if self.inner.refresh_done.load(Ordering::SeqCst) == self.inner.refresh_wanted.load(Ordering::SeqCst) {
+        if self.inner.refresh_done.load(Ordering::SeqCst) == self.inner.refresh_wanted.load(Ordering::SeqCst)
+        {
             return Ok(());
         }
         let _one_at_a_time = self.inner.refreshing.lock().await;
@@ -287,7 +300,11 @@ impl Image {
             return Err(ImageError::of(
                 ErrorKind::SnapMissing,
                 Errno::ENOENT,
-                format!("snapshot id {} of image '{}' was removed", self.inner.read_snap, self.name()),
+                format!(
+                    "snapshot id {} of image '{}' was removed",
+                    self.inner.read_snap,
+                    self.name()
+                ),
             ));
         }
         if !self.inner.ignore_migration {
@@ -350,10 +367,17 @@ fn check_features(header: &Header, read_only: bool) -> Result<()> {
     if unknown != 0 {
         return Err(ImageError::new(
             Errno::ENOSYS,
-            format!("image uses features that Ferry does not support: {}", feature::names(unknown).join(", ")),
+            format!(
+                "image uses features that Ferry does not support: {}",
+                feature::names(unknown).join(", ")
+            ),
         ));
     }
-    if header.parent.as_ref().is_some_and(|parent| parent.head_overlap_bytes.is_some_and(|bytes| bytes > 0)) {
+    if header
+        .parent
+        .as_ref()
+        .is_some_and(|parent| parent.head_overlap_bytes.is_some_and(|bytes| bytes > 0))
+    {
         return Err(ImageError::new(Errno::EOPNOTSUPP, "image is a clone")
             .hint("this version does not open clones yet; flatten it with Ceph's rbd first"));
     }
@@ -377,12 +401,20 @@ async fn wait_until_prepared(io: &IoCtx, id: &str, read_only: bool, mut header: 
                 header = header::load(io, id, read_only).await?;
             }
             Some(MigrationState::Preparing) => {
-                return Err(ImageError::of(ErrorKind::Migrating, Errno::EBUSY, "migration is not prepared yet")
-                    .hint("if 'rbd migration prepare' was interrupted, run it again or run 'rbd migration abort'"));
+                return Err(ImageError::of(
+                    ErrorKind::Migrating,
+                    Errno::EBUSY,
+                    "migration is not prepared yet",
+                )
+                .hint(
+                    "if 'rbd migration prepare' was interrupted, run it again or run 'rbd migration abort'",
+                ));
             }
             Some(MigrationState::Aborting) => {
-                return Err(ImageError::of(ErrorKind::Migrating, Errno::EROFS, "migration is being aborted")
-                    .hint("finish it with 'rbd migration abort'"));
+                return Err(
+                    ImageError::of(ErrorKind::Migrating, Errno::EROFS, "migration is being aborted")
+                        .hint("finish it with 'rbd migration abort'"),
+                );
             }
             _ => return Ok(header),
         }

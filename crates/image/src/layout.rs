@@ -72,19 +72,29 @@ impl Layout {
             (unit, count) => (unit, count),
         };
         if unit == 0 || count == 0 {
-            return Err(ImageError::new(Errno::EINVAL, "stripe unit and stripe count")
-                .hint("give both, or neither"));
+            return Err(
+                ImageError::new(Errno::EINVAL, "stripe unit and stripe count").hint("give both, or neither")
+            );
         }
         if unit > object_size || object_size % unit != 0 {
             return Err(ImageError::new(
                 Errno::EINVAL,
-                format!("stripe unit of {unit} bytes is not a factor of the object size of {object_size} bytes"),
+                format!(
+                    "stripe unit of {unit} bytes is not a factor of the object size of {object_size} bytes"
+                ),
             ));
         }
         if count > 1 << 20 {
-            return Err(ImageError::new(Errno::EINVAL, format!("stripe count {count} is larger than 2^20")));
+            return Err(ImageError::new(
+                Errno::EINVAL,
+                format!("stripe count {count} is larger than 2^20"),
+            ));
         }
-        Ok(Self { order, stripe_unit_bytes: unit, stripe_count: count })
+        Ok(Self {
+            order,
+            stripe_unit_bytes: unit,
+            stripe_count: count,
+        })
     }
 
     /// Object size exponent.
@@ -116,7 +126,11 @@ impl Layout {
     pub fn object_count(&self, size_bytes: u64) -> u64 {
         let period = self.object_size_bytes().saturating_mul(self.stripe_count);
         let rest = size_bytes % period;
-        let partial = if rest == 0 { 0 } else { self.stripe_count.min(rest.div_ceil(self.stripe_unit_bytes)) };
+        let partial = if rest == 0 {
+            0
+        } else {
+            self.stripe_count.min(rest.div_ceil(self.stripe_unit_bytes))
+        };
         (size_bytes / period) * self.stripe_count + partial
     }
 
@@ -177,8 +191,13 @@ impl Layout {
             let length = (unit - in_unit).min(end - at);
             let image_offset = block * unit + in_unit;
             match out.last_mut() {
-                Some(last) if last.offset.0 + last.length_bytes == image_offset => last.length_bytes += length,
-                _ => out.push(ImageExtent { offset: ImageOffset(image_offset), length_bytes: length }),
+                Some(last) if last.offset.0 + last.length_bytes == image_offset => {
+                    last.length_bytes += length
+                }
+                _ => out.push(ImageExtent {
+                    offset: ImageOffset(image_offset),
+                    length_bytes: length,
+                }),
             }
             at += length;
         }
@@ -238,7 +257,10 @@ mod tests {
             for piece in layout.map(extent) {
                 assert_eq!(piece.image_offset.0, at);
                 let back = layout.unmap(piece.object_no, piece.offset, piece.length_bytes);
-                assert_eq!(back.iter().map(|e| e.length_bytes).sum::<u64>(), piece.length_bytes);
+                assert_eq!(
+                    back.iter().map(|e| e.length_bytes).sum::<u64>(),
+                    piece.length_bytes
+                );
                 assert_eq!(back[0].offset.0, at);
                 at += piece.length_bytes;
             }

@@ -18,7 +18,10 @@ impl Image {
     /// Does `request` here if this handle owns the lock or can get it from nobody or the dead, else through the owner.
     pub(crate) async fn maintain(&self, request: &Request, progress: &Progress) -> Result<()> {
         if self.inner.read_only {
-            return Err(ImageError::new(Errno::EROFS, format!("image '{}' is open read-only", self.name())));
+            return Err(ImageError::new(
+                Errno::EROFS,
+                format!("image '{}' is open read-only", self.name()),
+            ));
         }
         let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
@@ -31,7 +34,9 @@ impl Image {
                 },
                 Holder::Nobody | Holder::Dead(_) => {}
                 Holder::Alive(_) => match remote::forward(self, request, progress).await {
-                    Err(error) if matches!(error.errno, Errno::ERESTART | Errno::ETIMEDOUT | Errno::EAGAIN) => {
+                    Err(error)
+                        if matches!(error.errno, Errno::ERESTART | Errno::ETIMEDOUT | Errno::EAGAIN) =>
+                    {
                         last = Some(error);
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                     }
@@ -60,18 +65,17 @@ impl Image {
 /// Does the work; this handle owns the lock, or the image has none.
 pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -> Result<()> {
     match request {
-        Request::Resize { size_bytes, allow_shrink } => {
-            crate::resize::resize_here(image, *size_bytes, *allow_shrink, progress).await
-        }
+        Request::Resize {
+            size_bytes,
+            allow_shrink,
+        } => crate::resize::resize_here(image, *size_bytes, *allow_shrink, progress).await,
         Request::SnapCreate { name, namespace, .. } => {
             crate::snapshot::create_here(image, name, namespace.clone(), progress).await
         }
         Request::SnapRemove { name, namespace } => {
             crate::snapshot::remove_here(image, name, namespace, progress).await
         }
-        Request::SnapRename { snap, new_name } => {
-            crate::snapshot::rename_here(image, *snap, new_name).await
-        }
+        Request::SnapRename { snap, new_name } => crate::snapshot::rename_here(image, *snap, new_name).await,
         Request::SnapProtect { name, namespace } => {
             crate::snapshot::protect_here(image, name, namespace).await
         }
@@ -86,7 +90,10 @@ pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -
         Request::Migrate => crate::migration::execute::copy_all(image, progress).await,
         Request::Flatten => {
             if image.header().parent.is_none() && !image.header().has(feature::MIGRATING) {
-                return Err(ImageError::new(Errno::EINVAL, format!("image '{}' has no parent", image.name())));
+                return Err(ImageError::new(
+                    Errno::EINVAL,
+                    format!("image '{}' has no parent", image.name()),
+                ));
             }
             Err(not_yet("flatten"))
         }

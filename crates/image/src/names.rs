@@ -47,7 +47,11 @@ pub fn object_map_object(image_id: &str, snap: SnapId) -> String {
 
 /// Prefix of data objects; with a data pool it names the metadata pool.
 pub fn object_prefix(image_id: &str, metadata_pool: PoolId, has_data_pool: bool) -> String {
-    if has_data_pool { format!("rbd_data.{metadata_pool}.{image_id}") } else { format!("rbd_data.{image_id}") }
+    if has_data_pool {
+        format!("rbd_data.{metadata_pool}.{image_id}")
+    } else {
+        format!("rbd_data.{image_id}")
+    }
 }
 
 /// `<prefix>.<object number, 16 hex digits>`.
@@ -65,8 +69,11 @@ pub fn new_image_id(client_gid: u64) -> String {
 /// Refuses names that the directory can't hold or that the spec grammar can't say.
 pub fn check_image_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > MAX_IMAGE_NAME_BYTES || name.contains(['/', '@', '\0']) {
-        return Err(ImageError::new(Errno::EINVAL, format!("image name '{}'", printable(name)))
-            .hint(format!("use 1 to {MAX_IMAGE_NAME_BYTES} bytes without '/' and '@'")));
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("image name '{}'", printable(name))).hint(format!(
+                "use 1 to {MAX_IMAGE_NAME_BYTES} bytes without '/' and '@'"
+            )),
+        );
     }
     Ok(())
 }
@@ -74,8 +81,10 @@ pub fn check_image_name(name: &str) -> Result<()> {
 /// Refuses snapshot names that the spec grammar can't say.
 pub fn check_snap_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 1024 || name.contains(['/', '@', '\0']) {
-        return Err(ImageError::new(Errno::EINVAL, format!("snapshot name '{}'", printable(name)))
-            .hint("use a name without '/' and '@'"));
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("snapshot name '{}'", printable(name)))
+                .hint("use a name without '/' and '@'"),
+        );
     }
     Ok(())
 }
@@ -83,8 +92,10 @@ pub fn check_snap_name(name: &str) -> Result<()> {
 /// Refuses namespace names that the spec grammar can't say.
 pub fn check_namespace_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 256 || name.contains(['/', '@', '\0']) {
-        return Err(ImageError::new(Errno::EINVAL, format!("namespace name '{}'", printable(name)))
-            .hint("use a name without '/' and '@'"));
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("namespace name '{}'", printable(name)))
+                .hint("use a name without '/' and '@'"),
+        );
     }
     Ok(())
 }
@@ -109,7 +120,10 @@ mod tests {
     #[test]
     fn names_follow_ceph() {
         assert_eq!(data_object("rbd_data.10", 255), "rbd_data.10.00000000000000ff");
-        assert_eq!(object_map_object("10", SnapId(10)), "rbd_object_map.10.000000000000000a");
+        assert_eq!(
+            object_map_object("10", SnapId(10)),
+            "rbd_object_map.10.000000000000000a"
+        );
         assert_eq!(object_prefix("10", PoolId(1), true), "rbd_data.1.10");
     }
 

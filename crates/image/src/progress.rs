@@ -17,7 +17,9 @@ impl std::fmt::Debug for Progress {
 impl Progress {
     /// Reports to `report`.
     pub fn new(report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
-        Self { report: Arc::new(report) }
+        Self {
+            report: Arc::new(report),
+        }
     }
 
     /// Reports to nobody.

@@ -15,7 +15,14 @@ use crate::watch::messages::Request;
 impl Image {
     /// Sets the size. `EINVAL` when it becomes smaller without `allow_shrink`.
     pub async fn resize(&self, size_bytes: u64, allow_shrink: bool, progress: &Progress) -> Result<()> {
-        self.maintain(&Request::Resize { size_bytes, allow_shrink }, progress).await
+        self.maintain(
+            &Request::Resize {
+                size_bytes,
+                allow_shrink,
+            },
+            progress,
+        )
+        .await
     }
 }
 
@@ -65,19 +72,23 @@ pub(crate) async fn resize_here(
 /// `ERESTART` when the lock was given up between taking it and taking the gate.
 pub(crate) fn still_ours(image: &Image) -> Result<()> {
     if image.header().needs_lock() && !image.inner.lock.is_owner() {
-        return Err(ImageError::new(Errno::ERESTART, format!("image '{}' lost its lock", image.name())));
+        return Err(ImageError::new(
+            Errno::ERESTART,
+            format!("image '{}' lost its lock", image.name()),
+        ));
     }
     Ok(())
 }
 
 fn check_size(image: &Image, size_bytes: u64) -> Result<()> {
     let objects = image.layout().object_count(size_bytes);
-    if image.header().has(ferry_cls::rbd::feature::OBJECT_MAP)
-        && objects > ferry_cls::encoding::MAX_OBJECTS
-    {
+    if image.header().has(ferry_cls::rbd::feature::OBJECT_MAP) && objects > ferry_cls::encoding::MAX_OBJECTS {
         return Err(ImageError::new(
             Errno::EINVAL,
-            format!("image '{}' would have {objects} objects, more than its object map can hold", image.name()),
+            format!(
+                "image '{}' would have {objects} objects, more than its object map can hold",
+                image.name()
+            ),
         )
         .hint("use larger objects, or no object map"));
     }

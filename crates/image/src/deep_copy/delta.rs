@@ -91,7 +91,11 @@ pub(super) async fn versions(
             Some(Change::Write { .. }) => true,
             None => existed,
         };
-        out.push(Version { snap: target_snap, exists: existed, change });
+        out.push(Version {
+            snap: target_snap,
+            exists: existed,
+            change,
+        });
         before = Some(source_snap);
     }
     Ok(out)
@@ -148,7 +152,11 @@ fn exists_at(
     pieces
         .iter()
         .flat_map(|piece| source.image().layout().map(piece.image))
-        .any(|extent| snapsets.get(&extent.object_no).is_some_and(|set| serving(set, snap).is_some()))
+        .any(|extent| {
+            snapsets
+                .get(&extent.object_no)
+                .is_some_and(|set| serving(set, snap).is_some())
+        })
 }
 
 /// Runs of one source object that differ between two snapshots (`before` absent: all of it).
@@ -208,7 +216,9 @@ fn changed_pieces(
     let mut out: Vec<Piece> = Vec::new();
     for piece in pieces {
         for extent in layout.map(piece.image) {
-            let Some(set) = snapsets.get(&extent.object_no) else { continue };
+            let Some(set) = snapsets.get(&extent.object_no) else {
+                continue;
+            };
             let runs = runs_of
                 .entry(extent.object_no)
                 .or_insert_with(|| changed_runs(set, before, now, layout.object_size_bytes()));
@@ -236,7 +246,10 @@ fn push_piece(out: &mut Vec<Piece>, offset: u64, image_offset: u64, length_bytes
         last.image.length_bytes += length_bytes;
         return;
     }
-    let image = ImageExtent { offset: crate::layout::ImageOffset(image_offset), length_bytes };
+    let image = ImageExtent {
+        offset: crate::layout::ImageOffset(image_offset),
+        length_bytes,
+    };
     out.push(Piece { offset, image });
 }
 
@@ -279,7 +292,10 @@ async fn write_steps(
     for (offset, length_bytes) in zeroes {
         // Past the end everything reads as zero already.
         if existed && offset < *size {
-            steps.push(WriteStep::Zero { offset, length_bytes: length_bytes.min(*size - offset) });
+            steps.push(WriteStep::Zero {
+                offset,
+                length_bytes: length_bytes.min(*size - offset),
+            });
         }
     }
     for (offset, data) in writes {

@@ -30,7 +30,11 @@ pub struct Copied {
 }
 
 /// Makes sure that the object is complete. The caller may write (holds the lock if the image has one).
-pub(crate) async fn ensure_copied(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> Result<Copied> {
+pub(crate) async fn ensure_copied(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+) -> Result<Copied> {
     if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
         return Ok(Copied::default());
     }
@@ -48,7 +52,10 @@ pub(crate) async fn ensure_copied_locked(
         return Ok(Copied::default());
     }
     if source.is_complete(target, object_no).await? {
-        return Ok(Copied { data_bytes: 0, exists: true });
+        return Ok(Copied {
+            data_bytes: 0,
+            exists: true,
+        });
     }
     let copied = copy(target, source, object_no).await?;
     target.inner.complete.insert(object_no);
@@ -63,13 +70,19 @@ async fn copy(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> 
     mark_maps(target, &versions, object_no).await?;
     let object_size = target.layout().object_size_bytes();
     let object = target.data_object(object_no.0);
-    let mut copied = Copied { data_bytes: 0, exists: true };
+    let mut copied = Copied {
+        data_bytes: 0,
+        exists: true,
+    };
     let base = source.base_context();
     let mut last_seq = None;
     for (index, version) in versions.iter().enumerate() {
         let Some(change) = &version.change else { continue };
-        let context =
-            if version.snap.is_head() { base.clone() } else { older_than(&versions[..index]) };
+        let context = if version.snap.is_head() {
+            base.clone()
+        } else {
+            older_than(&versions[..index])
+        };
         let mut op = guarded(context.seq());
         match change {
             Change::Remove => op = op.remove(),
@@ -114,7 +127,11 @@ fn versions_end_absent(versions: &[Version]) -> bool {
 
 /// `ERANGE`: somebody has written this version before.
 async fn write(target: &Image, object: &str, context: &SnapContext, op: WriteOp) -> Result<()> {
-    debug_assert!(op.steps.iter().any(|step| !matches!(step, WriteStep::Call { .. })));
+    debug_assert!(
+        op.steps
+            .iter()
+            .any(|step| !matches!(step, WriteStep::Call { .. }))
+    );
     match target.inner.data_io.write(object, context, op).await {
         Ok(_) => Ok(()),
         Err(error) if error.errno == Errno::ERANGE => Ok(()),
@@ -130,8 +147,14 @@ async fn mark_maps(target: &Image, versions: &[Version], object_no: ObjectNo) ->
             crate::object_map::snap::set(target, version.snap, object_no, state).await?;
         }
     }
-    let Some(head) = versions.last() else { return Ok(()) };
-    let newest_migrated = versions.iter().rev().find(|v| !v.snap.is_head()).map_or(0, |v| v.snap.0);
+    let Some(head) = versions.last() else {
+        return Ok(());
+    };
+    let newest_migrated = versions
+        .iter()
+        .rev()
+        .find(|v| !v.snap.is_head())
+        .map_or(0, |v| v.snap.0);
     let mut state = state_of(head);
     for snap in header.snaps.range(SnapId(newest_migrated + 1)..) {
         // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.

@@ -70,7 +70,10 @@ impl Image {
     /// image has that feature.
     pub(crate) async fn begin_write(&self) -> Result<WriteGuard<'_>> {
         if self.inner.read_only {
-            return Err(ImageError::new(Errno::EROFS, format!("image '{}' is open read-only", self.name())));
+            return Err(ImageError::new(
+                Errno::EROFS,
+                format!("image '{}' is open read-only", self.name()),
+            ));
         }
         loop {
             self.check_open()?;
@@ -150,7 +153,10 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
     let io = &image.inner.io;
     let object = &image.inner.header_object;
     let cookie = image.inner.watch.cookie().ok_or_else(|| {
-        ImageError::new(Errno::ENOTCONN, format!("image '{}' has lost its watch", image.name()))
+        ImageError::new(
+            Errno::ENOTCONN,
+            format!("image '{}' has lost its watch", image.name()),
+        )
     })?;
     let call = lock::client::lock(
         names::LOCK,
@@ -196,17 +202,29 @@ async fn after_acquire(image: &Image) -> Result<()> {
 
 /// Whom a lock record names.
 async fn holder(image: &Image, info: &LockInfo) -> Result<Holder> {
-    let Some((id, _)) = info.lockers.iter().next() else { return Ok(Holder::Nobody) };
+    let Some((id, _)) = info.lockers.iter().next() else {
+        return Ok(Holder::Nobody);
+    };
     let who = format!("client.{}", id.entity.number);
     let cookie = parse_cookie(&id.cookie);
     let managed = info.tag == names::LOCK_TAG && info.kind == LockKind::Exclusive;
-    let Some(cookie) = cookie.filter(|_| managed) else { return Ok(Holder::External(who)) };
+    let Some(cookie) = cookie.filter(|_| managed) else {
+        return Ok(Holder::External(who));
+    };
     let gid = id.entity.client_gid();
     if gid == Some(image.inner.io.store().instance().gid) && image.inner.watch.cookie() == Some(cookie) {
         return Ok(Holder::Us);
     }
-    let alive = image.watchers().await?.iter().any(|w| Some(w.client.gid) == gid && w.cookie == cookie);
-    Ok(if alive { Holder::Alive(who) } else { Holder::Dead(who) })
+    let alive = image
+        .watchers()
+        .await?
+        .iter()
+        .any(|w| Some(w.client.gid) == gid && w.cookie == cookie);
+    Ok(if alive {
+        Holder::Alive(who)
+    } else {
+        Holder::Dead(who)
+    })
 }
 
 /// Fences a dead owner and breaks its lock, provided that it still is the one who holds it.
@@ -217,8 +235,14 @@ async fn take_from_dead(image: &Image, seen: &LockInfo, who: &str) -> Result<()>
     if now != *seen {
         return Ok(());
     }
-    let Some((id, locker)) = seen.lockers.iter().next() else { return Ok(()) };
-    tracing::info!(image = image.name(), owner = who, "taking the exclusive lock from a dead owner");
+    let Some((id, locker)) = seen.lockers.iter().next() else {
+        return Ok(());
+    };
+    tracing::info!(
+        image = image.name(),
+        owner = who,
+        "taking the exclusive lock from a dead owner"
+    );
     let own_gid = io.store().instance().gid;
     if id.entity.client_gid() != Some(own_gid)
         && let Some(instance) = locker.address.client_instance(id.entity)
@@ -231,7 +255,9 @@ async fn take_from_dead(image: &Image, seen: &LockInfo, who: &str) -> Result<()>
 
 /// Asks the living owner for the lock.
 async fn request(image: &Image, who: &str) -> Result<()> {
-    let Some(client) = image.client_id() else { return Ok(()) };
+    let Some(client) = image.client_id() else {
+        return Ok(());
+    };
     let message = Message::RequestLock { client, force: false };
     let Some(reply) = optional(
         image
@@ -289,13 +315,19 @@ pub(crate) async fn release(image: &Image) -> Result<()> {
 /// Last act of a handle: flushes and gives the lock up, telling others before the watch goes.
 pub(crate) async fn close(image: &Image) -> Result<()> {
     let was_owner = image.inner.lock.is_owner();
-    let released = if was_owner { release(image).await } else { image.flush_data().await };
+    let released = if was_owner {
+        release(image).await
+    } else {
+        image.flush_data().await
+    };
     released
 }
 
 /// After a lost watch was registered anew: moves the lock to the new cookie, or drops it.
 pub(crate) async fn rename_after_rewatch(image: &Image, old: Option<WatchCookie>) {
-    let (Some(old), Some(new)) = (old, image.inner.watch.cookie()) else { return };
+    let (Some(old), Some(new)) = (old, image.inner.watch.cookie()) else {
+        return;
+    };
     if !image.inner.lock.is_owner() {
         return;
     }
@@ -320,7 +352,10 @@ mod tests {
 
     #[test]
     fn lock_cookies_are_those_of_librbd() {
-        assert_eq!(cookie_text(WatchCookie(140_475_025_882_368)), "auto 140475025882368");
+        assert_eq!(
+            cookie_text(WatchCookie(140_475_025_882_368)),
+            "auto 140475025882368"
+        );
         assert_eq!(parse_cookie("auto 7"), Some(WatchCookie(7)));
         assert_eq!(parse_cookie("mine"), None);
     }

@@ -38,7 +38,11 @@ pub async fn load_fixed(io: &IoCtx, id: &str) -> Result<Fixed> {
         .class_call(&created);
     let reply = io.read(&object, SnapId::HEAD, op).await.map_err(|error| {
         if error.errno == Errno::ENOENT {
-            ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image with id '{id}'"))
+            ImageError::of(
+                ErrorKind::ImageMissing,
+                Errno::ENOENT,
+                format!("image with id '{id}'"),
+            )
         } else {
             error.into()
         }
@@ -68,7 +72,10 @@ pub async fn load(io: &IoCtx, id: &str, read_only: bool) -> Result<Header> {
             return Ok(header);
         }
     }
-    Err(ImageError::new(Errno::EAGAIN, format!("header of image id '{id}' changes faster than it can be read")))
+    Err(ImageError::new(
+        Errno::EAGAIN,
+        format!("header of image id '{id}' changes faster than it can be read"),
+    ))
 }
 
 async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header>> {
@@ -96,7 +103,11 @@ async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header
         .class_call(&modified);
     let reply = io.read(&object, SnapId::HEAD, op).await.map_err(|error| {
         if error.errno == Errno::ENOENT {
-            ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image with id '{id}'"))
+            ImageError::of(
+                ErrorKind::ImageMissing,
+                Errno::ENOENT,
+                format!("image with id '{id}'"),
+            )
         } else {
             error.into()
         }
@@ -118,7 +129,9 @@ async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header
     let Some(snapc) = context.to_snap_context() else {
         return Err(damaged(io, &object, "snapshot ids do not descend"));
     };
-    let Some(snaps) = load_snaps(io, &object, &ids).await? else { return Ok(None) };
+    let Some(snaps) = load_snaps(io, &object, &ids).await? else {
+        return Ok(None);
+    };
     let spec = parent.decode(reply.output(5))?;
     let head_overlap_bytes = overlap.decode(reply.output(6))?;
     let has_parent = spec.exists();
@@ -130,7 +143,10 @@ async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header
         op_features: op_features.decode(reply.output(7))?,
         snapc,
         snaps,
-        parent: has_parent.then_some(ParentLink { spec, head_overlap_bytes }),
+        parent: has_parent.then_some(ParentLink {
+            spec,
+            head_overlap_bytes,
+        }),
         migration,
         lock: lock_info.decode(reply.output(4))?,
         access_timestamp: accessed.decode(reply.output(8))?,
@@ -139,7 +155,11 @@ async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header
 }
 
 /// `None` when a snapshot went away in between.
-async fn load_snaps(io: &IoCtx, object: &str, ids: &[SnapId]) -> Result<Option<BTreeMap<SnapId, SnapRecord>>> {
+async fn load_snaps(
+    io: &IoCtx,
+    object: &str,
+    ids: &[SnapId],
+) -> Result<Option<BTreeMap<SnapId, SnapRecord>>> {
     let mut out = BTreeMap::new();
     for chunk in ids.chunks(SNAPS_PER_READ) {
         let mut op = ReadOp::new();
@@ -150,7 +170,9 @@ async fn load_snaps(io: &IoCtx, object: &str, ids: &[SnapId]) -> Result<Option<B
                 .class_call(&client::get_flags(id))
                 .class_call(&client::get_protection_status(id));
         }
-        let Some(reply) = optional(io.read(object, SnapId::HEAD, op).await)? else { return Ok(None) };
+        let Some(reply) = optional(io.read(object, SnapId::HEAD, op).await)? else {
+            return Ok(None);
+        };
         for (index, &id) in chunk.iter().enumerate() {
             let info = client::snapshot_get(id).decode(reply.output(index * 4))?;
             let record = SnapRecord {

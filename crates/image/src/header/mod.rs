@@ -104,7 +104,9 @@ impl Header {
 
     /// The snapshot of this name in the user namespace.
     pub fn snap_by_name(&self, name: &str) -> Option<&SnapRecord> {
-        self.snaps.values().find(|snap| snap.name == name && snap.namespace == SnapshotNamespace::User)
+        self.snaps
+            .values()
+            .find(|snap| snap.name == name && snap.namespace == SnapshotNamespace::User)
     }
 
     /// Size of the head or of a snapshot.
@@ -118,17 +120,23 @@ impl Header {
 
     /// Snapshots in the user namespace, ascending by id.
     pub fn user_snaps(&self) -> impl Iterator<Item = &SnapRecord> {
-        self.snaps.values().filter(|snap| snap.namespace == SnapshotNamespace::User)
+        self.snaps
+            .values()
+            .filter(|snap| snap.namespace == SnapshotNamespace::User)
     }
 
     /// The migration record if this image is the source of one.
     pub fn migration_source(&self) -> Option<&MigrationSpec> {
-        self.migration.as_ref().filter(|spec| spec.header_type == MigrationHeaderType::Source)
+        self.migration
+            .as_ref()
+            .filter(|spec| spec.header_type == MigrationHeaderType::Source)
     }
 
     /// The migration record if this image is the target of one.
     pub fn migration_target(&self) -> Option<&MigrationSpec> {
-        self.migration.as_ref().filter(|spec| spec.header_type == MigrationHeaderType::Destination)
+        self.migration
+            .as_ref()
+            .filter(|spec| spec.header_type == MigrationHeaderType::Destination)
     }
 
     /// Whether writers need the managed lock.
@@ -138,8 +146,11 @@ impl Header {
 
     /// Whether the object map of `snap` exists and can be believed.
     pub fn object_map_valid(&self, snap: SnapId) -> bool {
-        let flags =
-            if snap.is_head() { Some(self.flags) } else { self.snaps.get(&snap).map(|record| record.flags) };
+        let flags = if snap.is_head() {
+            Some(self.flags)
+        } else {
+            self.snaps.get(&snap).map(|record| record.flags)
+        };
         self.has(feature::OBJECT_MAP)
             && flags.is_some_and(|flags| flags & ferry_cls::rbd::flag::OBJECT_MAP_INVALID == 0)
     }
@@ -147,8 +158,12 @@ impl Header {
 
 /// Writes an image's header and everything that a new image needs, except its names.
 pub fn damaged(io: &IoCtx, object: &str, what: impl std::fmt::Display) -> ImageError {
-    ImageError::of(ErrorKind::Damaged, Errno::EIO, format!("{}: {what}", io.object(object)))
-        .hint("the stored metadata is damaged; restore it from a backup")
+    ImageError::of(
+        ErrorKind::Damaged,
+        Errno::EIO,
+        format!("{}: {what}", io.object(object)),
+    )
+    .hint("the stored metadata is damaged; restore it from a backup")
 }
 
 /// Checks a layout read from disk, which must make sense.

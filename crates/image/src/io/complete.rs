@@ -39,14 +39,19 @@ impl CompleteObjects {
     /// Whether the object is known to be complete.
     pub fn contains(&self, object: ObjectNo) -> bool {
         let (chunk, word, bit) = place(object);
-        self.chunks.read().get(&chunk).is_some_and(|words| words[word] & bit != 0)
+        self.chunks
+            .read()
+            .get(&chunk)
+            .is_some_and(|words| words[word] & bit != 0)
     }
 
     /// Notes that it is.
     pub fn insert(&self, object: ObjectNo) {
         let (chunk, word, bit) = place(object);
         let mut chunks = self.chunks.write();
-        chunks.entry(chunk).or_insert_with(|| Box::new([0; WORDS_PER_CHUNK]))[word] |= bit;
+        chunks
+            .entry(chunk)
+            .or_insert_with(|| Box::new([0; WORDS_PER_CHUNK]))[word] |= bit;
     }
 
     /// Forgets everything: the migration is over, or another begins.
@@ -62,7 +67,11 @@ impl CompleteObjects {
 
 fn place(object: ObjectNo) -> (u64, usize, u64) {
     let inside = object.0 % OBJECTS_PER_CHUNK;
-    (object.0 / OBJECTS_PER_CHUNK, (inside / 64) as usize, 1 << (inside % 64))
+    (
+        object.0 / OBJECTS_PER_CHUNK,
+        (inside / 64) as usize,
+        1 << (inside % 64),
+    )
 }
 
 #[cfg(test)]

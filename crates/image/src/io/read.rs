@@ -29,7 +29,9 @@ pub struct Found {
 impl Image {
     /// Reads `length_bytes` at `offset`. `EINVAL` past the end of what this handle shows.
     pub async fn read(&self, offset: u64, length_bytes: u64) -> Result<Bytes> {
-        let found = self.read_found(offset, length_bytes, self.inner.read_snap).await?;
+        let found = self
+            .read_found(offset, length_bytes, self.inner.read_snap)
+            .await?;
         if let [(at, data)] = found.runs.as_slice()
             && *at == offset
             && data.len() as u64 == length_bytes
@@ -46,7 +48,10 @@ impl Image {
 
     /// Reads without holes: runs of data, ascending. What lies between reads as zero.
     pub async fn read_sparse(&self, offset: u64, length_bytes: u64) -> Result<Vec<Run>> {
-        Ok(self.read_found(offset, length_bytes, self.inner.read_snap).await?.runs)
+        Ok(self
+            .read_found(offset, length_bytes, self.inner.read_snap)
+            .await?
+            .runs)
     }
 
     /// Reads at any snapshot of the image.
@@ -55,17 +60,31 @@ impl Image {
         self.refresh_if_needed().await?;
         let header = self.header();
         let size = header.size_at(snap).ok_or_else(|| {
-            ImageError::new(Errno::ENOENT, format!("snapshot id {snap} of image '{}'", self.name()))
+            ImageError::new(
+                Errno::ENOENT,
+                format!("snapshot id {snap} of image '{}'", self.name()),
+            )
         })?;
         if length_bytes > MAX_READ_BYTES || offset.checked_add(length_bytes).is_none_or(|end| end > size) {
             return Err(ImageError::new(
                 Errno::EINVAL,
-                format!("read of {length_bytes} bytes at {offset} of image '{}' of {size} bytes", self.name()),
+                format!(
+                    "read of {length_bytes} bytes at {offset} of image '{}' of {size} bytes",
+                    self.name()
+                ),
             ));
         }
         let source = self.source();
-        let extents = self.layout().map(ImageExtent { offset: ImageOffset(offset), length_bytes });
-        let view = View { image: self, header: &header, snap, source: source.as_deref() };
+        let extents = self.layout().map(ImageExtent {
+            offset: ImageOffset(offset),
+            length_bytes,
+        });
+        let view = View {
+            image: self,
+            header: &header,
+            snap,
+            source: source.as_deref(),
+        };
         if let [extent] = extents.as_slice() {
             return view.object(*extent).await;
         }
@@ -91,9 +110,14 @@ struct View<'a> {
 
 impl View<'_> {
     async fn object(&self, extent: ObjectExtent) -> Result<Found> {
-        let below = self.source.filter(|source| source.covers(self.image, extent.object_no));
+        let below = self
+            .source
+            .filter(|source| source.covers(self.image, extent.object_no));
         let Some(source) = below else {
-            return Ok(self.own(extent).await?.unwrap_or(Found { runs: Vec::new(), some_absent: true }));
+            return Ok(self.own(extent).await?.unwrap_or(Found {
+                runs: Vec::new(),
+                some_absent: true,
+            }));
         };
         if source.is_complete(self.image, extent.object_no).await?
             && let Some(found) = self.own(extent).await?
@@ -125,26 +149,42 @@ impl View<'_> {
             return Ok(None);
         };
         let Some(ReadResult::Sparse(pieces)) = reply.results.into_iter().next() else {
-            return Err(ImageError::new(Errno::EIO, format!("sparse read of '{object}' gave no data")));
+            return Err(ImageError::new(
+                Errno::EIO,
+                format!("sparse read of '{object}' gave no data"),
+            ));
         };
         let mut runs = Vec::with_capacity(pieces.len());
         for (at, data) in pieces {
             let end = at.saturating_add(data.len() as u64);
             if at < extent.offset.0 || end > extent.offset.0 + extent.length_bytes {
-                return Err(ImageError::new(Errno::EIO, format!("read of '{object}' gave bytes not asked for")));
+                return Err(ImageError::new(
+                    Errno::EIO,
+                    format!("read of '{object}' gave bytes not asked for"),
+                ));
             }
             push_mapped(self.image, extent, at, data, &mut runs);
         }
-        Ok(Some(Found { runs, some_absent: false }))
+        Ok(Some(Found {
+            runs,
+            some_absent: false,
+        }))
     }
 
     /// From the source, where it shows through.
     async fn below(&self, source: &MigrationSource, extent: ObjectExtent) -> Result<Found> {
         let Some((snap, overlap)) = source.view(self.header, self.snap) else {
-            return Ok(Found { runs: Vec::new(), some_absent: true });
+            return Ok(Found {
+                runs: Vec::new(),
+                some_absent: true,
+            });
         };
         let mut out = Found::default();
-        for piece in self.image.layout().unmap(extent.object_no, extent.offset, extent.length_bytes) {
+        for piece in self
+            .image
+            .layout()
+            .unmap(extent.object_no, extent.offset, extent.length_bytes)
+        {
             if piece.offset.0 >= overlap {
                 continue;
             }
@@ -159,7 +199,10 @@ impl View<'_> {
 
 /// Adds a run of an object as runs of the image (an object's bytes may lie apart in the image).
 fn push_mapped(image: &Image, extent: ObjectExtent, at: u64, mut data: Bytes, runs: &mut Vec<Run>) {
-    for piece in image.layout().unmap(extent.object_no, ObjectOffset(at), data.len() as u64) {
+    for piece in image
+        .layout()
+        .unmap(extent.object_no, ObjectOffset(at), data.len() as u64)
+    {
         let head = data.split_to((piece.length_bytes as usize).min(data.len()));
         runs.push((piece.offset.0, head));
     }

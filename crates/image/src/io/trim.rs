@@ -15,13 +15,22 @@ use crate::migration::source::SourceMaps;
 use crate::progress::Progress;
 
 /// Empties everything beyond `new_size_bytes`. The caller holds the gate exclusively and owns the lock.
-pub(crate) async fn trim(image: &Image, header: &Header, new_size_bytes: u64, progress: &Progress) -> Result<()> {
+pub(crate) async fn trim(
+    image: &Image,
+    header: &Header,
+    new_size_bytes: u64,
+    progress: &Progress,
+) -> Result<()> {
     let source = image.source();
     let maps = match &source {
         Some(source) => Some(SourceMaps::load(source).await?),
         None => None,
     };
-    let writer = Writer { image, header, source: source.as_deref() };
+    let writer = Writer {
+        image,
+        header,
+        source: source.as_deref(),
+    };
     let layout = image.layout();
     let total = layout.object_count(header.size_bytes);
     // The border may run through any object of the set that the new end lies in.
@@ -57,7 +66,11 @@ pub(crate) async fn trim(image: &Image, header: &Header, new_size_bytes: u64, pr
 pub async fn remove_from(image: &Image, first: ObjectNo, progress: &Progress) -> Result<()> {
     let _guard = image.begin_write().await?;
     let header = image.header();
-    let writer = Writer { image, header: &header, source: None };
+    let writer = Writer {
+        image,
+        header: &header,
+        source: None,
+    };
     let total = image.layout().object_count(header.size_bytes);
     let objects = (first.0..total).filter(|n| image.inner.head_map.may_exist(ObjectNo(*n)));
     let mut done = futures::stream::iter(objects)

@@ -28,8 +28,15 @@ impl Image {
         let header = self.header();
         self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
         let source = self.source();
-        let writer = Writer { image: self, header: &header, source: source.as_deref() };
-        let extents = self.layout().map(ImageExtent { offset: ImageOffset(offset), length_bytes });
+        let writer = Writer {
+            image: self,
+            header: &header,
+            source: source.as_deref(),
+        };
+        let extents = self.layout().map(ImageExtent {
+            offset: ImageOffset(offset),
+            length_bytes,
+        });
         let piece = |extent: &ObjectExtent| {
             // A run joined over several stripe units of one object is contiguous in the image too.
             let start = (extent.image_offset.0 - offset) as usize;
@@ -51,13 +58,20 @@ impl Image {
         let header = self.header();
         self.check_range(&header, offset, length_bytes, u64::MAX)?;
         let source = self.source();
-        let writer = Writer { image: self, header: &header, source: source.as_deref() };
+        let writer = Writer {
+            image: self,
+            header: &header,
+            source: source.as_deref(),
+        };
         let mut at = offset;
         let end = offset + length_bytes;
         while at < end {
             // In slices, so that the list of extents stays short for ranges of any length.
             let slice = (end - at).min(1 << 30);
-            let extents = self.layout().map(ImageExtent { offset: ImageOffset(at), length_bytes: slice });
+            let extents = self.layout().map(ImageExtent {
+                offset: ImageOffset(at),
+                length_bytes: slice,
+            });
             let by_object: Vec<ObjectExtent> = join_whole_objects(self, extents);
             futures::stream::iter(by_object)
                 .map(|extent| writer.discard(extent))
@@ -77,7 +91,9 @@ impl Image {
         const SLICE_BYTES: u64 = 4 << 20;
         let zeroes = Bytes::from(vec![0; length_bytes.min(SLICE_BYTES) as usize]);
         let mut at = offset;
-        let end = offset.checked_add(length_bytes).ok_or_else(|| self.range_error(offset, length_bytes))?;
+        let end = offset
+            .checked_add(length_bytes)
+            .ok_or_else(|| self.range_error(offset, length_bytes))?;
         while at < end {
             let slice = (end - at).min(SLICE_BYTES);
             self.write(at, zeroes.slice(..slice as usize)).await?;
@@ -90,13 +106,19 @@ impl Image {
     /// not cross an object's border (`EINVAL`).
     pub async fn compare_and_write(&self, offset: u64, expected: Bytes, data: Bytes) -> Result<()> {
         if expected.len() != data.len() {
-            return Err(ImageError::new(Errno::EINVAL, "compare and write buffers differ in length"));
+            return Err(ImageError::new(
+                Errno::EINVAL,
+                "compare and write buffers differ in length",
+            ));
         }
         let length_bytes = data.len() as u64;
         let _guard = self.begin_write().await?;
         let header = self.header();
         self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
-        let extents = self.layout().map(ImageExtent { offset: ImageOffset(offset), length_bytes });
+        let extents = self.layout().map(ImageExtent {
+            offset: ImageOffset(offset),
+            length_bytes,
+        });
         let [extent] = extents.as_slice() else {
             return Err(ImageError::new(
                 Errno::EINVAL,
@@ -104,20 +126,33 @@ impl Image {
             ));
         };
         let source = self.source();
-        let writer = Writer { image: self, header: &header, source: source.as_deref() };
+        let writer = Writer {
+            image: self,
+            header: &header,
+            source: source.as_deref(),
+        };
         writer.compare_and_write(*extent, expected, data).await
     }
 
     fn range_error(&self, offset: u64, length_bytes: u64) -> ImageError {
         ImageError::new(
             Errno::EINVAL,
-            format!("{length_bytes} bytes at {offset} are not inside image '{}'", self.name()),
+            format!(
+                "{length_bytes} bytes at {offset} are not inside image '{}'",
+                self.name()
+            ),
         )
     }
 
     fn check_range(&self, header: &Header, offset: u64, length_bytes: u64, most: u64) -> Result<()> {
-        let inside = offset.checked_add(length_bytes).is_some_and(|end| end <= header.size_bytes);
-        if inside && length_bytes <= most { Ok(()) } else { Err(self.range_error(offset, length_bytes)) }
+        let inside = offset
+            .checked_add(length_bytes)
+            .is_some_and(|end| end <= header.size_bytes);
+        if inside && length_bytes <= most {
+            Ok(())
+        } else {
+            Err(self.range_error(offset, length_bytes))
+        }
     }
 }
 
@@ -166,7 +201,8 @@ impl Writer<'_> {
     }
 
     fn hides_source(&self, object_no: ObjectNo) -> bool {
-        self.source.is_some_and(|source| source.covers(self.image, object_no))
+        self.source
+            .is_some_and(|source| source.covers(self.image, object_no))
     }
 
     async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
@@ -178,7 +214,11 @@ impl Writer<'_> {
 
     async fn submit(&self, object_no: ObjectNo, op: WriteOp) -> Result<()> {
         let object = self.image.data_object(object_no.0);
-        self.image.inner.data_io.write(&object, &self.header.snapc, op).await?;
+        self.image
+            .inner
+            .data_io
+            .write(&object, &self.header.snapc, op)
+            .await?;
         Ok(())
     }
 
@@ -192,12 +232,19 @@ impl Writer<'_> {
             return self.replace_uncopied(source, extent.object_no, data).await;
         }
         self.prepare(extent.object_no).await?;
-        let op = WriteOp::buffered().alloc_hint(self.object_size()).write(extent.offset.0, data);
+        let op = WriteOp::buffered()
+            .alloc_hint(self.object_size())
+            .write(extent.offset.0, data);
         self.submit(extent.object_no, op).await
     }
 
     /// A write of the whole object, with no history to keep, needs no copy.
-    async fn replace_uncopied(&self, source: &MigrationSource, object_no: ObjectNo, data: Bytes) -> Result<()> {
+    async fn replace_uncopied(
+        &self,
+        source: &MigrationSource,
+        object_no: ObjectNo,
+        data: Bytes,
+    ) -> Result<()> {
         let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
         head::mark_exists(self.image, object_no).await?;
         let mut op = WriteOp::new().alloc_hint(self.object_size()).write_full(data);
@@ -210,13 +257,19 @@ impl Writer<'_> {
     }
 
     async fn discard(&self, extent: ObjectExtent) -> Result<()> {
-        let used = self.image.layout().object_bytes_used(extent.object_no, self.header.size_bytes);
+        let used = self
+            .image
+            .layout()
+            .object_bytes_used(extent.object_no, self.header.size_bytes);
         let to_the_end = extent.offset.0 + extent.length_bytes >= used;
         if extent.offset.0 == 0 && to_the_end {
             return self.empty(extent.object_no).await;
         }
-        let length_bytes =
-            if to_the_end { self.object_size() - extent.offset.0 } else { extent.length_bytes };
+        let length_bytes = if to_the_end {
+            self.object_size() - extent.offset.0
+        } else {
+            extent.length_bytes
+        };
         self.zero(extent.object_no, extent.offset.0, length_bytes).await
     }
 
@@ -249,15 +302,26 @@ impl Writer<'_> {
             return Ok(());
         }
         let object = self.image.data_object(object_no.0);
-        let op = WriteOp { steps: vec![WriteStep::Remove], durability: Durability::Buffered };
+        let op = WriteOp {
+            steps: vec![WriteStep::Remove],
+            durability: Durability::Buffered,
+        };
         absent_is_fine(
-            self.image.inner.data_io.write(&object, &self.header.snapc, op).await.map(|_| ()),
+            self.image
+                .inner
+                .data_io
+                .write(&object, &self.header.snapc, op)
+                .await
+                .map(|_| ()),
         )?;
         head::mark_removed(self.image, object_no).await
     }
 
     async fn hide(&self, object_no: ObjectNo) -> Result<()> {
-        let mut op = WriteOp::new().alloc_hint(self.object_size()).create(false).truncate(0);
+        let mut op = WriteOp::new()
+            .alloc_hint(self.object_size())
+            .create(false)
+            .truncate(0);
         if let Some(source) = self.incomplete_source(object_no) {
             let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
             if self.header.snaps.is_empty() {
@@ -288,13 +352,27 @@ impl Writer<'_> {
     async fn compare_and_write(&self, extent: ObjectExtent, expected: Bytes, data: Bytes) -> Result<()> {
         self.prepare(extent.object_no).await?;
         let object = self.image.data_object(extent.object_no.0);
-        let place = || format!("compare at {} of image '{}'", extent.image_offset.0, self.image.name());
+        let place = || {
+            format!(
+                "compare at {} of image '{}'",
+                extent.image_offset.0,
+                self.image.name()
+            )
+        };
         let op = WriteOp::buffered()
             .alloc_hint(self.object_size())
             .step(WriteStep::AssertExists)
-            .step(WriteStep::CompareExtent { offset: extent.offset.0, expected: expected.clone() })
+            .step(WriteStep::CompareExtent {
+                offset: extent.offset.0,
+                expected: expected.clone(),
+            })
             .write(extent.offset.0, data.clone());
-        let written = self.image.inner.data_io.write(&object, &self.header.snapc, op).await;
+        let written = self
+            .image
+            .inner
+            .data_io
+            .write(&object, &self.header.snapc, op)
+            .await;
         match written {
             Ok(_) => Ok(()),
             Err(error) if error.errno == Errno::EILSEQ => Err(ImageError::new(Errno::EILSEQ, place())),

@@ -64,11 +64,20 @@ async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) 
                     | MigrationState::Aborting
             )
         );
-    let copied_back = pair.source.spec.as_ref().is_some_and(|spec| {
-        spec.state == MigrationState::Aborting && spec.state_description == COPIED_BACK
-    });
-    let was_prepared = pair.source.spec.as_ref().is_some_and(|spec| spec.state != MigrationState::Preparing)
-        || pair.target.spec.as_ref().is_some_and(|spec| spec.state == MigrationState::Prepared);
+    let copied_back =
+        pair.source.spec.as_ref().is_some_and(|spec| {
+            spec.state == MigrationState::Aborting && spec.state_description == COPIED_BACK
+        });
+    let was_prepared = pair
+        .source
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.state != MigrationState::Preparing)
+        || pair
+            .target
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.state == MigrationState::Prepared);
     if has_clients_data && !copied_back && was_prepared {
         if !options.force {
             check_keepable(&pair).await?;
@@ -80,7 +89,9 @@ async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) 
         // A client that opened the target just before the mark shows now; later ones are refused.
         check_no_watchers(&pair.target).await?;
         copy_back::copy_back(&pair, progress).await?;
-        pair.source.set_state(MigrationState::Aborting, COPIED_BACK).await?;
+        pair.source
+            .set_state(MigrationState::Aborting, COPIED_BACK)
+            .await?;
     }
     undo(pair, progress).await
 }
@@ -126,14 +137,19 @@ async fn check_no_watchers(target: &Side) -> Result<()> {
     Err(ImageError::of(
         ErrorKind::HasWatchers,
         Errno::EBUSY,
-        format!("migration target '{}' is in use by {}", target.name, watchers[0].client),
+        format!(
+            "migration target '{}' is in use by {}",
+            target.name, watchers[0].client
+        ),
     )
     .hint("stop the clients of the image and run 'rbd migration abort' again"))
 }
 
 /// Names what an abort would lose: snapshots taken since the migration was prepared.
 async fn check_keepable(pair: &Pair) -> Result<()> {
-    let Some(spec) = &pair.target.spec else { return Ok(()) };
+    let Some(spec) = &pair.target.spec else {
+        return Ok(());
+    };
     let header = crate::header::load(&pair.target.io, &pair.target.id, true).await?;
     let lost: Vec<String> = header
         .user_snaps()

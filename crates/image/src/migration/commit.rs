@@ -32,7 +32,9 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
         // Only its trash entry is left; a source without a record was about to be abandoned by nobody but a commit.
         Found::TrashEntry(side) if !side_has_header(&side).await? => side,
         Found::TrashEntry(side) => {
-            return Err(pair::not_migrating(&side).hint("run 'rbd migration abort' to get it out of the trash"));
+            return Err(
+                pair::not_migrating(&side).hint("run 'rbd migration abort' to get it out of the trash")
+            );
         }
         Found::NotMigrating(side) => return Err(pair::not_migrating(&side)),
     };

@@ -41,7 +41,9 @@ pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> 
         Found::Pair(pair) => pair,
         Found::NotMigrating(side) => return Err(pair::not_migrating(&side)),
         Found::TrashEntry(side) => {
-            return Err(pair::not_migrating(&side).hint("run 'rbd migration abort' to get it out of the trash"));
+            return Err(
+                pair::not_migrating(&side).hint("run 'rbd migration abort' to get it out of the trash")
+            );
         }
         Found::Leftover(side) => {
             return Err(pair::not_migrating(&side).hint("finish the commit with 'rbd migration commit'"));
@@ -56,7 +58,12 @@ pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> 
     }
     pair.source.set_state(MigrationState::Executing, "").await?;
     pair.target.set_state(MigrationState::Executing, "").await?;
-    let image = Image::open(&pair.target.io, ImageKey::Id(&pair.target.id), OpenOptions::read_write()).await?;
+    let image = Image::open(
+        &pair.target.io,
+        ImageKey::Id(&pair.target.id),
+        OpenOptions::read_write(),
+    )
+    .await?;
     let copied = copy(&image, &pair, progress).await;
     let closed = image.close().await;
     copied?;
@@ -73,7 +80,10 @@ async fn copy(image: &Image, pair: &Pair, progress: &Progress) -> Result<()> {
     drop(describing);
     // Its last write must not come after the final state.
     if describer.await.is_err() {
-        return Err(ImageError::new(Errno::EIO, "writing the progress of a migration broke off"));
+        return Err(ImageError::new(
+            Errno::EIO,
+            "writing the progress of a migration broke off",
+        ));
     }
     migrated?;
     // Whoever copied, whoever was killed before: all of it is on the medium before the source may go.
@@ -115,11 +125,15 @@ fn describe_progress(pair: &Pair, progress: &Progress) -> (Progress, tokio::task
 pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
     image.refresh().await?;
     let Some(source) = image.source() else {
-        let executed = image.header().migration_target().map(|spec| spec.state) == Some(MigrationState::Executed);
+        let executed =
+            image.header().migration_target().map(|spec| spec.state) == Some(MigrationState::Executed);
         return if executed {
             Ok(())
         } else {
-            Err(ImageError::new(Errno::EINVAL, format!("image '{}' takes part in no migration", image.name())))
+            Err(ImageError::new(
+                Errno::EINVAL,
+                format!("image '{}' takes part in no migration", image.name()),
+            ))
         };
     };
     let maps = SourceMaps::load(&source).await?;
@@ -127,7 +141,8 @@ pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
     let done = Arc::new(AtomicU64::new(0));
     let objects = (0..total).filter(|n| {
         let object_no = ObjectNo(*n);
-        let wanted = !image.inner.complete.contains(object_no) && source.may_have_data(image, object_no, &maps);
+        let wanted =
+            !image.inner.complete.contains(object_no) && source.may_have_data(image, object_no, &maps);
         if !wanted {
             done.fetch_add(1, Ordering::Relaxed);
         }

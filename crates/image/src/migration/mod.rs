@@ -21,7 +21,9 @@ use crate::error::{ImageError, Result};
 pub(crate) async fn check_no_children(source: &record::Side) -> Result<()> {
     let header = crate::header::load(&source.io, &source.id, true).await?;
     for snap in header.snaps.values() {
-        if snap.child_count > 0 || crate::snapshot::has_format1_children(&source.io, &source.id, snap.id).await? {
+        if snap.child_count > 0
+            || crate::snapshot::has_format1_children(&source.io, &source.id, snap.id).await?
+        {
             return Err(ImageError::new(
                 Errno::EBUSY,
                 format!("snapshot '{}' of image '{}' has clones", snap.name, source.name),

@@ -54,13 +54,24 @@ async fn by_trash(io: &IoCtx, name: &str) -> Result<Found> {
     };
     match find_source(io, is_ours).await? {
         Some(source) => by_id(&source.io, &source.id, &source.name).await,
-        None => Err(ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image '{name}'"))),
+        None => Err(ImageError::of(
+            ErrorKind::ImageMissing,
+            Errno::ENOENT,
+            format!("image '{name}'"),
+        )),
     }
 }
 
 async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
-    let mut side = Side { io: io.clone(), id: id.to_owned(), name: name.to_owned(), spec: None };
-    let Some(spec) = record::read(io, id).await? else { return Ok(Found::TrashEntry(side)) };
+    let mut side = Side {
+        io: io.clone(),
+        id: id.to_owned(),
+        name: name.to_owned(),
+        spec: None,
+    };
+    let Some(spec) = record::read(io, id).await? else {
+        return Ok(Found::TrashEntry(side));
+    };
     let Some(spec) = spec else {
         if is_in_migration_trash(io, id).await? {
             return Ok(Found::TrashEntry(side));
@@ -85,17 +96,28 @@ async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
             if other_exists && other.spec.is_none() && is_committed(&spec) {
                 return Ok(Found::Leftover(side));
             }
-            Ok(Found::Pair(Pair { source: side, target: other, target_exists: other_exists }))
+            Ok(Found::Pair(Pair {
+                source: side,
+                target: other,
+                target_exists: other_exists,
+            }))
         }
         MigrationHeaderType::Destination => {
             if !other_exists {
                 return Err(ImageError::of(
                     ErrorKind::Damaged,
                     Errno::EIO,
-                    format!("image '{name}': migration source '{}' (id {}) is gone", other.name, other.id),
+                    format!(
+                        "image '{name}': migration source '{}' (id {}) is gone",
+                        other.name, other.id
+                    ),
                 ));
             }
-            Ok(Found::Pair(Pair { source: other, target: side, target_exists: true }))
+            Ok(Found::Pair(Pair {
+                source: other,
+                target: side,
+                target_exists: true,
+            }))
         }
     }
 }
@@ -106,7 +128,8 @@ fn is_committed(source: &MigrationSpec) -> bool {
 }
 
 pub(crate) async fn is_in_migration_trash(io: &IoCtx, id: &str) -> Result<bool> {
-    let entry = crate::error::optional(ferry_cls::exec_read(io, crate::names::TRASH, client::trash_get(id)).await)?;
+    let entry =
+        crate::error::optional(ferry_cls::exec_read(io, crate::names::TRASH, client::trash_get(id)).await)?;
     Ok(entry.is_some_and(|entry| entry.source == TrashImageSource::Migration))
 }
 
@@ -140,9 +163,16 @@ async fn find_source(io: &IoCtx, fits: impl Fn(&MigrationSpec) -> bool) -> Resul
                 if entry.source != TrashImageSource::Migration {
                     continue;
                 }
-                let Some(Some(spec)) = record::read(&there, &id).await? else { continue };
+                let Some(Some(spec)) = record::read(&there, &id).await? else {
+                    continue;
+                };
                 if spec.header_type == MigrationHeaderType::Source && fits(&spec) {
-                    return Ok(Some(Side { io: there, id, name: entry.name, spec: Some(spec) }));
+                    return Ok(Some(Side {
+                        io: there,
+                        id,
+                        name: entry.name,
+                        spec: Some(spec),
+                    }));
                 }
             }
         }
@@ -161,11 +191,18 @@ pub(crate) fn not_migrating(side: &Side) -> ImageError {
 
 /// The error for a verb in a state it does not fit.
 pub(crate) fn wrong_state(pair: &Pair, needed: &str, next: &str) -> ImageError {
-    let state = pair.target.state().or(pair.source.state()).map_or("unknown", |state| state.name());
+    let state = pair
+        .target
+        .state()
+        .or(pair.source.state())
+        .map_or("unknown", |state| state.name());
     ImageError::of(
         ErrorKind::MigrationState,
         Errno::EINVAL,
-        format!("current migration state of '{}' is '{state}' (should be '{needed}')", pair.target.name),
+        format!(
+            "current migration state of '{}' is '{state}' (should be '{needed}')",
+            pair.target.name
+        ),
     )
     .hint(format!("run '{next}'"))
 }

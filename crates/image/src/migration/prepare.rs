@@ -119,8 +119,18 @@ async fn with_source(
         source_spec: String::new(),
     };
     let mut pair = Pair {
-        source: Side { io: source_io, id: source.id().to_owned(), name: source.name(), spec: None },
-        target: Side { io: target_io.clone(), id: target_id, name: target_name.to_owned(), spec: None },
+        source: Side {
+            io: source_io,
+            id: source.id().to_owned(),
+            name: source.name(),
+            spec: None,
+        },
+        target: Side {
+            io: target_io.clone(),
+            id: target_id,
+            name: target_name.to_owned(),
+            spec: None,
+        },
         target_exists: false,
     };
     pair.source.set(spec.clone()).await?;
@@ -166,8 +176,12 @@ async fn check(
     }
     let header = source.header();
     check_snaps(&header, &name)?;
-    let side =
-        Side { io: source.io().clone(), id: source.id().to_owned(), name: name.clone(), spec: None };
+    let side = Side {
+        io: source.io().clone(),
+        id: source.id().to_owned(),
+        name: name.clone(),
+        spec: None,
+    };
     super::check_no_children(&side).await?;
     let in_place = source.io().scope() == target_io.scope() && name == target_name;
     if !in_place {
@@ -175,8 +189,13 @@ async fn check(
     }
     let (unit, count) = striping(source.layout(), options);
     let order = options.order.unwrap_or(source.layout().order());
-    let largest_bytes =
-        header.snaps.values().map(|snap| snap.size_bytes).chain([header.size_bytes]).max().unwrap_or(0);
+    let largest_bytes = header
+        .snaps
+        .values()
+        .map(|snap| snap.size_bytes)
+        .chain([header.size_bytes])
+        .max()
+        .unwrap_or(0);
     let create = CreateOptions {
         size_bytes: header.size_bytes,
         order: Some(order),
@@ -185,7 +204,14 @@ async fn check(
         data_pool: options.data_pool.clone(),
         features: Some(options.features.unwrap_or(header.features & !not_inherited())),
     };
-    admin::create::check_options(target_io, &CreateOptions { size_bytes: largest_bytes, ..create.clone() }).await?;
+    admin::create::check_options(
+        target_io,
+        &CreateOptions {
+            size_bytes: largest_bytes,
+            ..create.clone()
+        },
+    )
+    .await?;
     Ok(create)
 }
 
@@ -200,19 +226,34 @@ fn striping(source: &Layout, options: &PrepareOptions) -> (u64, u64) {
         (None, None) if options.order.is_some() || !source.is_striped() => (0, 0),
         (None, None) => (source.stripe_unit_bytes(), source.stripe_count()),
         (unit, count) => (
-            unit.unwrap_or(if source.is_striped() { source.stripe_unit_bytes() } else { 0 }),
-            count.unwrap_or(if source.is_striped() { source.stripe_count() } else { 0 }),
+            unit.unwrap_or(if source.is_striped() {
+                source.stripe_unit_bytes()
+            } else {
+                0
+            }),
+            count.unwrap_or(if source.is_striped() {
+                source.stripe_count()
+            } else {
+                0
+            }),
         ),
     }
 }
 
 async fn check_no_watchers(source: &Image) -> Result<()> {
     let others = source.other_watchers().await?;
-    let Some(first) = others.first() else { return Ok(()) };
+    let Some(first) = others.first() else {
+        return Ok(());
+    };
     Err(ImageError::of(
         ErrorKind::HasWatchers,
         Errno::EBUSY,
-        format!("image '{}' has watchers ({} at {}) - not migrating", source.name(), first.client, first.client.addr),
+        format!(
+            "image '{}' has watchers ({} at {}) - not migrating",
+            source.name(),
+            first.client,
+            first.client.addr
+        ),
     )
     .hint("stop the clients of the image first"))
 }
@@ -240,8 +281,14 @@ async fn make_target(
     create: &CreateOptions,
 ) -> Result<()> {
     let header = source.header();
-    admin::trash::move_to_trash(&pair.source.io, &pair.source.id, &pair.source.name, TrashImageSource::Migration, 0)
-        .await?;
+    admin::trash::move_to_trash(
+        &pair.source.io,
+        &pair.source.id,
+        &pair.source.name,
+        TrashImageSource::Migration,
+        0,
+    )
+    .await?;
     admin::create::create_objects(&pair.target.io, &pair.target.id, create).await?;
     pair.target_exists = true;
     let options = OpenOptions::read_write().ignoring_migration();
@@ -275,7 +322,11 @@ async fn fill_target(source: &Image, target: &Image, header: &Header) -> Result<
     let mut snap_seqs = BTreeMap::new();
     for snap in header.snaps.values() {
         set_size(target, snap.size_bytes).await?;
-        let id = target.data_io().store().snap_id_create(target.data_io().pool()).await?;
+        let id = target
+            .data_io()
+            .store()
+            .snap_id_create(target.data_io().pool())
+            .await?;
         let add = client::snapshot_add(&snap.name, id, &SnapshotNamespace::User);
         ferry_cls::exec_write(io, object, add).await?;
         if target.header().has(feature::OBJECT_MAP) {

@@ -37,7 +37,9 @@ impl MigrationSource {
         header: &Header,
         current: Option<Arc<Self>>,
     ) -> Result<Option<Arc<Self>>> {
-        let Some(spec) = header.migration_target() else { return Ok(None) };
+        let Some(spec) = header.migration_target() else {
+            return Ok(None);
+        };
         if !matches!(spec.state, MigrationState::Prepared | MigrationState::Executing) {
             return Ok(None);
         }
@@ -47,7 +49,9 @@ impl MigrationSource {
         };
         let made = Self::new(image, header, spec);
         Ok(Some(match current {
-            Some(current) if current.snaps == made.snaps && current.copy_overlap_bytes == made.copy_overlap_bytes => {
+            Some(current)
+                if current.snaps == made.snaps && current.copy_overlap_bytes == made.copy_overlap_bytes =>
+            {
                 current
             }
             _ => Arc::new(made),
@@ -65,11 +69,20 @@ impl MigrationSource {
             })
             .map(|(source, target)| (*target, *source))
             .collect();
-        let sizes = snaps.keys().filter_map(|target| header.snaps.get(target)).map(|snap| snap.size_bytes);
+        let sizes = snaps
+            .keys()
+            .filter_map(|target| header.snaps.get(target))
+            .map(|snap| snap.size_bytes);
         let copy_overlap_bytes = sizes.chain([spec.overlap_bytes]).max().unwrap_or(0);
         // Removed ones count: an object half copied when its newest snapshot was removed is still half copied.
         let base_seq = spec.snap_seqs.values().map(|id| id.0).max().unwrap_or(0);
-        Self { image, snaps, base_seq, overlap_bytes: spec.overlap_bytes, copy_overlap_bytes }
+        Self {
+            image,
+            snaps,
+            base_seq,
+            overlap_bytes: spec.overlap_bytes,
+            copy_overlap_bytes,
+        }
     }
 
     /// The source image.
@@ -143,7 +156,9 @@ impl MigrationSource {
             return Ok(true);
         }
         let object = target.data_object(object_no.0);
-        let Some(snapset) = optional(target.inner.data_io.list_snaps(&object).await)? else { return Ok(false) };
+        let Some(snapset) = optional(target.inner.data_io.list_snaps(&object).await)? else {
+            return Ok(false);
+        };
         let complete = snapset.seq >= self.base_seq;
         if complete {
             target.inner.complete.insert(object_no);
@@ -156,9 +171,16 @@ impl MigrationSource {
     pub(crate) fn may_have_data(&self, target: &Image, object_no: ObjectNo, maps: &SourceMaps) -> bool {
         let layout = self.image.layout();
         let size = target.layout().object_size_bytes();
-        target.layout().unmap(object_no, ObjectOffset(0), size).iter().any(|extent| {
-            layout.map(*extent).iter().any(|piece| maps.may_exist(piece.object_no))
-        })
+        target
+            .layout()
+            .unmap(object_no, ObjectOffset(0), size)
+            .iter()
+            .any(|extent| {
+                layout
+                    .map(*extent)
+                    .iter()
+                    .any(|piece| maps.may_exist(piece.object_no))
+            })
     }
 }
 
@@ -166,7 +188,11 @@ async fn open(target: &Image, spec: &MigrationSpec) -> Result<Image> {
     if !spec.source_spec.is_empty() {
         return Err(ImageError::new(
             Errno::EOPNOTSUPP,
-            format!("image '{}' is being imported from {}", target.name(), spec.source_spec),
+            format!(
+                "image '{}' is being imported from {}",
+                target.name(),
+                spec.source_spec
+            ),
         )
         .hint("this version cannot read foreign sources; use the version that prepared it"));
     }
@@ -176,11 +202,20 @@ async fn open(target: &Image, spec: &MigrationSpec) -> Result<Image> {
             format!("migration source '{}' is a format 1 image", spec.image_name),
         ));
     }
-    let io = target.inner.io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
+    let io = target
+        .inner
+        .io
+        .with_pool(spec.pool_id)
+        .with_namespace(&spec.pool_namespace);
     let options = OpenOptions::read_only().ignoring_migration();
-    Image::open(&io, ImageKey::Id(&spec.image_id), options).await.map_err(|error| {
-        error.context(format!("migration source '{}' (id {})", spec.image_name, spec.image_id))
-    })
+    Image::open(&io, ImageKey::Id(&spec.image_id), options)
+        .await
+        .map_err(|error| {
+            error.context(format!(
+                "migration source '{}' (id {})",
+                spec.image_name, spec.image_id
+            ))
+        })
 }
 
 /// Object maps of a source that does not change: which objects exist in some version.

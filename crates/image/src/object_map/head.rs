@@ -3,10 +3,10 @@
 //! Invariant: the stored map is changed before the object it speaks of comes into being, and after the object is
 //! gone; the map in memory equals the stored one. Every change asserts the map's own lock in the same operation.
 
+use ferry_cls::BitVector;
 use ferry_cls::CallExt as _;
 use ferry_cls::lock::{self, LockKind};
 use ferry_cls::rbd::{ObjectState, client, feature, flag};
-use ferry_cls::BitVector;
 use ferry_store::{Errno, SnapId, Timestamp, WriteOp};
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
@@ -26,7 +26,11 @@ pub struct HeadMap {
 impl HeadMap {
     /// State of an object; `None` when there is no map or the object is past its end.
     pub fn state(&self, object: ObjectNo) -> Option<ObjectState> {
-        self.bits.read().as_ref()?.get(object.0).and_then(ObjectState::from_byte)
+        self.bits
+            .read()
+            .as_ref()?
+            .get(object.0)
+            .and_then(ObjectState::from_byte)
     }
 
     /// False only if the object surely does not exist.
@@ -49,7 +53,12 @@ fn object(image: &Image) -> String {
 }
 
 fn asserted() -> WriteOp {
-    WriteOp::new().class_call(&lock::client::assert_locked(names::LOCK, LockKind::Exclusive, "", ""))
+    WriteOp::new().class_call(&lock::client::assert_locked(
+        names::LOCK,
+        LockKind::Exclusive,
+        "",
+        "",
+    ))
 }
 
 /// Locks and loads the map; the image's lock has just been taken.
@@ -93,7 +102,15 @@ async fn lock_map(image: &Image) -> Result<()> {
     let io = &image.inner.io;
     let name = object(image);
     let take = || {
-        lock::client::lock(names::LOCK, LockKind::Exclusive, "", "", "", Timestamp::default(), 0)
+        lock::client::lock(
+            names::LOCK,
+            LockKind::Exclusive,
+            "",
+            "",
+            "",
+            Timestamp::default(),
+            0,
+        )
     };
     for _ in 0..10 {
         match ferry_cls::exec_write(io, &name, take()).await {
@@ -110,7 +127,10 @@ async fn lock_map(image: &Image) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    Err(ImageError::new(Errno::EBUSY, format!("{}: lock cannot be broken", io.object(&name))))
+    Err(ImageError::new(
+        Errno::EBUSY,
+        format!("{}: lock cannot be broken", io.object(&name)),
+    ))
 }
 
 /// Forgets the map and unlocks it; the image's lock is about to be given up.
@@ -176,7 +196,9 @@ pub(crate) async fn update(
 }
 
 fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) -> bool {
-    let Some(state) = state.and_then(ObjectState::from_byte) else { return false };
+    let Some(state) = state.and_then(ObjectState::from_byte) else {
+        return false;
+    };
     if state == new {
         return false;
     }
@@ -193,7 +215,14 @@ pub(crate) async fn mark_exists(image: &Image, object_no: ObjectNo) -> Result<()
     match image.inner.head_map.state(object_no) {
         None | Some(ObjectState::Exists) => Ok(()),
         Some(_) => {
-            update(image, object_no, ObjectNo(object_no.0 + 1), ObjectState::Exists, None).await
+            update(
+                image,
+                object_no,
+                ObjectNo(object_no.0 + 1),
+                ObjectState::Exists,
+                None,
+            )
+            .await
         }
     }
 }
@@ -204,7 +233,14 @@ pub(crate) async fn mark_pending(image: &Image, object_no: ObjectNo) -> Result<b
         None | Some(ObjectState::Pending) => Ok(true),
         Some(ObjectState::Nonexistent) => Ok(false),
         Some(_) => {
-            update(image, object_no, ObjectNo(object_no.0 + 1), ObjectState::Pending, None).await?;
+            update(
+                image,
+                object_no,
+                ObjectNo(object_no.0 + 1),
+                ObjectState::Pending,
+                None,
+            )
+            .await?;
             Ok(true)
         }
     }
@@ -213,17 +249,35 @@ pub(crate) async fn mark_pending(image: &Image, object_no: ObjectNo) -> Result<b
 /// Says that a removal marked before has happened.
 pub(crate) async fn mark_removed(image: &Image, object_no: ObjectNo) -> Result<()> {
     let end = ObjectNo(object_no.0 + 1);
-    update(image, object_no, end, ObjectState::Nonexistent, Some(ObjectState::Pending)).await
+    update(
+        image,
+        object_no,
+        end,
+        ObjectState::Nonexistent,
+        Some(ObjectState::Pending),
+    )
+    .await
 }
 
 /// Changes the number of objects; the caller holds the gate and knows that dropped objects are gone.
 pub(crate) async fn resize(image: &Image, objects: u64) -> Result<()> {
     let _one_at_a_time = image.inner.head_map.updating.lock().await;
-    if image.inner.head_map.bits.read().as_ref().is_none_or(|bits| bits.len() == objects) {
+    if image
+        .inner
+        .head_map
+        .bits
+        .read()
+        .as_ref()
+        .is_none_or(|bits| bits.len() == objects)
+    {
         return Ok(());
     }
     let call = client::object_map_resize(objects, ObjectState::Nonexistent);
-    image.inner.io.write_meta(&object(image), asserted().class_call(&call)).await?;
+    image
+        .inner
+        .io
+        .write_meta(&object(image), asserted().class_call(&call))
+        .await?;
     if let Some(bits) = image.inner.head_map.bits.write().as_mut() {
         bits.resize(objects, ObjectState::Nonexistent.byte());
     }

@@ -75,9 +75,17 @@ pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>>
             if object_no.0 >= objects {
                 continue;
             }
-            let marked = map.get(object_no.0).and_then(ObjectState::from_byte).unwrap_or(ObjectState::Nonexistent);
+            let marked = map
+                .get(object_no.0)
+                .and_then(ObjectState::from_byte)
+                .unwrap_or(ObjectState::Nonexistent);
             if is_wrong(marked, actual) && wrong.len() < 10_000 {
-                wrong.push(Mismatch { snap, object_no, marked, actual });
+                wrong.push(Mismatch {
+                    snap,
+                    object_no,
+                    marked,
+                    actual,
+                });
             }
         }
     })
@@ -117,7 +125,10 @@ async fn check(image: &Image) -> Result<()> {
 }
 
 fn too_many(image: &Image) -> ImageError {
-    ImageError::new(Errno::EINVAL, format!("image '{}' has too many objects for a map", image.name()))
+    ImageError::new(
+        Errno::EINVAL,
+        format!("image '{}' has too many objects for a map", image.name()),
+    )
 }
 
 /// Snapshots ascending, then the head, each with its number of objects.
@@ -140,7 +151,11 @@ async fn scan(
 ) -> Result<()> {
     let total = versions.iter().map(|(_, objects)| *objects).max().unwrap_or(0);
     let mut results = futures::stream::iter(0..total)
-        .map(|n| async move { states(image, versions, ObjectNo(n)).await.map(|states| (ObjectNo(n), states)) })
+        .map(|n| async move {
+            states(image, versions, ObjectNo(n))
+                .await
+                .map(|states| (ObjectNo(n), states))
+        })
         .buffered(CONCURRENT_OBJECTS);
     let mut done = 0;
     while let Some((object_no, states)) = results.try_next().await? {

@@ -83,7 +83,11 @@ pub(crate) async fn remove(image: &Image, header: &Header, snap: SnapId) -> Resu
         && header.has(feature::FAST_DIFF)
         && header.object_map_valid(snap)
     {
-        let next = header.snaps.range(SnapId(snap.0 + 1)..).next().map_or(SnapId::HEAD, |(id, _)| *id);
+        let next = header
+            .snaps
+            .range(SnapId(snap.0 + 1)..)
+            .next()
+            .map_or(SnapId::HEAD, |(id, _)| *id);
         if header.object_map_valid(next) {
             if next.is_head() && image.inner.head_map.copy().is_some() {
                 let mut merged = image.inner.head_map.copy().unwrap_or_default();

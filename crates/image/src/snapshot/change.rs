@@ -70,11 +70,17 @@ async fn add(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result
             }
         }
     }
-    Err(ImageError::new(Errno::EAGAIN, format!("image '{}': snapshot ids keep changing", image.name())))
+    Err(ImageError::new(
+        Errno::EAGAIN,
+        format!("image '{}': snapshot ids keep changing", image.name()),
+    ))
 }
 
 fn exists(image: &Image, name: &str) -> ImageError {
-    ImageError::new(Errno::EEXIST, format!("snapshot '{name}' of image '{}'", image.name()))
+    ImageError::new(
+        Errno::EEXIST,
+        format!("snapshot '{name}' of image '{}'", image.name()),
+    )
 }
 
 fn missing(image: &Image, name: &str) -> ImageError {
@@ -95,19 +101,29 @@ fn find(image: &Image, header: &Header, name: &str, namespace: &SnapshotNamespac
 }
 
 pub(super) fn check_removable(image: &Image, header: &Header, snap: SnapId) -> Result<()> {
-    let Some(record) = header.snaps.get(&snap) else { return Ok(()) };
+    let Some(record) = header.snaps.get(&snap) else {
+        return Ok(());
+    };
     if record.protection != ProtectionStatus::Unprotected {
         return Err(ImageError::of(
             ErrorKind::SnapProtected,
             Errno::EBUSY,
-            format!("snapshot '{}' of image '{}' is protected", record.name, image.name()),
+            format!(
+                "snapshot '{}' of image '{}' is protected",
+                record.name,
+                image.name()
+            ),
         )
         .hint("unprotect it with 'rbd snap unprotect'"));
     }
     if record.child_count > 0 {
         return Err(ImageError::new(
             Errno::EBUSY,
-            format!("snapshot '{}' of image '{}' has clones", record.name, image.name()),
+            format!(
+                "snapshot '{}' of image '{}' has clones",
+                record.name,
+                image.name()
+            ),
         )
         .hint("this version cannot keep snapshots of clones in the trash; flatten the clones first"));
     }
@@ -144,7 +160,12 @@ pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress
             ferry_cls::exec_write(io, header_object, client::snapshot_trash_add(snap)).await?;
         }
         crate::object_map::snap::remove(image, &header, snap).await?;
-        image.inner.data_io.store().snap_id_remove(image.inner.data_io.pool(), snap).await?;
+        image
+            .inner
+            .data_io
+            .store()
+            .snap_id_remove(image.inner.data_io.pool(), snap)
+            .await?;
         absent_is_fine(ferry_cls::exec_write(io, header_object, client::snapshot_remove(snap)).await)?;
     }
     image.header_changed().await?;
@@ -169,12 +190,12 @@ pub(crate) fn half_removed(header: &Header) -> Vec<SnapId> {
 pub(crate) async fn rename_here(image: &Image, snap: SnapId, new_name: &str) -> Result<()> {
     names::check_snap_name(new_name)?;
     let call = client::snapshot_rename(snap, new_name);
-    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await.map_err(|error| {
-        match error.errno {
+    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call)
+        .await
+        .map_err(|error| match error.errno {
             Errno::EEXIST => exists(image, new_name),
             _ => error.into(),
-        }
-    })?;
+        })?;
     image.header_changed().await
 }
 
@@ -188,11 +209,18 @@ pub(crate) async fn protect_here(image: &Image, name: &str, namespace: &Snapshot
         ));
     }
     let snap = find(image, &header, name, namespace)?;
-    if header.snaps.get(&snap).is_some_and(|record| record.protection == ProtectionStatus::Protected) {
+    if header
+        .snaps
+        .get(&snap)
+        .is_some_and(|record| record.protection == ProtectionStatus::Protected)
+    {
         return Err(ImageError::of(
             ErrorKind::SnapProtected,
             Errno::EBUSY,
-            format!("snapshot '{name}' of image '{}' is already protected", image.name()),
+            format!(
+                "snapshot '{name}' of image '{}' is already protected",
+                image.name()
+            ),
         ));
     }
     let call = client::set_protection_status(snap, ProtectionStatus::Protected);
@@ -208,18 +236,29 @@ pub(crate) async fn unprotect_here(image: &Image, name: &str, namespace: &Snapsh
     if record.protection == ProtectionStatus::Unprotected {
         return Err(ImageError::new(
             Errno::EINVAL,
-            format!("snapshot '{name}' of image '{}' is already unprotected", image.name()),
+            format!(
+                "snapshot '{name}' of image '{}' is already unprotected",
+                image.name()
+            ),
         ));
     }
     let io = &image.inner.io;
     let set = |status| {
-        ferry_cls::exec_write(io, &image.inner.header_object, client::set_protection_status(snap, status))
+        ferry_cls::exec_write(
+            io,
+            &image.inner.header_object,
+            client::set_protection_status(snap, status),
+        )
     };
     // From here on no clone can be made of it; now see whether there are any.
     set(ProtectionStatus::Unprotecting).await?;
     image.header_changed().await?;
     let children = record.child_count > 0 || has_format1_children(&image.inner.io, image.id(), snap).await?;
-    let status = if children { ProtectionStatus::Protected } else { ProtectionStatus::Unprotected };
+    let status = if children {
+        ProtectionStatus::Protected
+    } else {
+        ProtectionStatus::Unprotected
+    };
     set(status).await?;
     image.header_changed().await?;
     if children {

@@ -6,8 +6,11 @@
 mod change;
 mod rollback;
 
+pub(crate) use change::{
+    create_here, half_removed, has_format1_children, protect_here, remove_here, remove_snap, rename_here,
+    unprotect_here,
+};
 pub use change::{get_limit, set_limit};
-pub(crate) use change::{create_here, has_format1_children, half_removed, protect_here, remove_here, remove_snap, rename_here, unprotect_here};
 
 use ferry_cls::rbd::SnapshotNamespace;
 
@@ -20,8 +23,11 @@ impl Image {
     /// Takes a snapshot of the head. `EEXIST`; `EDQUOT` at the snapshot limit.
     pub async fn snap_create(&self, name: &str, progress: &Progress) -> Result<()> {
         crate::names::check_snap_name(name)?;
-        let request =
-            Request::SnapCreate { name: name.to_owned(), namespace: SnapshotNamespace::User, flags: 0 };
+        let request = Request::SnapCreate {
+            name: name.to_owned(),
+            namespace: SnapshotNamespace::User,
+            flags: 0,
+        };
         self.maintain(&request, progress).await
     }
 
@@ -31,7 +37,10 @@ impl Image {
         let header = self.header();
         let snap = find_snap(&header, &SnapKey::Name(name.to_owned()))?;
         change::check_removable(self, &header, snap)?;
-        let request = Request::SnapRemove { name: name.to_owned(), namespace: SnapshotNamespace::User };
+        let request = Request::SnapRemove {
+            name: name.to_owned(),
+            namespace: SnapshotNamespace::User,
+        };
         self.maintain(&request, progress).await
     }
 

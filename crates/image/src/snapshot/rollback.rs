@@ -2,8 +2,8 @@
 //!
 //! Killed in between it leaves a head that is partly rolled back, as Ceph's does; running it again finishes it.
 
-use futures::stream::{StreamExt as _, TryStreamExt as _};
 use ferry_store::SnapId;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use crate::error::Result;
 use crate::image::{Image, SnapKey, find_snap};
@@ -31,12 +31,20 @@ pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) ->
 async fn objects(image: &Image, snap: SnapId, size_bytes: u64, progress: &Progress) -> Result<()> {
     let header = image.header();
     let source = image.source();
-    let writer = Writer { image, header: &header, source: source.as_deref() };
+    let writer = Writer {
+        image,
+        header: &header,
+        source: source.as_deref(),
+    };
     let total = image.layout().object_count(size_bytes);
     let map = crate::object_map::snap::load(image, snap).await?;
     let needs_visit = |n: u64| {
-        let uncopied = source.as_ref().is_some_and(|source| source.covers(image, ObjectNo(n)));
-        let in_snap = map.as_ref().is_none_or(|map| map.get(n).is_none_or(|state| state != 0));
+        let uncopied = source
+            .as_ref()
+            .is_some_and(|source| source.covers(image, ObjectNo(n)));
+        let in_snap = map
+            .as_ref()
+            .is_none_or(|map| map.get(n).is_none_or(|state| state != 0));
         uncopied || in_snap || image.inner.head_map.may_exist(ObjectNo(n))
     };
     let mut done = futures::stream::iter((0..total).filter(|n| needs_visit(*n)))

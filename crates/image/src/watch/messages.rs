@@ -247,11 +247,18 @@ fn put_optional_id(e: &mut Encoder, id: Option<AsyncRequestId>) {
 fn encode_request(e: &mut Encoder, request: &Request, id: Option<AsyncRequestId>) {
     match request {
         Request::Flatten => put_optional_id(e.put(6u32), id),
-        Request::Resize { size_bytes, allow_shrink } => {
+        Request::Resize {
+            size_bytes,
+            allow_shrink,
+        } => {
             put_optional_id(e.put(7u32).put(*size_bytes), id);
             e.put(*allow_shrink);
         }
-        Request::SnapCreate { name, namespace, flags } => {
+        Request::SnapCreate {
+            name,
+            namespace,
+            flags,
+        } => {
             put_optional_id(e.put(8u32).put(name.as_str()).put(namespace), id);
             e.put(*flags);
         }
@@ -260,7 +267,10 @@ fn encode_request(e: &mut Encoder, request: &Request, id: Option<AsyncRequestId>
         }
         Request::RebuildObjectMap => put_optional_id(e.put(10u32), id),
         Request::SnapRename { snap, new_name } => {
-            e.put(11u32).put(snap.0).put(new_name.as_str()).put(&SnapshotNamespace::User);
+            e.put(11u32)
+                .put(snap.0)
+                .put(new_name.as_str())
+                .put(&SnapshotNamespace::User);
             put_optional_id(e, id);
         }
         Request::SnapProtect { name, namespace } => {
@@ -294,16 +304,26 @@ fn encode_request(e: &mut Encoder, request: &Request, id: Option<AsyncRequestId>
 }
 
 fn get_client(d: &mut Decoder<'_>) -> Result<ClientId, DecodeError> {
-    Ok(ClientId { gid: d.get("client gid")?, handle: d.get("watch handle")? })
+    Ok(ClientId {
+        gid: d.get("client gid")?,
+        handle: d.get("watch handle")?,
+    })
 }
 
 fn get_id(d: &mut Decoder<'_>) -> Result<AsyncRequestId, DecodeError> {
-    Ok(AsyncRequestId { client: get_client(d)?, request: d.get("request id")? })
+    Ok(AsyncRequestId {
+        client: get_client(d)?,
+        request: d.get("request id")?,
+    })
 }
 
 /// Old clients leave the id out at the end of a message.
 fn get_trailing_id(d: &mut Decoder<'_>) -> Result<Option<AsyncRequestId>, DecodeError> {
-    if d.is_empty() { Ok(None) } else { get_id(d).map(Some) }
+    if d.is_empty() {
+        Ok(None)
+    } else {
+        get_id(d).map(Some)
+    }
 }
 
 fn decode_body(d: &mut Decoder<'_>) -> Result<Message, DecodeError> {
@@ -316,8 +336,15 @@ fn decode_body(d: &mut Decoder<'_>) -> Result<Message, DecodeError> {
             force: d.get_trailing("force")?.unwrap_or(false),
         },
         3 => Message::HeaderUpdate,
-        4 => Message::AsyncProgress { id: get_id(d)?, offset: d.get("offset")?, total: d.get("total")? },
-        5 => Message::AsyncComplete { id: get_id(d)?, result: d.get("result")? },
+        4 => Message::AsyncProgress {
+            id: get_id(d)?,
+            offset: d.get("offset")?,
+            total: d.get("total")?,
+        },
+        5 => Message::AsyncComplete {
+            id: get_id(d)?,
+            result: d.get("result")?,
+        },
         18 => Message::Quiesce(get_id(d)?),
         19 => Message::Unquiesce(get_id(d)?),
         6..=17 | 20 => decode_request(op, d)?,
@@ -331,17 +358,36 @@ fn decode_request(op: u32, d: &mut Decoder<'_>) -> Result<Message, DecodeError> 
         7 => {
             let size_bytes = d.get("size")?;
             let id = get_trailing_id(d)?;
-            (Request::Resize { size_bytes, allow_shrink: d.get_trailing("allow shrink")?.unwrap_or(true) }, id)
+            (
+                Request::Resize {
+                    size_bytes,
+                    allow_shrink: d.get_trailing("allow shrink")?.unwrap_or(true),
+                },
+                id,
+            )
         }
         8 => {
             let name = d.get("snapshot name")?;
             let namespace = SnapshotNamespace::decode(d)?;
             let id = get_trailing_id(d)?;
-            (Request::SnapCreate { name, namespace, flags: d.get_trailing("flags")?.unwrap_or(0) }, id)
+            (
+                Request::SnapCreate {
+                    name,
+                    namespace,
+                    flags: d.get_trailing("flags")?.unwrap_or(0),
+                },
+                id,
+            )
         }
         9 => {
             let name = d.get("snapshot name")?;
-            (Request::SnapRemove { name, namespace: SnapshotNamespace::decode(d)? }, get_trailing_id(d)?)
+            (
+                Request::SnapRemove {
+                    name,
+                    namespace: SnapshotNamespace::decode(d)?,
+                },
+                get_trailing_id(d)?,
+            )
         }
         10 => (Request::RebuildObjectMap, get_trailing_id(d)?),
         11 => {
@@ -360,20 +406,40 @@ fn decode_request(op: u32, d: &mut Decoder<'_>) -> Result<Message, DecodeError> 
             };
             (request, get_trailing_id(d)?)
         }
-        14 => (Request::Rename { new_name: d.get("image name")? }, get_trailing_id(d)?),
+        14 => (
+            Request::Rename {
+                new_name: d.get("image name")?,
+            },
+            get_trailing_id(d)?,
+        ),
         15 => {
             let features = d.get("features")?;
-            (Request::UpdateFeatures { features, enabled: d.get("enabled")? }, get_trailing_id(d)?)
+            (
+                Request::UpdateFeatures {
+                    features,
+                    enabled: d.get("enabled")?,
+                },
+                get_trailing_id(d)?,
+            )
         }
         16 => (Request::Migrate, get_trailing_id(d)?),
         17 => {
             let id = get_trailing_id(d)?;
-            (Request::Sparsify { sparse_size_bytes: d.get("sparse size")? }, id)
+            (
+                Request::Sparsify {
+                    sparse_size_bytes: d.get("sparse size")?,
+                },
+                id,
+            )
         }
         _ => {
             let key = d.get("key")?;
             let set: bool = d.get("value present")?;
-            let value = if set { Some(Bytes::copy_from_slice(d.bytes("value")?)) } else { None };
+            let value = if set {
+                Some(Bytes::copy_from_slice(d.bytes("value")?))
+            } else {
+                None
+            };
             (Request::MetadataUpdate { key, value }, get_trailing_id(d)?)
         }
     };
@@ -399,69 +465,106 @@ mod tests {
     use super::*;
 
     fn bytes(hex: &str) -> Vec<u8> {
-        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+        (0..hex.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
+            .collect()
     }
 
     fn id(gid: u64, handle: u64) -> AsyncRequestId {
-        AsyncRequestId { client: ClientId { gid, handle }, request: 1 }
+        AsyncRequestId {
+            client: ClientId { gid, handle },
+            request: 1,
+        }
     }
 
     #[test]
     fn every_captured_payload_is_read_and_written_as_librbd_does() {
-        let request = |request, id| Message::Request { request, id: Some(id) };
+        let request = |request, id| Message::Request {
+            request,
+            id: Some(id),
+        };
         let golden: Vec<(&str, Message)> = vec![
             ("07010400000003000000", Message::HeaderUpdate),
             (
                 "0701140000000000 00005e10000000000000007d04e4c27f0000",
-                Message::AcquiredLock(ClientId { gid: 0x105e, handle: 0x7fc2_e404_7d00 }),
+                Message::AcquiredLock(ClientId {
+                    gid: 0x105e,
+                    handle: 0x7fc2_e404_7d00,
+                }),
             ),
             (
                 "0701250000000700000000008001000000006c10000000000000b0010644127f0000010000000000000000",
                 request(
-                    Request::Resize { size_bytes: 24 << 20, allow_shrink: false },
+                    Request::Resize {
+                        size_bytes: 24 << 20,
+                        allow_shrink: false,
+                    },
                     id(0x106c, 0x7f12_4406_01b0),
                 ),
             ),
             (
                 "0701330000000b00000004000000000000000100000062010104000000000000001510000000000000206301206d7f00000100000000000000",
                 request(
-                    Request::SnapRename { snap: SnapId(4), new_name: "b".into() },
+                    Request::SnapRename {
+                        snap: SnapId(4),
+                        new_name: "b".into(),
+                    },
                     id(0x1015, 0x7f6d_2001_6320),
                 ),
             ),
             (
                 "07012900000014000000020000006b6b010200000076766e1000000000000050720194677f00000100000000000000",
                 request(
-                    Request::MetadataUpdate { key: "kk".into(), value: Some(Bytes::from_static(b"vv")) },
+                    Request::MetadataUpdate {
+                        key: "kk".into(),
+                        value: Some(Bytes::from_static(b"vv")),
+                    },
                     id(0x106e, 0x7f67_9401_7250),
                 ),
             ),
             (
                 "07012300000014000000020000006b6b00701000000000000080bc0558137f00000100000000000000",
                 request(
-                    Request::MetadataUpdate { key: "kk".into(), value: None },
+                    Request::MetadataUpdate {
+                        key: "kk".into(),
+                        value: None,
+                    },
                     id(0x1070, 0x7f13_5805_bc80),
                 ),
             ),
             (
                 "0701250000000f00000010000000000000000072100000000000005016021c017f00000100000000000000",
                 request(
-                    Request::UpdateFeatures { features: 16, enabled: false },
+                    Request::UpdateFeatures {
+                        features: 16,
+                        enabled: false,
+                    },
                     id(0x1072, 0x7f01_1c02_1650),
                 ),
             ),
             (
                 "07012c00000004000000621000000000000060140208327f0000010000000000000001000000000000000a00000000000000",
-                Message::AsyncProgress { id: id(0x1062, 0x7f32_0802_1460), offset: 1, total: 10 },
+                Message::AsyncProgress {
+                    id: id(0x1062, 0x7f32_0802_1460),
+                    offset: 1,
+                    total: 10,
+                },
             ),
             (
                 "07012000000005000000621000000000000060140208327f0000010000000000000000000000",
-                Message::AsyncComplete { id: id(0x1062, 0x7f32_0802_1460), result: 0 },
+                Message::AsyncComplete {
+                    id: id(0x1062, 0x7f32_0802_1460),
+                    result: 0,
+                },
             ),
             (
                 "070115000000020000001d10000000000000e06701e4f37f000000",
                 Message::RequestLock {
-                    client: ClientId { gid: 0x101d, handle: 0x7ff3_e401_67e0 },
+                    client: ClientId {
+                        gid: 0x101d,
+                        handle: 0x7ff3_e401_67e0,
+                    },
                     force: false,
                 },
             ),
@@ -480,7 +583,11 @@ mod tests {
 
     #[test]
     fn cut_payloads_are_errors() {
-        let whole = Message::Request { request: Request::Rename { new_name: "x".into() }, id: Some(id(1, 2)) }.encode();
+        let whole = Message::Request {
+            request: Request::Rename { new_name: "x".into() },
+            id: Some(id(1, 2)),
+        }
+        .encode();
         for end in 1..whole.len() {
             assert!(Message::decode(&whole[..end]).is_err(), "{end}");
         }

@@ -47,7 +47,10 @@ impl Image {
     /// How this handle is named in notifies; `None` when it does not watch.
     pub(crate) fn client_id(&self) -> Option<ClientId> {
         let handle = self.inner.watch.cookie()?.0;
-        Some(ClientId { gid: self.inner.io.store().instance().gid, handle })
+        Some(ClientId {
+            gid: self.inner.io.store().instance().gid,
+            handle,
+        })
     }
 
     pub(crate) fn next_request_id(&self) -> Option<messages::AsyncRequestId> {
@@ -59,7 +62,10 @@ impl Image {
     /// Everybody who watches the header, this handle too.
     pub async fn watchers(&self) -> Result<Vec<WatchInfo>> {
         let io = &self.inner.io;
-        Ok(io.store().list_watchers(io.object(&self.inner.header_object)).await?)
+        Ok(io
+            .store()
+            .list_watchers(io.object(&self.inner.header_object))
+            .await?)
     }
 
     /// Everybody else who watches the header.
@@ -67,15 +73,23 @@ impl Image {
         let own_gid = self.inner.io.store().instance().gid;
         let own = self.inner.watch.cookie();
         let all = self.watchers().await?;
-        Ok(all.into_iter().filter(|w| w.client.gid != own_gid || Some(w.cookie) != own).collect())
+        Ok(all
+            .into_iter()
+            .filter(|w| w.client.gid != own_gid || Some(w.cookie) != own)
+            .collect())
     }
 }
 
 /// Begins to watch the header.
 pub(crate) async fn register(image: &Image) -> Result<()> {
     let io = &image.inner.io;
-    let handler = Arc::new(Handler { image: Arc::downgrade(&image.inner) });
-    let cookie = io.store().watch(io.object(&image.inner.header_object), handler).await?;
+    let handler = Arc::new(Handler {
+        image: Arc::downgrade(&image.inner),
+    });
+    let cookie = io
+        .store()
+        .watch(io.object(&image.inner.header_object), handler)
+        .await?;
     *image.inner.watch.cookie.lock() = Some(cookie);
     Ok(())
 }
@@ -91,7 +105,10 @@ pub(crate) async fn unregister(image: &Image) -> Result<()> {
 
 /// Sends a message to everybody who watches `header_object`, and waits for the acks.
 pub async fn notify(io: &IoCtx, header_object: &str, message: &Message) -> Result<ferry_store::NotifyReply> {
-    Ok(io.store().notify(io.object(header_object), message.encode(), NOTIFY_TIMEOUT_MS).await?)
+    Ok(io
+        .store()
+        .notify(io.object(header_object), message.encode(), NOTIFY_TIMEOUT_MS)
+        .await?)
 }
 
 /// Tells every open handle of the image to read its header again. `sender`: the handle that made the change, which
@@ -102,7 +119,11 @@ pub async fn notify_header_update(io: &IoCtx, header_object: &str, sender: Optio
     }
     let sent = io
         .store()
-        .notify(io.object(header_object), Message::HeaderUpdate.encode(), NOTIFY_TIMEOUT_MS)
+        .notify(
+            io.object(header_object),
+            Message::HeaderUpdate.encode(),
+            NOTIFY_TIMEOUT_MS,
+        )
         .await;
     if let Some(sender) = sender {
         sender.inner.watch.sending.fetch_sub(1, Ordering::SeqCst);
@@ -125,7 +146,9 @@ struct Handler {
 #[async_trait]
 impl WatchHandler for Handler {
     async fn notified(&self, notification: Notification) -> Bytes {
-        let Some(inner) = self.image.upgrade() else { return Bytes::new() };
+        let Some(inner) = self.image.upgrade() else {
+            return Bytes::new();
+        };
         let image = Image { inner };
         match Message::decode(&notification.payload) {
             Ok(message) => handle(&image, message, notification.notifier_gid).await,
@@ -160,8 +183,7 @@ async fn handle(image: &Image, message: Message, notifier_gid: u64) -> Bytes {
     match message {
         Message::HeaderUpdate => {
             let own_gid = image.inner.io.store().instance().gid;
-            let own_update =
-                notifier_gid == own_gid && image.inner.watch.sending.load(Ordering::SeqCst) > 0;
+            let own_update = notifier_gid == own_gid && image.inner.watch.sending.load(Ordering::SeqCst) > 0;
             image.want_refresh();
             if !own_update {
                 refresh_before_ack(image).await;

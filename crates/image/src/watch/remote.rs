@@ -65,7 +65,10 @@ impl Pending {
 /// Asks the lock owner to do `request`, and waits until it is done.
 pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progress) -> Result<()> {
     let id = image.next_request_id().ok_or_else(|| {
-        ImageError::new(Errno::ENOTCONN, format!("image '{}' has lost its watch", image.name()))
+        ImageError::new(
+            Errno::ENOTCONN,
+            format!("image '{}' has lost its watch", image.name()),
+        )
     })?;
     let (sender, mut events) = mpsc::channel(256);
     image.inner.watch.remote.asked.lock().insert(id, sender);
@@ -84,15 +87,30 @@ async fn ask(
     progress: &Progress,
     events: &mut mpsc::Receiver<Event>,
 ) -> Result<()> {
-    let message = Message::Request { request: request.clone(), id: Some(id) };
-    let what = || format!("image '{}': lock owner asked for {}", image.name(), message.name());
+    let message = Message::Request {
+        request: request.clone(),
+        id: Some(id),
+    };
+    let what = || {
+        format!(
+            "image '{}': lock owner asked for {}",
+            image.name(),
+            message.name()
+        )
+    };
     let reply = super::notify(&image.inner.io, &image.inner.header_object, &message).await?;
     let mut answers = reply.acks.iter().filter(|(_, _, payload)| !payload.is_empty());
     let Some((_, _, payload)) = answers.next() else {
-        return Err(ImageError::new(Errno::ETIMEDOUT, format!("{}: nobody answered", what())));
+        return Err(ImageError::new(
+            Errno::ETIMEDOUT,
+            format!("{}: nobody answered", what()),
+        ));
     };
     if answers.next().is_some() {
-        return Err(ImageError::new(Errno::EINVAL, format!("{}: two owners answered", what())));
+        return Err(ImageError::new(
+            Errno::EINVAL,
+            format!("{}: two owners answered", what()),
+        ));
     }
     let accepted = decode_response(payload)
         .map_err(|error| ImageError::new(Errno::EIO, format!("{}: {error}", what())))?;
@@ -103,10 +121,16 @@ async fn ask(
             Ok(Some(Event::Progress(done, total))) => progress.update(done, total),
             Ok(Some(Event::Complete(result))) => return check(result, what),
             Ok(Some(Event::OwnerChanged)) => {
-                return Err(ImageError::new(Errno::ERESTART, format!("{}: the lock changed hands", what())));
+                return Err(ImageError::new(
+                    Errno::ERESTART,
+                    format!("{}: the lock changed hands", what()),
+                ));
             }
             Ok(None) | Err(_) => {
-                return Err(ImageError::new(Errno::ETIMEDOUT, format!("{}: no sign of progress", what())));
+                return Err(ImageError::new(
+                    Errno::ETIMEDOUT,
+                    format!("{}: no sign of progress", what()),
+                ));
             }
         }
     }
@@ -157,7 +181,14 @@ pub(crate) async fn take_on(image: &Image, request: Request, id: Option<AsyncReq
             tracing::info!(image = image.name(), %error, "request of another client failed");
         }
         report.abort();
-        super::tell(&image, Message::AsyncComplete { id, result: result_code(&result) }).await;
+        super::tell(
+            &image,
+            Message::AsyncComplete {
+                id,
+                result: result_code(&result),
+            },
+        )
+        .await;
         image.inner.watch.remote.taken.lock().remove(&id);
     });
     encode_response(0)

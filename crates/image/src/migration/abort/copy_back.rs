@@ -32,9 +32,17 @@ pub(super) async fn copy_back(pair: &Pair, progress: &Progress) -> Result<()> {
 
 async fn with_source(source: &Image, pair: &Pair, progress: &Progress) -> Result<()> {
     let target = open(&pair.target, OpenOptions::read_only()).await?;
-    let below = MigrationSource::new(source.clone(), &target.header(), pair.target.spec.as_ref().ok_or_else(
-        || ImageError::of(ErrorKind::Damaged, Errno::EIO, format!("'{}' lost its record", pair.target.name)),
-    )?);
+    let below = MigrationSource::new(
+        source.clone(),
+        &target.header(),
+        pair.target.spec.as_ref().ok_or_else(|| {
+            ImageError::of(
+                ErrorKind::Damaged,
+                Errno::EIO,
+                format!("'{}' lost its record", pair.target.name),
+            )
+        })?,
+    );
     let below = Arc::new(below);
     let size_bytes = target.header().size_bytes;
     if source.header().size_bytes != size_bytes {
@@ -42,10 +50,20 @@ async fn with_source(source: &Image, pair: &Pair, progress: &Progress) -> Result
     }
     let objects = own_objects(&target, &below).await?;
     let total = objects.len() as u64 * 2;
-    let both = Both { source, target: &target };
+    let both = Both {
+        source,
+        target: &target,
+    };
     each(&objects, |n| both.copy(n), progress, 0, total).await?;
     source.flush().await?;
-    each(&objects, |n| both.verify(n), progress, objects.len() as u64, total).await?;
+    each(
+        &objects,
+        |n| both.verify(n),
+        progress,
+        objects.len() as u64,
+        total,
+    )
+    .await?;
     copy_metadata(source, &target).await?;
     rename_snaps(source, &target, pair).await
 }
@@ -58,7 +76,9 @@ async fn each<F: Future<Output = Result<()>>>(
     total: u64,
 ) -> Result<()> {
     let mut done = before;
-    let mut running = futures::stream::iter(objects.iter().copied()).map(work).buffer_unordered(CONCURRENT_OBJECTS);
+    let mut running = futures::stream::iter(objects.iter().copied())
+        .map(work)
+        .buffer_unordered(CONCURRENT_OBJECTS);
     while running.try_next().await?.is_some() {
         done += 1;
         progress.update(done, total + 1);
@@ -69,7 +89,10 @@ async fn each<F: Future<Output = Result<()>>>(
 /// Objects whose head on the target is the truth: those that exist and are complete.
 async fn own_objects(target: &Image, below: &MigrationSource) -> Result<Vec<ObjectNo>> {
     let candidates = match crate::object_map::snap::load(target, SnapId::HEAD).await? {
-        Some(map) => (0..map.len()).filter(|n| map.get(*n) != Some(0)).map(ObjectNo).collect(),
+        Some(map) => (0..map.len())
+            .filter(|n| map.get(*n) != Some(0))
+            .map(ObjectNo)
+            .collect(),
         None => listed_objects(target).await?,
     };
     let mut out = Vec::new();
@@ -91,9 +114,14 @@ async fn listed_objects(target: &Image) -> Result<Vec<ObjectNo>> {
     let mut out = Vec::new();
     let mut after = String::new();
     loop {
-        let page = io.store().list_objects(io.scope(), &prefix, &after, LIST_PAGE).await?;
+        let page = io
+            .store()
+            .list_objects(io.scope(), &prefix, &after, LIST_PAGE)
+            .await?;
         out.extend(page.iter().filter_map(|name| {
-            u64::from_str_radix(name.get(prefix.len()..)?, 16).ok().map(ObjectNo)
+            u64::from_str_radix(name.get(prefix.len()..)?, 16)
+                .ok()
+                .map(ObjectNo)
         }));
         match page.last() {
             Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
@@ -172,7 +200,9 @@ async fn copy_metadata(source: &Image, target: &Image) -> Result<()> {
 }
 
 async fn rename_snaps(source: &Image, target: &Image, pair: &Pair) -> Result<()> {
-    let Some(spec) = &pair.target.spec else { return Ok(()) };
+    let Some(spec) = &pair.target.spec else {
+        return Ok(());
+    };
     for (source_id, target_id) in &spec.snap_seqs {
         let (ours, theirs) = (source.header(), target.header());
         if let (Some(old), Some(new)) = (ours.snaps.get(source_id), theirs.snaps.get(target_id))
