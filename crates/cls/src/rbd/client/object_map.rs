@@ -1,4 +1,7 @@
 //! Requests on `rbd_object_map.<id>[.<snap>]`.
+//!
+//! Put one changing call into an operation: methods see the map as it was before the operation, so a second change to
+//! the same 4 KiB block would undo the first.
 
 use super::{get, set};
 use crate::call::{Call, payload};
