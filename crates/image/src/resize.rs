@@ -9,6 +9,7 @@ use ferry_store::Errno;
 
 use crate::error::{ImageError, Result};
 use crate::image::Image;
+use crate::layout::ObjectNo;
 use crate::progress::Progress;
 use crate::watch::messages::Request;
 
@@ -48,6 +49,7 @@ pub(crate) async fn resize_here(
         let header_object = &image.inner.header_object;
         if size_bytes > header.size_bytes {
             crate::object_map::head::resize(image, objects).await?;
+            show_hiding_objects(image, image.layout().object_count(header.size_bytes), objects).await?;
             ferry_cls::exec_write(&image.inner.io, header_object, set_size).await?;
         } else {
             if !allow_shrink {
@@ -61,12 +63,21 @@ pub(crate) async fn resize_here(
             // The trimmed bytes must not come back when the image grows again after a power loss.
             image.flush_data().await?;
             ferry_cls::exec_write(&image.inner.io, header_object, set_size).await?;
-            crate::object_map::head::resize(image, objects).await?;
+            crate::object_map::head::shrink(image, objects).await?;
         }
     }
     image.header_changed().await?;
     progress.update(1, 1);
     Ok(())
+}
+
+/// A shrink of a migration target leaves empty objects that hide the source; the map must not call them absent when it
+/// covers them again.
+async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
+    let Some(source) = image.source() else { return Ok(()) };
+    let end = to.min(source.object_count(image));
+    let exists = ferry_cls::rbd::ObjectState::Exists;
+    crate::object_map::head::update(image, ObjectNo(from), ObjectNo(end), exists, None).await
 }
 
 /// `ERESTART` when the lock was given up between taking it and taking the gate.

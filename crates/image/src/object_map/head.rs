@@ -284,6 +284,13 @@ pub(crate) async fn resize(image: &Image, objects: u64) -> Result<()> {
     Ok(())
 }
 
+/// Drops the tail of the map, whatever it says: what lies there is empty or gone.
+pub(crate) async fn shrink(image: &Image, objects: u64) -> Result<()> {
+    let end = image.inner.head_map.bits.read().as_ref().map_or(0, BitVector::len);
+    update(image, ObjectNo(objects), ObjectNo(end), ObjectState::Nonexistent, None).await?;
+    resize(image, objects).await
+}
+
 /// Notes that a snapshot was taken: what exists has not changed since.
 pub(crate) async fn snapshot_taken(image: &Image) -> Result<()> {
     if !image.header().has(feature::FAST_DIFF) {
