@@ -16,6 +16,7 @@ pub mod memory;
 pub mod op;
 pub mod types;
 pub mod watch;
+pub mod wrappers;
 
 use std::fmt::Debug;
 use std::path::PathBuf;

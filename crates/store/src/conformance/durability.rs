@@ -187,6 +187,9 @@ pub(super) async fn snapshots_survive_buffered_writes_and_power_loss(t: Fixture)
             .await?;
         io.write(&name, &now, t.buffered().write(10_000, pattern(4, 9)))
             .await?;
+        // A writer that does not know of the snapshot yet: what it overwrites must stay kept, whatever is lost.
+        io.write_meta(&name, t.buffered().write(30_000, pattern(6, 5000)))
+            .await?;
         match after_power_loss(&t, seed).await {
             Some(reopened) => io = reopened,
             None => return Ok(()),

@@ -98,6 +98,8 @@ struct Object {
     seen: u64,
     /// What its data may be after a power loss: every state since the last sync. Empty when all is synced.
     unsynced: Vec<Option<State>>,
+    /// Since the last sync, what says whether it exists may be lost.
+    unsettled: bool,
 }
 
 struct Model {
@@ -300,22 +302,19 @@ impl Model {
         } else {
             snapc.seq()
         };
+        let was_missing = before.is_none();
         let object = &mut self.objects[object];
         object.seen = object.seen.max(seen);
         object.state = after;
-        match durability {
-            Durability::Buffered if object.unsynced.is_empty() => {
-                object.unsynced = vec![before, object.state.clone()];
-            }
-            Durability::Buffered => object.unsynced.push(object.state.clone()),
-            Durability::Full if object.unsynced.is_empty() => {}
-            Durability::Full => {
-                object.unsynced.push(object.state.clone());
-                object
-                    .unsynced
-                    .retain(|possible| possible.is_some() == object.state.is_some());
-            }
+        let buffered = durability == Durability::Buffered;
+        if buffered && object.unsynced.is_empty() {
+            object.unsynced.push(before);
         }
+        if !object.unsynced.is_empty() {
+            object.unsynced.push(object.state.clone());
+        }
+        // A full operation settles whether the object exists; a buffered one that makes it does not.
+        object.unsettled = buffered && (object.unsettled || was_missing);
         Ok(())
     }
 
@@ -341,6 +340,7 @@ impl Model {
         }
         for object in &mut self.objects {
             object.unsynced.clear();
+            object.unsettled = false;
         }
         Ok(())
     }
@@ -399,6 +399,7 @@ impl Model {
         self.versions.clear();
         for object in 0..OBJECTS {
             let possible = std::mem::take(&mut self.objects[object].unsynced);
+            let unsettled = std::mem::take(&mut self.objects[object].unsettled);
             if possible.is_empty() {
                 continue;
             }
@@ -406,14 +407,12 @@ impl Model {
             let state = &mut self.objects[object].state;
             match found {
                 None => {
-                    ensure!(
-                        possible.contains(&None),
-                        "{} is gone after power loss",
-                        name(object)
-                    );
+                    let may_be = unsettled || state.is_none();
+                    ensure!(may_be, "{} is gone after power loss", name(object));
                     *state = None;
                 }
                 Some(data) => {
+                    ensure!(state.is_some(), "{} came back after power loss", name(object));
                     let longest = possible.iter().flatten().map(|state| state.data.len()).max();
                     ensure!(
                         longest >= Some(data.len()),

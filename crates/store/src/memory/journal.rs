@@ -74,7 +74,16 @@ impl Slot {
                 entries: Vec::new(),
             }));
         }
+        let was_there = self.object.head().is_some();
         run(&mut self.object, under, &change);
+        let mut change = change;
+        if let Change::Effects(effects) = &mut change
+            && durable
+            && was_there
+        {
+            // A full operation saw the object, so it also settles that the object exists.
+            effects.insert(0, Effect::Create);
+        }
         if let Some(unsynced) = &mut self.unsynced {
             unsynced.entries.push(Entry {
                 owner_gid,

@@ -1,0 +1,282 @@
+//! A store that fails where it is told to, and a client that dies at a chosen step.
+//!
+//! Kill points: run a scenario once and ask [`Faults::mutations`]; then run it for each number up to that with
+//! [`Faults::kill_at`], once per [`Moment`]. Between two mutating operations a death leaves what a death at either of
+//! them leaves, so these are all there are.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::{Call, Hook, OpKind, Wrapper};
+use crate::Store;
+use crate::error::{Errno, Result, StoreError};
+use crate::op::Durability;
+use crate::types::Scope;
+
+/// A store with [`Faults`].
+pub type FaultyStore = Wrapper<Faults>;
+
+/// Whether a failing operation was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Not made.
+    Before,
+    /// Made, but answered with the error.
+    After,
+}
+
+/// One programmed failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    kind: OpKind,
+    errno: Errno,
+    skip: u64,
+    times: u64,
+    moment: Moment,
+    prefix: String,
+}
+
+impl Fault {
+    /// Fails the next operation of this kind, before it is made.
+    pub fn new(kind: OpKind, errno: Errno) -> Self {
+        Self {
+            kind,
+            errno,
+            skip: 0,
+            times: 1,
+            moment: Moment::Before,
+            prefix: String::new(),
+        }
+    }
+
+    /// Lets `operations` matching ones pass first.
+    pub fn skipping(self, operations: u64) -> Self {
+        Self {
+            skip: operations,
+            ..self
+        }
+    }
+
+    /// Fails so many matching ones in a row; `u64::MAX` for all.
+    pub fn times(self, operations: u64) -> Self {
+        Self {
+            times: operations,
+            ..self
+        }
+    }
+
+    /// Makes the operation, then fails it.
+    pub fn after(self) -> Self {
+        Self {
+            moment: Moment::After,
+            ..self
+        }
+    }
+
+    /// Matches only objects (pools, prefixes) whose name starts with this.
+    pub fn on(self, prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            ..self
+        }
+    }
+}
+
+type OnDeath = Box<dyn Fn() + Send + Sync>;
+
+/// What is to fail. Starts with nothing.
+pub struct Faults {
+    program: Mutex<Program>,
+    on_death: OnDeath,
+}
+
+#[derive(Debug, Default)]
+struct Program {
+    faults: Vec<Fault>,
+    kill: Option<(u64, Moment)>,
+    mutations: u64,
+    dead: bool,
+    /// Where a flush failed: these objects take no buffered writes any more.
+    poisoned: Vec<(Scope, String)>,
+}
+
+/// What is to be done after a call that was made.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    fail: Option<Errno>,
+    die: bool,
+}
+
+impl FaultyStore {
+    /// Wraps a store. When the client is made to die, the store inside is shut down in the background, which ends its
+    /// watches.
+    pub fn new(inner: Arc<dyn Store>) -> Arc<Self> {
+        let store = inner.clone();
+        Self::with_death(inner, move || {
+            let store = store.clone();
+            // Not awaited: the operation that dies may be that of a handler that a shutdown would wait for.
+            tokio::spawn(async move { store.shutdown().await });
+        })
+    }
+
+    /// Wraps a store whose engine has a better way to die than a shutdown (as `MemoryStore::kill`).
+    pub fn with_death(inner: Arc<dyn Store>, on_death: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        let faults = Faults {
+            program: Mutex::default(),
+            on_death: Box::new(on_death),
+        };
+        Self::with_hook(inner, faults)
+    }
+}
+
+impl Faults {
+    /// Adds a failure. Of several that match, the first added is used.
+    pub fn add(&self, fault: Fault) {
+        self.program.lock().faults.push(fault);
+    }
+
+    /// Forgets all failures and kill points, not what has happened: the dead stay dead, the poisoned poisoned.
+    pub fn clear(&self) {
+        let mut program = self.program.lock();
+        program.faults.clear();
+        program.kill = None;
+    }
+
+    /// Dies at mutating operation `nth`, counted from 1 since the store was wrapped: it and all operations later fail
+    /// with `ESHUTDOWN`. With [`Moment::After`] that operation is made, unanswered.
+    pub fn kill_at(&self, nth: u64, moment: Moment) {
+        self.program.lock().kill = Some((nth, moment));
+    }
+
+    /// Mutating operations so far ([`OpKind::mutates`]), failed ones included.
+    pub fn mutations(&self) -> u64 {
+        self.program.lock().mutations
+    }
+
+    /// Whether the client has died.
+    pub fn is_dead(&self) -> bool {
+        self.program.lock().dead
+    }
+
+    fn die(&self) {
+        self.program.lock().dead = true;
+        (self.on_death)();
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Faults").field(&*self.program.lock()).finish()
+    }
+}
+
+impl Program {
+    fn matching_fault(&mut self, call: &Call<'_>) -> Option<(Errno, Moment)> {
+        let matches = |fault: &Fault| fault.kind == call.kind && call.name.starts_with(&fault.prefix);
+        for fault in self.faults.iter_mut().filter(|fault| matches(fault)) {
+            if fault.skip > 0 {
+                fault.skip -= 1;
+            } else if fault.times > 0 {
+                fault.times -= 1;
+                return Some((fault.errno, fault.moment));
+            }
+        }
+        None
+    }
+
+    fn is_poisoned(&self, call: &Call<'_>) -> bool {
+        let buffered = call.durability == Some(Durability::Buffered);
+        let flush = call.kind == OpKind::Flush;
+        self.poisoned.iter().any(|(scope, prefix)| {
+            let inside = call.name.starts_with(prefix.as_str());
+            let around = prefix.starts_with(call.name);
+            call.scope == Some(scope) && ((buffered && inside) || (flush && (inside || around)))
+        })
+    }
+
+    fn poison(&mut self, call: &Call<'_>) {
+        let (OpKind::Flush, Some(scope)) = (call.kind, call.scope) else {
+            return;
+        };
+        self.poisoned.push((scope.clone(), call.name.to_owned()));
+    }
+}
+
+fn dead(call: &Call<'_>) -> StoreError {
+    StoreError::new(
+        Errno::ESHUTDOWN,
+        format!("{:?} '{}': this client was killed", call.kind, call.name),
+    )
+}
+
+fn injected(call: &Call<'_>, errno: Errno) -> StoreError {
+    StoreError::new(
+        errno,
+        format!("{:?} '{}': injected failure", call.kind, call.name),
+    )
+}
+
+#[async_trait]
+impl Hook for Faults {
+    type Token = Plan;
+
+    async fn before(&self, call: &Call<'_>) -> Result<Plan> {
+        let mut program = self.program.lock();
+        if program.dead {
+            return Err(dead(call));
+        }
+        let mut plan = Plan {
+            fail: None,
+            die: false,
+        };
+        if call.kind.mutates() {
+            program.mutations += 1;
+            match program.kill {
+                Some((nth, moment)) if program.mutations >= nth => {
+                    if moment == Moment::Before {
+                        program.dead = true;
+                        drop(program);
+                        self.die();
+                        return Err(dead(call));
+                    }
+                    plan.die = true;
+                    return Ok(plan);
+                }
+                _ => {}
+            }
+        }
+        if program.is_poisoned(call) {
+            let what = format!("{:?} '{}': an earlier flush failed", call.kind, call.name);
+            return Err(StoreError::new(Errno::EIO, what));
+        }
+        match program.matching_fault(call) {
+            Some((errno, Moment::Before)) => {
+                program.poison(call);
+                return Err(injected(call, errno));
+            }
+            Some((errno, Moment::After)) => plan.fail = Some(errno),
+            None => {}
+        }
+        Ok(plan)
+    }
+
+    async fn after(&self, call: &Call<'_>, plan: Plan, _: Result<String, &StoreError>) -> Result<()> {
+        if plan.die {
+            self.die();
+        }
+        let mut program = self.program.lock();
+        if program.dead {
+            return Err(dead(call));
+        }
+        match plan.fail {
+            Some(errno) => {
+                program.poison(call);
+                Err(injected(call, errno))
+            }
+            None => Ok(()),
+        }
+    }
+}

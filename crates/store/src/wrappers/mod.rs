@@ -1,0 +1,372 @@
+//! Stores around a store, for tests: [`FaultyStore`] fails and dies as told, [`SlowStore`] waits, [`RecordingStore`]
+//! writes down what was asked and answered. They stack.
+//!
+//! All three are one [`Wrapper`] with another [`Hook`]. Invariant: with nothing programmed a wrapper is not to be told
+//! from the store inside; it has its instance and its engine's name.
+
+mod faulty;
+mod recording;
+mod slow;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::op::{Durability, ReadOp, ReadReply, WriteOp, WriteReply};
+use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
+use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
+use crate::{PoolInfo, PoolOptions, PoolUsage, Store};
+
+pub use faulty::{Fault, Faults, FaultyStore, Moment};
+pub use recording::{Record, Recorder, RecordingStore};
+pub use slow::{Delays, SlowStore};
+
+/// Operations of a store, by method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)] // each is the method of its name
+pub enum OpKind {
+    PoolCreate,
+    PoolRemove,
+    PoolList,
+    PoolUsage,
+    ListObjects,
+    Read,
+    Write,
+    ListSnaps,
+    Rollback,
+    SnapIdCreate,
+    SnapIdRemove,
+    Watch,
+    Unwatch,
+    Notify,
+    ListWatchers,
+    BlocklistAdd,
+    Flush,
+    SyncAll,
+    Shutdown,
+}
+
+impl OpKind {
+    /// Whether it changes what is stored: the points between which a process may die with different results. Watches,
+    /// notifies and flushes leave nothing that a later process reads.
+    pub fn mutates(self) -> bool {
+        matches!(
+            self,
+            Self::PoolCreate
+                | Self::PoolRemove
+                | Self::Write
+                | Self::Rollback
+                | Self::SnapIdCreate
+                | Self::SnapIdRemove
+                | Self::BlocklistAdd
+        )
+    }
+}
+
+/// One call, as hooks see it.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// The method.
+    pub kind: OpKind,
+    /// Pool and namespace, of calls on objects.
+    pub scope: Option<&'a Scope>,
+    /// Name of the object or pool, or prefix of the objects; empty for calls without.
+    pub name: &'a str,
+    /// Of writes and rollbacks.
+    pub durability: Option<Durability>,
+    /// The arguments for people; empty unless the hook asked for them.
+    pub arguments: String,
+}
+
+/// What a wrapper does around each call.
+#[async_trait]
+pub trait Hook: Send + Sync + Debug + 'static {
+    /// Whether [`Call::arguments`] and answers are to be told.
+    const DETAILED: bool = false;
+    /// What is carried from before a call to after it.
+    type Token: Send;
+
+    /// Runs before the call; an error is the answer, and the call is not made.
+    async fn before(&self, call: &Call<'_>) -> Result<Self::Token>;
+
+    /// Runs after the call with its result (`Ok`: the answer for people, when [`Hook::DETAILED`]); an error takes the
+    /// result's place.
+    async fn after(
+        &self,
+        call: &Call<'_>,
+        token: Self::Token,
+        result: Result<String, &crate::StoreError>,
+    ) -> Result<()>;
+}
+
+/// A store with a hook around each of its operations.
+#[derive(Debug)]
+pub struct Wrapper<H: Hook> {
+    inner: Arc<dyn Store>,
+    hook: H,
+}
+
+/// An answer in a few words.
+trait Told {
+    fn told(&self) -> String;
+}
+
+macro_rules! told_as_debug {
+    ($($answer:ty),*) => {
+        $(impl Told for $answer {
+            fn told(&self) -> String {
+                format!("{self:?}")
+            }
+        })*
+    };
+}
+
+told_as_debug!(
+    (),
+    PoolId,
+    SnapId,
+    WatchCookie,
+    PoolUsage,
+    SnapSet,
+    WriteReply,
+    Vec<PoolInfo>,
+    Vec<WatchInfo>
+);
+
+impl Told for ReadReply {
+    fn told(&self) -> String {
+        format!("version {}, {}", self.version, recording::results(&self.results))
+    }
+}
+
+impl Told for NotifyReply {
+    fn told(&self) -> String {
+        format!("{} acks, timeouts {:?}", self.acks.len(), self.timeouts)
+    }
+}
+
+impl Told for Vec<String> {
+    fn told(&self) -> String {
+        format!("{} names", self.len())
+    }
+}
+
+impl<H: Hook> Wrapper<H> {
+    /// Wraps a store.
+    pub fn with_hook(inner: Arc<dyn Store>, hook: H) -> Arc<Self> {
+        Arc::new(Self { inner, hook })
+    }
+
+    /// The store inside.
+    pub fn inner(&self) -> &Arc<dyn Store> {
+        &self.inner
+    }
+
+    /// The hook, to program it and to ask it.
+    pub fn hook(&self) -> &H {
+        &self.hook
+    }
+
+    fn arguments(text: impl FnOnce() -> String) -> String {
+        if H::DETAILED { text() } else { String::new() }
+    }
+
+    async fn around<T: Told + Send>(
+        &self,
+        call: Call<'_>,
+        made: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let token = self.hook.before(&call).await?;
+        let result = made.await;
+        let told = match &result {
+            Ok(answer) if H::DETAILED => Ok(answer.told()),
+            Ok(_) => Ok(String::new()),
+            Err(error) => Err(error),
+        };
+        self.hook.after(&call, token, told).await?;
+        result
+    }
+}
+
+fn on_object<'a>(kind: OpKind, object: ObjectRef<'a>, arguments: String) -> Call<'a> {
+    Call {
+        kind,
+        scope: Some(object.scope),
+        name: object.name,
+        durability: None,
+        arguments,
+    }
+}
+
+fn on_scope<'a>(kind: OpKind, scope: &'a Scope, name: &'a str, arguments: String) -> Call<'a> {
+    Call {
+        scope: Some(scope),
+        ..elsewhere(kind, name, arguments)
+    }
+}
+
+fn elsewhere(kind: OpKind, name: &str, arguments: String) -> Call<'_> {
+    Call {
+        kind,
+        scope: None,
+        name,
+        durability: None,
+        arguments,
+    }
+}
+
+#[async_trait]
+impl<H: Hook> Store for Wrapper<H> {
+    fn instance(&self) -> ClientInstance {
+        self.inner.instance()
+    }
+
+    fn engine(&self) -> &'static str {
+        self.inner.engine()
+    }
+
+    async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {
+        let call = elsewhere(
+            OpKind::PoolCreate,
+            name,
+            Self::arguments(|| format!("{options:?}")),
+        );
+        self.around(call, self.inner.pool_create(name, options)).await
+    }
+
+    async fn pool_remove(&self, name: &str) -> Result<()> {
+        let call = elsewhere(OpKind::PoolRemove, name, String::new());
+        self.around(call, self.inner.pool_remove(name)).await
+    }
+
+    async fn pool_list(&self) -> Result<Vec<PoolInfo>> {
+        let call = elsewhere(OpKind::PoolList, "", String::new());
+        self.around(call, self.inner.pool_list()).await
+    }
+
+    async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {
+        let call = elsewhere(OpKind::PoolUsage, "", Self::arguments(|| format!("pool {pool}")));
+        self.around(call, self.inner.pool_usage(pool)).await
+    }
+
+    async fn list_objects(
+        &self,
+        scope: &Scope,
+        prefix: &str,
+        start_after: &str,
+        max: usize,
+    ) -> Result<Vec<String>> {
+        let arguments = Self::arguments(|| format!("after '{start_after}', at most {max}"));
+        let call = on_scope(OpKind::ListObjects, scope, prefix, arguments);
+        self.around(call, self.inner.list_objects(scope, prefix, start_after, max))
+            .await
+    }
+
+    async fn read(&self, object: ObjectRef<'_>, snap: SnapId, op: ReadOp) -> Result<ReadReply> {
+        let arguments = Self::arguments(|| format!("at {snap}: {}", recording::read_steps(&op)));
+        let call = on_object(OpKind::Read, object, arguments);
+        self.around(call, self.inner.read(object, snap, op)).await
+    }
+
+    async fn write(&self, object: ObjectRef<'_>, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply> {
+        let durability = Some(op.durability);
+        let arguments = Self::arguments(|| {
+            format!(
+                "{:?} under {}: {}",
+                op.durability,
+                snapc.seq(),
+                recording::write_steps(&op)
+            )
+        });
+        let call = Call {
+            durability,
+            ..on_object(OpKind::Write, object, arguments)
+        };
+        self.around(call, self.inner.write(object, snapc, op)).await
+    }
+
+    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
+        let call = on_object(OpKind::ListSnaps, object, String::new());
+        self.around(call, self.inner.list_snaps(object)).await
+    }
+
+    async fn rollback(
+        &self,
+        object: ObjectRef<'_>,
+        snapc: &SnapContext,
+        snap: SnapId,
+        durability: Durability,
+    ) -> Result<()> {
+        let arguments = Self::arguments(|| format!("{durability:?} under {} to {snap}", snapc.seq()));
+        let call = Call {
+            durability: Some(durability),
+            ..on_object(OpKind::Rollback, object, arguments)
+        };
+        self.around(call, self.inner.rollback(object, snapc, snap, durability))
+            .await
+    }
+
+    async fn snap_id_create(&self, pool: PoolId) -> Result<SnapId> {
+        let call = elsewhere(
+            OpKind::SnapIdCreate,
+            "",
+            Self::arguments(|| format!("pool {pool}")),
+        );
+        self.around(call, self.inner.snap_id_create(pool)).await
+    }
+
+    async fn snap_id_remove(&self, pool: PoolId, snap: SnapId) -> Result<()> {
+        let call = elsewhere(
+            OpKind::SnapIdRemove,
+            "",
+            Self::arguments(|| format!("pool {pool} id {snap}")),
+        );
+        self.around(call, self.inner.snap_id_remove(pool, snap)).await
+    }
+
+    async fn watch(&self, object: ObjectRef<'_>, handler: Arc<dyn WatchHandler>) -> Result<WatchCookie> {
+        let call = on_object(OpKind::Watch, object, String::new());
+        self.around(call, self.inner.watch(object, handler)).await
+    }
+
+    async fn unwatch(&self, cookie: WatchCookie) -> Result<()> {
+        let call = elsewhere(OpKind::Unwatch, "", Self::arguments(|| format!("{}", cookie.0)));
+        self.around(call, self.inner.unwatch(cookie)).await
+    }
+
+    async fn notify(&self, object: ObjectRef<'_>, payload: Bytes, timeout_ms: u64) -> Result<NotifyReply> {
+        let arguments = Self::arguments(|| format!("{} bytes, {timeout_ms} ms", payload.len()));
+        let call = on_object(OpKind::Notify, object, arguments);
+        self.around(call, self.inner.notify(object, payload, timeout_ms))
+            .await
+    }
+
+    async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>> {
+        let call = on_object(OpKind::ListWatchers, object, String::new());
+        self.around(call, self.inner.list_watchers(object)).await
+    }
+
+    async fn blocklist_add(&self, client: &ClientInstance) -> Result<()> {
+        let call = elsewhere(OpKind::BlocklistAdd, "", Self::arguments(|| format!("{client}")));
+        self.around(call, self.inner.blocklist_add(client)).await
+    }
+
+    async fn flush(&self, scope: &Scope, prefix: &str) -> Result<()> {
+        let call = on_scope(OpKind::Flush, scope, prefix, String::new());
+        self.around(call, self.inner.flush(scope, prefix)).await
+    }
+
+    async fn sync_all(&self, scope: &Scope, prefix: &str) -> Result<()> {
+        let call = on_scope(OpKind::SyncAll, scope, prefix, String::new());
+        self.around(call, self.inner.sync_all(scope, prefix)).await
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        let call = elsewhere(OpKind::Shutdown, "", String::new());
+        self.around(call, self.inner.shutdown()).await
+    }
+}
