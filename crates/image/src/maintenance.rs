@@ -30,6 +30,7 @@ impl Image {
                 Holder::Us => match run(self, request, progress).await {
                     // The lock was handed over in the middle; what is done stays done.
                     Err(error) if error.errno == Errno::ERESTART => last = Some(error),
+                    Err(error) if last.is_some() && is_done(request, &error) => return Ok(()),
                     result => return result,
                 },
                 Holder::Nobody | Holder::Dead(_) => {}
@@ -40,6 +41,7 @@ impl Image {
                         last = Some(error);
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                     }
+                    Err(error) if last.is_some() && is_done(request, &error) => return Ok(()),
                     result => return result,
                 },
                 Holder::External(who) => {
@@ -59,6 +61,17 @@ impl Image {
                 format!("image '{}': exclusive lock changes hands too often", self.name()),
             )
         }))
+    }
+}
+
+/// Whether an error of a repeated request says that the first one, whose end was never heard of, did its work.
+fn is_done(request: &Request, error: &ImageError) -> bool {
+    match request {
+        Request::SnapCreate { .. } | Request::Rename { .. } | Request::SnapRename { .. } => {
+            error.errno == Errno::EEXIST
+        }
+        Request::SnapRemove { .. } => error.errno == Errno::ENOENT,
+        _ => false,
     }
 }
 

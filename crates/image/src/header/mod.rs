@@ -139,6 +139,16 @@ impl Header {
             .filter(|spec| spec.header_type == MigrationHeaderType::Destination)
     }
 
+    /// How far a migration target may hold objects that stand for (or hide) the source's: the largest of the source's
+    /// size and those of the snapshots that came along. 0 for any other image.
+    pub fn migration_overlap_bytes(&self) -> u64 {
+        let Some(spec) = self.migration_target() else {
+            return 0;
+        };
+        let sizes = spec.snap_seqs.values().filter_map(|id| self.snaps.get(id)).map(|snap| snap.size_bytes);
+        sizes.chain([spec.overlap_bytes]).max().unwrap_or(0)
+    }
+
     /// Whether writers need the managed lock.
     pub fn needs_lock(&self) -> bool {
         self.has(feature::EXCLUSIVE_LOCK)

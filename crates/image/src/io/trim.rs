@@ -3,6 +3,8 @@
 //! Costs follow data: with an object map only objects that exist are visited, and on a migration target only those
 //! that the source may have.
 
+use std::ops::Range;
+
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::CONCURRENT_OBJECTS;
@@ -26,11 +28,7 @@ pub(crate) async fn trim(
         Some(source) => Some(SourceMaps::load(source).await?),
         None => None,
     };
-    let writer = Writer {
-        image,
-        header,
-        source: source.as_deref(),
-    };
+    let writer = Writer::new(image, header, source.as_deref());
     let layout = image.layout();
     let total = layout.object_count(header.size_bytes);
     // The border may run through any object of the set that the new end lies in.
@@ -63,16 +61,32 @@ pub(crate) async fn trim(
 }
 
 /// Removes all data objects from `first` on and keeps the object map true. The caller owns the lock; nobody else writes.
+/// On a migration target that goes for objects beyond its size too, which hid the source after a shrink.
 pub async fn remove_from(image: &Image, first: ObjectNo, progress: &Progress) -> Result<()> {
     let _guard = image.begin_write().await?;
     let header = image.header();
-    let writer = Writer {
-        image,
-        header: &header,
-        source: None,
-    };
-    let total = image.layout().object_count(header.size_bytes);
-    let objects = (first.0..total).filter(|n| image.inner.head_map.may_exist(ObjectNo(*n)));
+    let layout = image.layout();
+    let inside = layout.object_count(header.size_bytes);
+    let total = inside.max(layout.object_count(header.migration_overlap_bytes()));
+    remove_heads(image, &header, first.0..total, progress).await
+}
+
+/// Removes the empty objects that a shrunk migration target keeps beyond its size. The migration has ended;
+/// `overlap_bytes` is how far they may go.
+pub(crate) async fn remove_hiding(image: &Image, overlap_bytes: u64) -> Result<()> {
+    let _guard = image.begin_write().await?;
+    let header = image.header();
+    let layout = image.layout();
+    let range = layout.object_count(header.size_bytes)..layout.object_count(overlap_bytes);
+    remove_heads(image, &header, range, &Progress::silent()).await
+}
+
+async fn remove_heads(image: &Image, header: &Header, range: Range<u64>, progress: &Progress) -> Result<()> {
+    let writer = Writer::removing(image, header);
+    let inside = image.layout().object_count(header.size_bytes);
+    let total = range.end.max(1);
+    // The map knows nothing beyond the image's size.
+    let objects = range.filter(|n| *n >= inside || image.inner.head_map.may_exist(ObjectNo(*n)));
     let mut done = futures::stream::iter(objects)
         .map(|n| {
             let writer = &writer;
@@ -80,9 +94,9 @@ pub async fn remove_from(image: &Image, first: ObjectNo, progress: &Progress) ->
         })
         .buffered(CONCURRENT_OBJECTS);
     while let Some(n) = done.try_next().await? {
-        progress.update(n + 1, total.max(1));
+        progress.update(n + 1, total);
     }
-    progress.update(total.max(1), total.max(1));
+    progress.update(total, total);
     Ok(())
 }
 
@@ -92,7 +106,7 @@ impl Writer<'_> {
         if keep_bytes == 0 {
             return self.empty(object_no).await;
         }
-        let object_size = self.image.layout().object_size_bytes();
+        let object_size = self.object_size();
         if keep_bytes >= object_size {
             return Ok(());
         }

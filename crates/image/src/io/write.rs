@@ -28,11 +28,7 @@ impl Image {
         let header = self.header();
         self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
         let source = self.source();
-        let writer = Writer {
-            image: self,
-            header: &header,
-            source: source.as_deref(),
-        };
+        let writer = Writer::new(self, &header, source.as_deref());
         let extents = self.layout().map(ImageExtent {
             offset: ImageOffset(offset),
             length_bytes,
@@ -58,11 +54,7 @@ impl Image {
         let header = self.header();
         self.check_range(&header, offset, length_bytes, u64::MAX)?;
         let source = self.source();
-        let writer = Writer {
-            image: self,
-            header: &header,
-            source: source.as_deref(),
-        };
+        let writer = Writer::new(self, &header, source.as_deref());
         let mut at = offset;
         let end = offset + length_bytes;
         while at < end {
@@ -126,11 +118,7 @@ impl Image {
             ));
         };
         let source = self.source();
-        let writer = Writer {
-            image: self,
-            header: &header,
-            source: source.as_deref(),
-        };
+        let writer = Writer::new(self, &header, source.as_deref());
         writer.compare_and_write(*extent, expected, data).await
     }
 
@@ -183,13 +171,29 @@ fn join_whole_objects(image: &Image, extents: Vec<ObjectExtent>) -> Vec<ObjectEx
 
 /// Writes to objects under one reading of the header. The caller holds a write guard.
 pub(crate) struct Writer<'a> {
-    pub image: &'a Image,
-    pub header: &'a Header,
-    pub source: Option<&'a MigrationSource>,
+    image: &'a Image,
+    header: &'a Header,
+    source: Option<&'a MigrationSource>,
+    /// Objects below this number are emptied, not removed: an absent one would show the migration source, to readers or
+    /// (once all is copied) to an abort.
+    hiding_objects: u64,
+}
+
+impl<'a> Writer<'a> {
+    /// Writes as clients do.
+    pub(crate) fn new(image: &'a Image, header: &'a Header, source: Option<&'a MigrationSource>) -> Self {
+        let hiding_objects = image.layout().object_count(header.migration_overlap_bytes());
+        Self { image, header, source, hiding_objects }
+    }
+
+    /// Takes objects away for good.
+    pub(crate) fn removing(image: &'a Image, header: &'a Header) -> Self {
+        Self { image, header, source: None, hiding_objects: 0 }
+    }
 }
 
 impl Writer<'_> {
-    fn object_size(&self) -> u64 {
+    pub(crate) fn object_size(&self) -> u64 {
         self.image.layout().object_size_bytes()
     }
 
@@ -201,8 +205,7 @@ impl Writer<'_> {
     }
 
     fn hides_source(&self, object_no: ObjectNo) -> bool {
-        self.source
-            .is_some_and(|source| source.covers(self.image, object_no))
+        object_no.0 < self.hiding_objects
     }
 
     async fn prepare(&self, object_no: ObjectNo) -> Result<()> {

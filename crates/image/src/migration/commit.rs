@@ -10,12 +10,14 @@ use ferry_store::IoCtx;
 use super::pair::{self, Found};
 use super::record::Side;
 use crate::admin;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::header;
+use crate::image::{Image, ImageKey, OpenOptions};
 use crate::progress::Progress;
 
 /// Runs the verb for the migration that `name` belongs to.
 pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
-    let mut source = match pair::find(io, name).await? {
+    let source = match pair::find(io, name).await? {
         Found::Pair(mut pair) => {
             if pair.target.state() != Some(MigrationState::Executed) {
                 let next = match pair.target.state() {
@@ -36,18 +38,45 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
                 pair::not_migrating(&side).hint("run 'rbd migration abort' to get it out of the trash")
             );
         }
-        Found::NotMigrating(side) => return Err(pair::not_migrating(&side)),
+        Found::NotMigrating(side) => {
+            let rest = pair::dangling_entries(io).await?;
+            if rest.is_empty() {
+                return Err(pair::not_migrating(&side));
+            }
+            for entry in rest {
+                admin::trash::forget(&entry.io, &entry.id).await?;
+            }
+            progress.update(1, 1);
+            return Ok(());
+        }
     };
-    remove_source(&mut source, progress).await
-}
-
-async fn side_has_header(side: &Side) -> Result<bool> {
-    Ok(side.io.exists(&side.header_object()).await?)
-}
-
-async fn remove_source(source: &mut Side, progress: &Progress) -> Result<()> {
+    tidy_target(&source).await?;
     admin::remove::remove_by_id(&source.io, &source.id, progress).await?;
     admin::trash::forget(&source.io, &source.id).await?;
     progress.update(1, 1);
     Ok(())
+}
+
+/// A target that was shrunk kept empty objects beyond its end, to hide the source. There is nothing to hide any more.
+async fn tidy_target(source: &Side) -> Result<()> {
+    let Some(spec) = &source.spec else { return Ok(()) };
+    let header = match header::load(&source.io, &source.id, true).await {
+        Ok(header) => header,
+        // Removed by an earlier run, which had tidied before.
+        Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let sizes = header.snaps.values().map(|snap| snap.size_bytes);
+    let overlap_bytes = sizes.chain([header.size_bytes]).max().unwrap_or(0);
+    let io = source.io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
+    if header::load(&io, &spec.image_id, true).await?.size_bytes >= overlap_bytes {
+        return Ok(());
+    }
+    let target = Image::open(&io, ImageKey::Id(&spec.image_id), OpenOptions::read_write()).await?;
+    let tidied = crate::io::trim::remove_hiding(&target, overlap_bytes).await;
+    tidied.and(target.close().await)
+}
+
+async fn side_has_header(side: &Side) -> Result<bool> {
+    Ok(side.io.exists(&side.header_object()).await?)
 }

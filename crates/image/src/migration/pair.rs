@@ -144,9 +144,29 @@ async fn leftover(target: &Side) -> Result<Option<Side>> {
     find_source(&target.io, is_ours).await
 }
 
-/// Looks through the trash of every pool and namespace for a migration source whose record fits: for targets that
-/// cannot name their source.
+/// Looks for a migration source whose record fits: for targets that cannot name their source.
 async fn find_source(io: &IoCtx, fits: impl Fn(&MigrationSpec) -> bool) -> Result<Option<Side>> {
+    let sources = sources_in_trash(io).await?;
+    Ok(sources.into_iter().find(|side| {
+        side.spec.as_ref().is_some_and(|spec| spec.header_type == MigrationHeaderType::Source && fits(spec))
+    }))
+}
+
+/// Trash entries of migration sources whose header is gone: all that a commit leaves if it is killed before its last
+/// step. (Prepare marks the header before it makes the entry, and commit removes the header last.)
+pub(crate) async fn dangling_entries(io: &IoCtx) -> Result<Vec<Side>> {
+    let mut out = Vec::new();
+    for side in sources_in_trash(io).await? {
+        if side.spec.is_none() && !side.io.exists(&side.header_object()).await? {
+            out.push(side);
+        }
+    }
+    Ok(out)
+}
+
+/// Migration sources in the trash of every pool and namespace.
+async fn sources_in_trash(io: &IoCtx) -> Result<Vec<Side>> {
+    let mut out = Vec::new();
     for pool in io.store().pool_list().await? {
         let default = io.with_pool(pool.id).with_namespace("");
         let namespaces = match client::namespace_list_all(&default).await {
@@ -160,24 +180,14 @@ async fn find_source(io: &IoCtx, fits: impl Fn(&MigrationSpec) -> bool) -> Resul
         for namespace in std::iter::once(String::new()).chain(namespaces) {
             let there = default.with_namespace(&namespace);
             for (id, entry) in client::trash_list_all(&there).await? {
-                if entry.source != TrashImageSource::Migration {
-                    continue;
-                }
-                let Some(Some(spec)) = record::read(&there, &id).await? else {
-                    continue;
-                };
-                if spec.header_type == MigrationHeaderType::Source && fits(&spec) {
-                    return Ok(Some(Side {
-                        io: there,
-                        id,
-                        name: entry.name,
-                        spec: Some(spec),
-                    }));
+                if entry.source == TrashImageSource::Migration {
+                    let spec = record::read(&there, &id).await?.flatten();
+                    out.push(Side { io: there.clone(), id, name: entry.name, spec });
                 }
             }
         }
     }
-    Ok(None)
+    Ok(out)
 }
 
 /// The error for a verb on an image that takes part in no migration.

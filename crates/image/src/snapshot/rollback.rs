@@ -31,11 +31,7 @@ pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) ->
 async fn objects(image: &Image, snap: SnapId, size_bytes: u64, progress: &Progress) -> Result<()> {
     let header = image.header();
     let source = image.source();
-    let writer = Writer {
-        image,
-        header: &header,
-        source: source.as_deref(),
-    };
+    let writer = Writer::new(image, &header, source.as_deref());
     let total = image.layout().object_count(size_bytes);
     let map = crate::object_map::snap::load(image, snap).await?;
     let needs_visit = |n: u64| {

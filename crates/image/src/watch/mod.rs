@@ -193,14 +193,14 @@ async fn handle(image: &Image, message: Message, notifier_gid: u64) -> Bytes {
         Message::AcquiredLock(client) => {
             if Some(client) != own {
                 image.inner.lock.owner_changed();
-                image.inner.watch.remote.owner_changed(Some(client));
+                image.inner.watch.remote.lock_acquired(client);
             }
             Bytes::new()
         }
         Message::ReleasedLock(client) => {
             if Some(client) != own {
                 image.inner.lock.owner_changed();
-                image.inner.watch.remote.owner_changed(None);
+                image.inner.watch.remote.lock_released(client);
             }
             Bytes::new()
         }

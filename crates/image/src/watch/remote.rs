@@ -31,10 +31,18 @@ enum Event {
     OwnerChanged,
 }
 
+/// A request that somebody else works on.
+#[derive(Debug)]
+struct Asked {
+    events: mpsc::Sender<Event>,
+    /// Who took it on; unknown until the ack is there.
+    owner: Option<ClientId>,
+}
+
 /// Requests of one handle: asked, and taken on.
 #[derive(Debug, Default)]
 pub struct Pending {
-    asked: Mutex<HashMap<AsyncRequestId, mpsc::Sender<Event>>>,
+    asked: Mutex<HashMap<AsyncRequestId, Asked>>,
     taken: Mutex<HashSet<AsyncRequestId>>,
 }
 
@@ -47,17 +55,28 @@ impl Pending {
         self.send(id, Event::Complete(result));
     }
 
-    /// The lock has a new owner (or none): whoever works on our requests may be gone.
-    pub(crate) fn owner_changed(&self, _owner: Option<ClientId>) {
-        for sender in self.asked.lock().values() {
-            let _ = sender.try_send(Event::OwnerChanged);
+    /// `client` owns the lock now: whoever else works on our requests does not own it any more.
+    pub(crate) fn lock_acquired(&self, client: ClientId) {
+        self.owner_gone(|owner| owner != client);
+    }
+
+    /// `client` owns the lock no longer.
+    pub(crate) fn lock_released(&self, client: ClientId) {
+        self.owner_gone(|owner| owner == client);
+    }
+
+    fn owner_gone(&self, is_gone: impl Fn(ClientId) -> bool) {
+        for asked in self.asked.lock().values() {
+            if asked.owner.is_some_and(&is_gone) {
+                let _ = asked.events.try_send(Event::OwnerChanged);
+            }
         }
     }
 
     fn send(&self, id: AsyncRequestId, event: Event) {
-        if let Some(sender) = self.asked.lock().get(&id) {
+        if let Some(asked) = self.asked.lock().get(&id) {
             // A full channel loses progress only: the end is sent again by the owner's next answer, or times out.
-            let _ = sender.try_send(event);
+            let _ = asked.events.try_send(event);
         }
     }
 }
@@ -71,7 +90,7 @@ pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progres
         )
     })?;
     let (sender, mut events) = mpsc::channel(256);
-    image.inner.watch.remote.asked.lock().insert(id, sender);
+    image.inner.watch.remote.asked.lock().insert(id, Asked { events: sender, owner: None });
     let result = ask(image, request, id, progress, &mut events).await;
     image.inner.watch.remote.asked.lock().remove(&id);
     if result.is_ok() {
@@ -100,7 +119,7 @@ async fn ask(
     };
     let reply = super::notify(&image.inner.io, &image.inner.header_object, &message).await?;
     let mut answers = reply.acks.iter().filter(|(_, _, payload)| !payload.is_empty());
-    let Some((_, _, payload)) = answers.next() else {
+    let Some((gid, cookie, payload)) = answers.next() else {
         return Err(ImageError::new(
             Errno::ETIMEDOUT,
             format!("{}: nobody answered", what()),
@@ -111,6 +130,9 @@ async fn ask(
             Errno::EINVAL,
             format!("{}: two owners answered", what()),
         ));
+    }
+    if let Some(asked) = image.inner.watch.remote.asked.lock().get_mut(&id) {
+        asked.owner = Some(ClientId { gid: *gid, handle: cookie.0 });
     }
     let accepted = decode_response(payload)
         .map_err(|error| ImageError::new(Errno::EIO, format!("{}: {error}", what())))?;

@@ -1,0 +1,302 @@
+//! Every verb, killed at every step that changes the store, then run again (or aborted): the rows of `docs/migration.md`.
+//!
+//! A kill is a client whose operations all fail from the nth change on, before or after that change took effect, and
+//! whose watches are gone; with it the power may go, so that what was not flushed is lost.
+
+mod support;
+
+use std::sync::Arc;
+
+use ferry_image::admin::{create, trash};
+use ferry_image::migration::abort::{AbortOptions, abort};
+use ferry_image::migration::commit::commit;
+use ferry_image::migration::execute::execute;
+use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result};
+use ferry_store::memory::MemoryCluster;
+use ferry_store::wrappers::{FaultyStore, Moment};
+use ferry_store::{IoCtx, Scope, Store};
+use support::reference::Reference;
+use support::{TestLayout, pool};
+
+const SIZE: u64 = 256 << 10;
+/// More steps than any verb has here; reaching it means that a verb does not end.
+const MAX_STEPS: u64 = 2_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Prepare,
+    Execute,
+    Commit,
+    Abort,
+}
+
+/// A cluster with a source, and what it must show.
+struct World {
+    cluster: MemoryCluster,
+    from: Scope,
+    to: Scope,
+    target: &'static str,
+    reference: Reference,
+}
+
+impl World {
+    fn io(&self, store: Arc<dyn Store>, scope: &Scope) -> IoCtx {
+        IoCtx::new(store, scope.clone())
+    }
+
+    async fn new(in_place: bool) -> Self {
+        let cluster = MemoryCluster::new(ferry_cls::registry());
+        let store: Arc<dyn Store> = cluster.connect();
+        let io = pool(&store, "rbd").await;
+        let other = pool(&store, "p2").await;
+        create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE)).await.unwrap();
+        let image = Image::open(&io, ImageKey::Name("src"), OpenOptions::read_write()).await.unwrap();
+        let mut reference = Reference::new(SIZE);
+        for (offset, byte, length, snap) in
+            [(0, 1, 70_000, "s1"), (40_000, 2, 5_000, "s2"), (200_000, 3, 20_000, "")]
+        {
+            image.write(offset, vec![byte; length].into()).await.unwrap();
+            reference.write(offset, &vec![byte; length]);
+            if !snap.is_empty() {
+                image.snap_create(snap, &Progress::silent()).await.unwrap();
+                reference.snap(snap);
+            }
+        }
+        image.flush().await.unwrap();
+        image.close().await.unwrap();
+        let (to, target) = if in_place { (io.scope().clone(), "src") } else { (other.scope().clone(), "dst") };
+        Self { cluster, from: io.scope().clone(), to, target, reference }
+    }
+
+    /// Runs a verb to its end with a fresh client.
+    async fn run(&self, verb: Verb) -> Result<()> {
+        self.run_on(self.cluster.connect(), verb).await
+    }
+
+    async fn run_on(&self, store: Arc<dyn Store>, verb: Verb) -> Result<()> {
+        let (from, to) = (self.io(store.clone(), &self.from), self.io(store, &self.to));
+        let silent = Progress::silent();
+        match verb {
+            Verb::Prepare => {
+                let options = PrepareOptions { order: Some(15), ..PrepareOptions::default() };
+                prepare(&from, "src", &to, self.target, &options).await
+            }
+            Verb::Execute => execute(&to, self.target, &silent).await,
+            Verb::Commit => commit(&to, self.target, &silent).await,
+            Verb::Abort => abort(&to, self.target, AbortOptions::default(), &silent).await,
+        }
+    }
+
+    /// What a client does with the prepared target; all of it flushed.
+    async fn use_target(&mut self) {
+        let store = self.cluster.connect();
+        let io = self.io(store, &self.to);
+        let image = Image::open(&io, ImageKey::Name(self.target), OpenOptions::read_write()).await.unwrap();
+        for (offset, byte, length) in [(100, 9, 300), (150_000, 8, 10_000)] {
+            image.write(offset, vec![byte; length].into()).await.unwrap();
+            self.reference.write(offset, &vec![byte; length]);
+        }
+        image.discard(65_536, 32_768).await.unwrap();
+        self.reference.zero(65_536, 32_768);
+        image.flush().await.unwrap();
+        image.close().await.unwrap();
+    }
+
+    async fn check(&self, scope: &Scope, name: &str, when: &str) {
+        let io = self.io(self.cluster.connect(), scope);
+        self.reference.check_all(&io, name, when).await;
+    }
+
+    /// Nothing but the image called `name` is left.
+    async fn check_only(&self, scope: &Scope, name: &str, when: &str) {
+        self.check(scope, name, when).await;
+        let store: Arc<dyn Store> = self.cluster.connect();
+        let mut headers = 0;
+        for pool in store.pool_list().await.unwrap() {
+            let io = self.io(store.clone(), &Scope::new(pool.id));
+            assert!(trash::list(&io).await.unwrap().is_empty(), "trash {when}");
+            headers += store.list_objects(io.scope(), "rbd_header.", "", 100).await.unwrap().len();
+        }
+        assert_eq!(headers, 1, "headers {when}");
+    }
+}
+
+/// A client that dies at its nth change.
+fn doomed(cluster: &MemoryCluster, nth: u64, moment: Moment) -> Arc<FaultyStore> {
+    let inner = cluster.connect();
+    let dying = inner.clone();
+    let store = FaultyStore::with_death(inner, move || dying.kill());
+    store.hook().kill_at(nth, moment);
+    store
+}
+
+/// Brings a fresh world to where `verb` can run.
+async fn before(verb: Verb, in_place: bool) -> World {
+    let mut world = World::new(in_place).await;
+    if verb != Verb::Prepare {
+        world.run(Verb::Prepare).await.unwrap();
+        world.use_target().await;
+    }
+    if verb == Verb::Commit {
+        world.run(Verb::Execute).await.unwrap();
+    }
+    world
+}
+
+/// What is done after the kill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Again,
+    Abort,
+    AgainAfterPowerLoss,
+}
+
+async fn finish(world: &World, verb: Verb, then: Then, when: &str) {
+    if then == Then::AgainAfterPowerLoss {
+        world.cluster.power_loss(7);
+    }
+    match (verb, then) {
+        (Verb::Prepare, Then::Abort) => {
+            match world.run(Verb::Abort).await {
+                Ok(()) => {}
+                // Killed before the first step, or before the target was known by its name.
+                Err(error) if matches!(error.kind, ErrorKind::ImageMissing | ErrorKind::NotMigrating) => {
+                    let io = world.io(world.cluster.connect(), &world.from);
+                    match abort(&io, "src", AbortOptions::default(), &Progress::silent()).await {
+                        Ok(()) => {}
+                        Err(error) => assert_eq!(error.kind, ErrorKind::NotMigrating, "{when}: {error}"),
+                    }
+                }
+                Err(error) => panic!("{when}: {error}"),
+            }
+            world.check_only(&world.from, "src", when).await;
+        }
+        (Verb::Prepare, _) => {
+            match world.run(Verb::Prepare).await {
+                Ok(()) => {}
+                // Killed after the last step. In place, the name leads to the target already.
+                Err(error) => assert!(
+                    matches!(error.kind, ErrorKind::ImageMissing | ErrorKind::Migrating),
+                    "{when}: {error}"
+                ),
+            }
+            world.check(&world.to, world.target, when).await;
+            world.run(Verb::Execute).await.unwrap();
+            world.run(Verb::Commit).await.unwrap();
+            world.check_only(&world.to, world.target, when).await;
+        }
+        (Verb::Execute, Then::Abort) => {
+            world.check(&world.to, world.target, when).await;
+            world.run(Verb::Abort).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+            world.check_only(&world.from, "src", when).await;
+        }
+        (Verb::Execute, _) => {
+            world.check(&world.to, world.target, when).await;
+            match world.run(Verb::Execute).await {
+                Ok(()) => {}
+                Err(error) => assert_eq!(error.kind, ErrorKind::MigrationState, "{when}: {error}"),
+            }
+            world.check(&world.to, world.target, when).await;
+            world.run(Verb::Commit).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+            world.check_only(&world.to, world.target, when).await;
+        }
+        (Verb::Commit, then) => {
+            world.check(&world.to, world.target, when).await;
+            if then == Then::Abort {
+                // Either nothing of the commit has happened, or abort refuses and names commit.
+                match world.run(Verb::Abort).await {
+                    Ok(()) => return world.check_only(&world.from, "src", when).await,
+                    Err(error) => assert!(
+                        matches!(error.kind, ErrorKind::MigrationState | ErrorKind::NotMigrating),
+                        "{when}: {error}"
+                    ),
+                }
+            }
+            finish_commit(world, when).await;
+            world.check_only(&world.to, world.target, when).await;
+        }
+        (Verb::Abort, _) => {
+            match world.run(Verb::Abort).await {
+                Ok(()) => {}
+                // Killed after the last step: nobody knows the target's name any more.
+                Err(error) => assert!(
+                    matches!(error.kind, ErrorKind::ImageMissing | ErrorKind::NotMigrating),
+                    "{when}: {error}"
+                ),
+            }
+            // The target's name may be forgotten before the source's mark is off; the source's name always works.
+            let io = world.io(world.cluster.connect(), &world.from);
+            match abort(&io, "src", AbortOptions::default(), &Progress::silent()).await {
+                Ok(()) => {}
+                Err(error) => assert_eq!(error.kind, ErrorKind::NotMigrating, "{when}: {error}"),
+            }
+            world.check_only(&world.from, "src", when).await;
+        }
+    }
+}
+
+async fn finish_commit(world: &World, when: &str) {
+    match world.run(Verb::Commit).await {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.kind, ErrorKind::NotMigrating, "{when}: {error}"),
+    }
+    // A trash entry without a header can only be named by the source.
+    let io = world.io(world.cluster.connect(), &world.from);
+    match commit(&io, "src", &Progress::silent()).await {
+        Ok(()) => {}
+        Err(error) => assert!(
+            matches!(error.kind, ErrorKind::NotMigrating | ErrorKind::ImageMissing),
+            "{when}: {error}"
+        ),
+    }
+}
+
+/// Kills `verb` at step 1, 2, 3, ... until it gets through.
+async fn kill_everywhere(verb: Verb, in_place: bool, then: Then) {
+    for moment in [Moment::Before, Moment::After] {
+        for nth in 1.. {
+            assert!(nth < MAX_STEPS, "{verb:?} does not end");
+            let world = before(verb, in_place).await;
+            let when = format!("after {verb:?} was killed {moment:?} step {nth}, then {then:?}");
+            let store = doomed(&world.cluster, nth, moment);
+            let result = world.run_on(store.clone(), verb).await;
+            if !store.hook().is_dead() {
+                result.unwrap_or_else(|error| panic!("{verb:?} without a kill: {error}"));
+                assert!(nth > 5, "{verb:?} has only {nth} steps");
+                break;
+            }
+            // Whatever of the dead process still runs can change nothing any more.
+            finish(&world, verb, then, &when).await;
+        }
+    }
+}
+
+macro_rules! kills {
+    ($($name:ident: $verb:ident, $in_place:literal, $then:ident;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                kill_everywhere(Verb::$verb, $in_place, Then::$then).await;
+            }
+        )*
+    };
+}
+
+kills! {
+    prepare_killed_anywhere_is_finished_by_the_next: Prepare, false, Again;
+    prepare_in_place_killed_anywhere_is_finished_by_the_next: Prepare, true, Again;
+    prepare_killed_anywhere_is_taken_back_by_abort: Prepare, false, Abort;
+    prepare_in_place_killed_anywhere_is_taken_back_by_abort: Prepare, true, Abort;
+    prepare_survives_power_loss_anywhere: Prepare, false, AgainAfterPowerLoss;
+    execute_killed_anywhere_is_finished_by_the_next: Execute, false, Again;
+    execute_killed_anywhere_can_be_aborted: Execute, false, Abort;
+    execute_survives_power_loss_anywhere: Execute, false, AgainAfterPowerLoss;
+    commit_killed_anywhere_is_finished_by_the_next: Commit, false, Again;
+    commit_in_place_killed_anywhere_is_finished_by_the_next: Commit, true, Again;
+    commit_killed_anywhere_is_aborted_whole_or_not_at_all: Commit, false, Abort;
+    commit_survives_power_loss_anywhere: Commit, false, AgainAfterPowerLoss;
+    abort_killed_anywhere_is_finished_by_the_next: Abort, false, Again;
+    abort_in_place_killed_anywhere_is_finished_by_the_next: Abort, true, Again;
+    abort_survives_power_loss_anywhere: Abort, false, AgainAfterPowerLoss;
+}

@@ -1,0 +1,354 @@
+//! Random histories of an image and its migrations against the byte-exact reference.
+//!
+//! A history is a seed: `FERRY_SEED=<seed>` replays one, `FERRY_STEPS` and `FERRY_HISTORIES` make runs longer. Every
+//! operation is done to the image and to the reference; everything readable is compared again and again, through the
+//! writing handle, through a second client, and at every snapshot.
+
+mod support;
+
+use ferry_image::admin::create;
+use ferry_image::migration::abort::{AbortOptions, abort};
+use ferry_image::migration::commit::commit;
+use ferry_image::migration::execute::execute;
+use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
+use ferry_store::wrappers::{FaultyStore, Moment};
+use ferry_store::{Errno, IoCtx, Scope};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use support::reference::Reference;
+use support::{Engine, TestLayout, pool};
+
+const MAX_SIZE: u64 = 512 << 10;
+const LAYOUTS: [TestLayout; 5] = [
+    TestLayout(12, 0, 0),
+    TestLayout(15, 0, 0),
+    TestLayout(17, 0, 0),
+    TestLayout(14, 4096, 3),
+    TestLayout(16, 8192, 2),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Plain,
+    Prepared,
+    Executed,
+}
+
+struct History {
+    rng: StdRng,
+    engine: Engine,
+    scopes: [Scope; 2],
+    place: usize,
+    name: String,
+    state: State,
+    reference: Reference,
+    /// Snapshots at prepare, and where the source was.
+    before: Option<(Reference, usize, String)>,
+    client: Option<Image>,
+    names_used: u32,
+}
+
+impl History {
+    async fn new(engine: Engine, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let store = engine.connect().await;
+        let scopes = [pool(&store, "rbd").await.scope().clone(), pool(&store, "p2").await.scope().clone()];
+        let size = rng.random_range(1..MAX_SIZE);
+        let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
+        let io = IoCtx::new(store.clone(), scopes[0].clone());
+        let mut options = layout.create(size);
+        if rng.random_bool(0.2) {
+            options.features = Some(ferry_cls::rbd::feature::LAYERING);
+        }
+        if rng.random_bool(0.2) {
+            options.data_pool = Some("p2".to_owned());
+        }
+        create::create(&io, "image", &options).await.unwrap();
+        Self {
+            rng,
+            engine,
+            scopes,
+            place: 0,
+            name: "image".to_owned(),
+            state: State::Plain,
+            reference: Reference::new(size),
+            before: None,
+            client: None,
+            names_used: 0,
+        }
+    }
+
+    async fn io(&self) -> IoCtx {
+        IoCtx::new(self.engine.connect().await, self.scopes[self.place].clone())
+    }
+
+    async fn client(&mut self) -> Image {
+        if self.client.is_none() {
+            let io = self.io().await;
+            let key = ImageKey::Name(&self.name);
+            self.client = Some(Image::open(&io, key, OpenOptions::read_write()).await.unwrap());
+        }
+        self.client.clone().unwrap()
+    }
+
+    async fn close(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.close().await.unwrap();
+        }
+    }
+
+    fn range(&mut self) -> (u64, u64) {
+        let size = self.reference.head.len() as u64;
+        let offset = self.rng.random_range(0..=size);
+        let most = if self.rng.random_bool(0.3) { size - offset } else { (size - offset).min(20_000) };
+        (offset, self.rng.random_range(0..=most))
+    }
+
+    fn data(&mut self, length: u64) -> Vec<u8> {
+        let byte = self.rng.random_range(1..=255u8);
+        let step = self.rng.random_range(0..7u8);
+        (0..length).map(|i| byte.wrapping_add((i as u8).wrapping_mul(step))).collect()
+    }
+
+    async fn step(&mut self) {
+        match self.rng.random_range(0..100u32) {
+            0..=29 => self.write().await,
+            30..=39 => self.discard().await,
+            40..=44 => self.compare_and_write().await,
+            45..=54 => self.read().await,
+            55..=61 => self.snap_create().await,
+            62..=64 => self.snap_remove().await,
+            65..=67 => self.rollback().await,
+            68..=73 => self.resize().await,
+            74..=77 => self.close().await,
+            78..=83 => self.check("now and then").await,
+            84 => self.rename_snap().await,
+            _ => self.migrate().await,
+        }
+    }
+
+    async fn write(&mut self) {
+        let (offset, length) = self.range();
+        let data = self.data(length);
+        let client = self.client().await;
+        client.write(offset, data.clone().into()).await.unwrap();
+        self.reference.write(offset, &data);
+        if self.rng.random_bool(0.2) {
+            client.flush().await.unwrap();
+        }
+    }
+
+    async fn discard(&mut self) {
+        let (offset, length) = self.range();
+        let client = self.client().await;
+        if self.rng.random_bool(0.5) {
+            client.discard(offset, length).await.unwrap();
+        } else {
+            let no_hole = self.rng.random_bool(0.5);
+            client.write_zeroes(offset, length, no_hole).await.unwrap();
+        }
+        self.reference.zero(offset, length);
+    }
+
+    async fn compare_and_write(&mut self) {
+        let size = self.reference.head.len() as u64;
+        if size < 512 {
+            return;
+        }
+        let offset = self.rng.random_range(0..size / 512) * 512;
+        let data = self.data(512);
+        let mut expected = self.reference.head[offset as usize..][..512].to_vec();
+        let client = self.client().await;
+        if self.rng.random_bool(0.5) {
+            expected[100] ^= 1;
+            let error = client.compare_and_write(offset, expected.into(), data.into()).await.unwrap_err();
+            assert_eq!(error.errno, Errno::EILSEQ);
+        } else {
+            client.compare_and_write(offset, expected.into(), data.clone().into()).await.unwrap();
+            self.reference.write(offset, &data);
+        }
+    }
+
+    async fn read(&mut self) {
+        let (offset, length) = self.range();
+        let got = self.client().await.read(offset, length).await.unwrap();
+        assert_eq!(got, self.reference.head[offset as usize..][..length as usize]);
+    }
+
+    async fn snap_create(&mut self) {
+        if self.reference.snaps.len() >= 6 {
+            return;
+        }
+        self.names_used += 1;
+        let name = format!("s{}", self.names_used);
+        if self.rng.random_bool(0.5) {
+            self.client().await.snap_create(&name, &Progress::silent()).await.unwrap();
+        } else {
+            // From another client: forwarded to the owner, or done there.
+            let io = self.io().await;
+            let key = ImageKey::Name(&self.name);
+            let image = Image::open(&io, key, OpenOptions::read_write()).await.unwrap();
+            image.snap_create(&name, &Progress::silent()).await.unwrap();
+            image.close().await.unwrap();
+        }
+        self.reference.snap(&name);
+    }
+
+    fn any_snap(&mut self) -> Option<String> {
+        let names: Vec<String> = self.reference.snaps.keys().cloned().collect();
+        if names.is_empty() { None } else { Some(names[self.rng.random_range(0..names.len())].clone()) }
+    }
+
+    async fn snap_remove(&mut self) {
+        let Some(name) = self.any_snap() else { return };
+        self.client().await.snap_remove(&name, &Progress::silent()).await.unwrap();
+        self.reference.snaps.remove(&name);
+    }
+
+    async fn rename_snap(&mut self) {
+        let Some(name) = self.any_snap() else { return };
+        if self.state != State::Plain {
+            return;
+        }
+        self.names_used += 1;
+        let new_name = format!("r{}", self.names_used);
+        self.client().await.snap_rename(&name, &new_name).await.unwrap();
+        let bytes = self.reference.snaps.remove(&name).unwrap();
+        self.reference.snaps.insert(new_name, bytes);
+    }
+
+    async fn rollback(&mut self) {
+        let Some(name) = self.any_snap() else { return };
+        self.client().await.snap_rollback(&name, &Progress::silent()).await.unwrap();
+        self.reference.head = self.reference.snaps[&name].clone();
+    }
+
+    async fn resize(&mut self) {
+        let size = self.rng.random_range(0..MAX_SIZE);
+        self.client().await.resize(size, true, &Progress::silent()).await.unwrap();
+        self.reference.resize(size);
+    }
+
+    async fn check(&mut self, when: &str) {
+        let when = format!("{when} ({:?}, '{}')", self.state, self.name);
+        if let Some(client) = &self.client {
+            self.reference.check_head(client, &when).await;
+        }
+        let io = self.io().await;
+        self.reference.check_all(&io, &self.name, &when).await;
+    }
+
+    async fn migrate(&mut self) {
+        match self.state {
+            State::Plain => self.prepare().await,
+            State::Prepared if self.rng.random_bool(0.25) => self.abort().await,
+            State::Prepared => self.execute().await,
+            State::Executed if self.rng.random_bool(0.4) => self.abort().await,
+            State::Executed => self.commit().await,
+        }
+    }
+
+    async fn prepare(&mut self) {
+        self.close().await;
+        let from = self.io().await;
+        let to_place = self.rng.random_range(0..2usize);
+        let to = IoCtx::new(from.store().clone(), self.scopes[to_place].clone());
+        self.names_used += 1;
+        let in_place = to_place == self.place && self.rng.random_bool(0.5);
+        let target = if in_place { self.name.clone() } else { format!("image{}", self.names_used) };
+        let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
+        let options = PrepareOptions {
+            order: Some(layout.0),
+            stripe_unit_bytes: Some(layout.1).filter(|unit| *unit != 0),
+            stripe_count: Some(layout.2).filter(|count| *count != 0),
+            ..PrepareOptions::default()
+        };
+        prepare(&from, &self.name, &to, &target, &options).await.unwrap();
+        self.before = Some((self.reference.clone(), self.place, self.name.clone()));
+        self.place = to_place;
+        self.name = target;
+        self.state = State::Prepared;
+        self.check("after prepare").await;
+    }
+
+    async fn execute(&mut self) {
+        let io = self.io().await;
+        if self.rng.random_bool(0.5) {
+            // Killed somewhere in the middle.
+            let doomed = FaultyStore::new(self.engine.connect().await);
+            doomed.hook().kill_at(self.rng.random_range(3..60), Moment::After);
+            let dying_io = IoCtx::new(doomed, io.scope().clone());
+            if execute(&dying_io, &self.name, &Progress::silent()).await.is_ok() {
+                self.state = State::Executed;
+            }
+            self.check("after a killed execute").await;
+            return;
+        }
+        match execute(&io, &self.name, &Progress::silent()).await {
+            Ok(()) => {}
+            // The killed one had got to its last step.
+            Err(error) => assert_eq!(error.kind, ErrorKind::MigrationState, "{error}"),
+        }
+        self.state = State::Executed;
+        self.check("after execute").await;
+    }
+
+    async fn commit(&mut self) {
+        let io = self.io().await;
+        commit(&io, &self.name, &Progress::silent()).await.unwrap();
+        self.state = State::Plain;
+        self.before = None;
+        self.check("after commit").await;
+    }
+
+    async fn abort(&mut self) {
+        self.close().await;
+        let io = self.io().await;
+        let (before, place, name) = self.before.clone().unwrap();
+        let new: Vec<String> =
+            self.reference.snaps.keys().filter(|snap| !before.snaps.contains_key(*snap)).cloned().collect();
+        let silent = Progress::silent();
+        if !new.is_empty() {
+            let error = abort(&io, &self.name, AbortOptions::default(), &silent).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::WouldLose, "{error}");
+            for snap in &new {
+                assert!(error.message.contains(snap.as_str()), "{error} does not name {snap}");
+            }
+        }
+        abort(&io, &self.name, AbortOptions { force: !new.is_empty() }, &silent).await.unwrap();
+        self.place = place;
+        self.name = name;
+        self.state = State::Plain;
+        self.reference.snaps = before.snaps;
+        self.before = None;
+        self.check("after abort").await;
+    }
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+async fn histories(engine: &str, histories: u64) {
+    let steps = number("FERRY_STEPS", 80);
+    let first = number("FERRY_SEED", rand::rng().random::<u32>().into());
+    let histories = if std::env::var_os("FERRY_SEED").is_some() { 1 } else { number("FERRY_HISTORIES", histories) };
+    for seed in first..first + histories {
+        println!("engine {engine}, FERRY_SEED={seed} FERRY_STEPS={steps}");
+        let mut history = History::new(Engine::named(engine), seed).await;
+        for step in 0..steps {
+            if std::env::var_os("FERRY_TRACE").is_some() {
+                println!("step {step}: {:?} '{}' {} bytes", history.state, history.name, history.reference.head.len());
+            }
+            history.step().await;
+        }
+        history.check("at the end").await;
+        history.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_histories_equal_the_reference_on_the_memory_engine() {
+    histories("memory", 30).await;
+}
