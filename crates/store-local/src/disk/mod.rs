@@ -1,0 +1,75 @@
+//! The narrow trait through which all data-file I/O passes.
+//!
+//! What it is for: tests put a simulated disk ([`sim`]) under the engine, production puts the kernel's ([`real`]).
+//! What holds: a [`DiskFile`] stays usable after its name is gone; reads and writes at offsets do not disturb each
+//! other; nothing here is durable before a sync call returned. What it does not know: objects, layers, SQLite.
+
+pub mod real;
+pub mod sim;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use ferry_store::Timestamp;
+
+/// Names one boot of the machine: page cache and locks of another boot are gone.
+pub type BootId = [u8; 16];
+
+/// What a file says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// Bytes allocated on the medium.
+    pub allocated_bytes: u64,
+    /// Time of the last change of content.
+    pub mtime: Timestamp,
+    /// Whether no name leads to the file any more.
+    pub unlinked: bool,
+}
+
+/// An open data file. All methods may block.
+pub trait DiskFile: Send + Sync + Debug {
+    /// Fills `buffer` from `offset`; the count is below its length only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `data`, growing the file as needed.
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Reserves room for a range, so that writes to it do not fail for space. Changes neither content nor length.
+    fn allocate(&self, offset: u64, length_bytes: u64) -> io::Result<()>;
+    /// Makes a range read as zero and gives its room back; the length stays.
+    fn punch(&self, offset: u64, length_bytes: u64) -> io::Result<()>;
+    /// Sets the length; grown parts read as zero.
+    fn truncate(&self, size_bytes: u64) -> io::Result<()>;
+    /// Length, room, time.
+    fn stat(&self) -> io::Result<FileStat>;
+    /// Makes content and length durable.
+    fn sync_data(&self) -> io::Result<()>;
+    /// First run of allocated bytes at or after `offset`: start and end; `None` when only a hole follows.
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
+}
+
+/// A place for data files.
+pub trait Disk: Send + Sync + Debug {
+    /// Opens an existing file.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates a file that must not exist.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Removes a name.
+    fn unlink(&self, path: &Path) -> io::Result<()>;
+    /// Creates a directory and its parents; no error if it exists.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Hands each name in a directory to `visit`, in any order.
+    fn list(&self, dir: &Path, visit: &mut dyn FnMut(&str)) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes all below `dir` durable, files and names of every process.
+    fn sync_all(&self, dir: &Path) -> io::Result<()>;
+    /// Makes the empty file `to` share the content of `from` until either is written.
+    fn clone_file(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Bytes still free where `dir` is.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// This boot.
+    fn boot_id(&self) -> BootId;
+}

@@ -1,0 +1,206 @@
+//! [`Disk`] on the kernel's files.
+//!
+//! Content goes through the page cache. `sync_all` is `syncfs`, whose error report covers what was written since the
+//! directory was first synced through this value.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ferry_store::Timestamp;
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use super::{BootId, Disk, DiskFile, FileStat};
+
+/// The machine's own disks.
+#[derive(Debug)]
+pub struct RealDisk {
+    boot_id: BootId,
+    /// Directories kept open for `syncfs`: the kernel reports each write error once per open description.
+    synced: Mutex<HashMap<PathBuf, Arc<File>>>,
+}
+
+/// Most directories kept open for `syncfs`.
+const SYNCED_MAX: usize = 64;
+
+impl RealDisk {
+    /// Reads the boot id of the kernel.
+    pub fn new() -> io::Result<Self> {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let mut boot_id = [0u8; 16];
+        let digits: Vec<u8> = text
+            .bytes()
+            .filter_map(|byte| (byte as char).to_digit(16).map(|digit| digit as u8))
+            .collect();
+        if digits.len() != 32 {
+            return Err(io::Error::other(
+                "the kernel's boot id is not a UUID: /proc/sys/kernel/random/boot_id",
+            ));
+        }
+        for (index, byte) in boot_id.iter_mut().enumerate() {
+            *byte = digits[2 * index] << 4 | digits[2 * index + 1];
+        }
+        Ok(Self {
+            boot_id,
+            synced: Mutex::default(),
+        })
+    }
+}
+
+/// An open file of the kernel.
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn allocate(&self, offset: u64, length_bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, length_bytes) {
+            // Not every file system can reserve; there the write itself tells of a full disk.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn punch(&self, offset: u64, length_bytes: u64) -> io::Result<()> {
+        if length_bytes == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.0, flags, offset, length_bytes) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                let end = self.stat()?.size_bytes.min(offset.saturating_add(length_bytes));
+                let zeros = [0u8; 16 << 10];
+                let mut at = offset;
+                while at < end {
+                    let length = (end - at).min(zeros.len() as u64);
+                    self.write_at(&zeros[..length as usize], at)?;
+                    at += length;
+                }
+                Ok(())
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn truncate(&self, size_bytes: u64) -> io::Result<()> {
+        self.0.set_len(size_bytes)
+    }
+
+    fn stat(&self) -> io::Result<FileStat> {
+        use std::os::unix::fs::MetadataExt;
+        let stat = self.0.metadata()?;
+        Ok(FileStat {
+            size_bytes: stat.size(),
+            allocated_bytes: stat.blocks() * 512,
+            mtime: Timestamp {
+                seconds: u32::try_from(stat.mtime()).unwrap_or(0),
+                nanoseconds: u32::try_from(stat.mtime_nsec()).unwrap_or(0),
+            },
+            unlinked: stat.nlink() == 0,
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let start = match rustix::fs::seek(&self.0, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok(Some((start, rustix::fs::seek(&self.0, SeekFrom::Hole(start))?)))
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(path)
+    }
+
+    fn list(&self, dir: &Path, visit: &mut dyn FnMut(&str)) -> io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            if let Some(name) = entry?.file_name().to_str() {
+                visit(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn sync_all(&self, dir: &Path) -> io::Result<()> {
+        let file = {
+            let mut synced = self.synced.lock();
+            match synced.get(dir) {
+                Some(file) => file.clone(),
+                None => {
+                    if synced.len() >= SYNCED_MAX {
+                        synced.clear();
+                    }
+                    let file = Arc::new(File::open(dir)?);
+                    synced.insert(dir.to_owned(), file.clone());
+                    file
+                }
+            }
+        };
+        Ok(rustix::fs::syncfs(&*file)?)
+    }
+
+    fn clone_file(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let from = File::open(from)?;
+        let to = OpenOptions::new().read(true).write(true).open(to)?;
+        Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn boot_id(&self) -> BootId {
+        self.boot_id
+    }
+}

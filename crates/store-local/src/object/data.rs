@@ -1,0 +1,315 @@
+//! Bytes of bulk objects: reads through the chain of layers, changes in place of the head's layer.
+//!
+//! Keeps invariant: a block's data is in the file before its bit is in the map, so a writer that dies between leaves
+//! the old block; a read that ends early where rows promise bytes is an error, never zeros. Callers hold the object's
+//! slot: shared to read, exclusively to change. Does not know rows beyond [`Object`], nor durability.
+
+use bytes::Bytes;
+use ferry_store::{Errno, Extent, Result, StoreError};
+
+use super::bitmap::{BLOCK_BYTES, Bitmap, blocks_of};
+use super::extents;
+use super::rows::{Body, Layer, Object};
+use crate::pool::files::Files;
+
+/// One change of bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DataStep {
+    /// Writes bytes.
+    Write { offset: u64, data: Bytes },
+    /// Zeroes a range inside the object.
+    Zero { offset: u64, length_bytes: u64 },
+    /// Sets the size.
+    Truncate { size_bytes: u64 },
+}
+
+/// The data of one bulk object.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bulk<'a> {
+    files: &'a Files,
+    object: &'a Object,
+}
+
+/// Bits of a range of blocks.
+struct Blocks {
+    first: u64,
+    map: Bitmap,
+}
+
+impl Blocks {
+    fn has(&self, block: u64) -> bool {
+        block >= self.first && self.map.has(block - self.first)
+    }
+}
+
+impl<'a> Bulk<'a> {
+    /// The data of `object`.
+    pub(crate) fn new(files: &'a Files, object: &'a Object) -> Self {
+        Self { files, object }
+    }
+
+    fn layer(&self, lid: i64) -> Result<&'a Layer> {
+        let missing = || StoreError::new(Errno::EIO, format!("the row of layer {lid} is missing"));
+        self.object.layer(lid).map(|layer| &**layer).ok_or_else(missing)
+    }
+
+    /// Size of a body with layer `lid`: the head's is the length of its file.
+    pub(crate) fn size(&self, body: &Body, lid: i64) -> Result<u64> {
+        if !self.object.is_live(lid) {
+            return Ok(body.size_bytes);
+        }
+        let layer = self.layer(lid)?;
+        let stat = self.files.open(&layer.file)?.stat();
+        Ok(self.files.at(stat, "read", &layer.file)?.size_bytes)
+    }
+
+    fn blocks(&self, layer: &Layer, first: u64, end: u64) -> Result<Blocks> {
+        if !self.object.is_live(layer.lid) {
+            return Ok(Blocks {
+                first: 0,
+                map: layer.map.clone(),
+            });
+        }
+        let sidecar = self.sidecar(layer)?;
+        let first_byte = first / 8;
+        let count = (end.div_ceil(8) - first_byte) as usize;
+        let map = self
+            .files
+            .at(sidecar.read(first_byte, count), "read the map of", &layer.file)?;
+        Ok(Blocks {
+            first: first_byte * 8,
+            map,
+        })
+    }
+
+    fn sidecar(&self, layer: &Layer) -> Result<crate::pool::files::Sidecar> {
+        // Loading an object makes its sidecar, so in the boot of the load there is one.
+        self.files.sidecar(layer)?.ok_or_else(|| {
+            StoreError::new(
+                Errno::EIO,
+                format!(
+                    "{}.map is missing or damaged",
+                    self.files.path_of(&layer.file).display()
+                ),
+            )
+        })
+    }
+
+    /// The map of a layer as of now.
+    pub(crate) fn map_now(&self, layer: &Layer) -> Result<Bitmap> {
+        if layer.parent.is_none() || !self.object.is_live(layer.lid) {
+            return Ok(layer.map.clone());
+        }
+        let map = self.sidecar(layer)?.whole(layer.map.bytes().len() as u64 * 8);
+        self.files.at(map, "read the map of", &layer.file)
+    }
+
+    /// Fills `buffer`, all of it inside the body of layer `lid`.
+    pub(crate) fn read(&self, lid: i64, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let layer = self.layer(lid)?;
+        let Some(parent) = layer
+            .parent
+            .filter(|_| layer.chained && offset < layer.covered_bytes && !buffer.is_empty())
+        else {
+            return self.read_own(layer, offset, buffer);
+        };
+        let covered_end = layer.covered_bytes.min(offset + buffer.len() as u64);
+        let blocks = self.blocks(layer, offset / BLOCK_BYTES, blocks_of(covered_end))?;
+        let mut at = offset;
+        let mut rest = buffer;
+        while at < covered_end {
+            let own = blocks.has(at / BLOCK_BYTES);
+            let mut end = next_block(at).min(covered_end);
+            while end < covered_end && blocks.has(end / BLOCK_BYTES) == own {
+                end = next_block(end).min(covered_end);
+            }
+            let (run, after) = rest.split_at_mut((end - at) as usize);
+            match own {
+                true => self.read_own(layer, at, run)?,
+                false => self.read(parent, at, run)?,
+            }
+            (at, rest) = (end, after);
+        }
+        match rest.is_empty() {
+            true => Ok(()),
+            false => self.read_own(layer, at, rest),
+        }
+    }
+
+    fn read_own(&self, layer: &Layer, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let file = self.files.open(&layer.file)?;
+        let count = self.files.at(file.read_at(buffer, offset), "read", &layer.file)?;
+        if count < buffer.len() {
+            return Err(StoreError::new(
+                Errno::EIO,
+                format!(
+                    "read {}: the file ends at {}, its rows promise more",
+                    self.files.path_of(&layer.file).display(),
+                    offset + count as u64
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Allocated runs of layer `lid` between `offset` and `end`, ascending.
+    pub(crate) fn runs(&self, lid: i64, offset: u64, end: u64, runs: &mut Vec<Extent>) -> Result<()> {
+        let layer = self.layer(lid)?;
+        let chained = layer
+            .parent
+            .filter(|_| layer.chained && offset < layer.covered_bytes);
+        let covered_end = chained.map_or(offset, |_| layer.covered_bytes.min(end));
+        let mut at = offset;
+        if let Some(parent) = chained {
+            let blocks = self.blocks(layer, offset / BLOCK_BYTES, blocks_of(covered_end))?;
+            while at < covered_end {
+                let own = blocks.has(at / BLOCK_BYTES);
+                let mut run_end = next_block(at).min(covered_end);
+                while run_end < covered_end && blocks.has(run_end / BLOCK_BYTES) == own {
+                    run_end = next_block(run_end).min(covered_end);
+                }
+                match own {
+                    true => self.own_runs(layer, at, run_end, runs)?,
+                    false => self.runs(parent, at, run_end, runs)?,
+                }
+                at = run_end;
+            }
+        }
+        self.own_runs(layer, at, end, runs)
+    }
+
+    fn own_runs(&self, layer: &Layer, offset: u64, end: u64, runs: &mut Vec<Extent>) -> Result<()> {
+        let file = self.files.open(&layer.file)?;
+        let mut at = offset;
+        while at < end {
+            match self.files.at(file.next_data(at), "read", &layer.file)? {
+                Some((start, stop)) if start < end => {
+                    let start = start.max(at);
+                    let stop = stop.clamp(start, end);
+                    extents::push(runs, Extent::new(start, stop - start));
+                    at = stop.max(at + 1);
+                }
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies a change to the head's layer in place. `Truncate` below the covered length only after the rows say so.
+    pub(crate) fn apply(&self, layer: &Layer, step: &DataStep) -> Result<()> {
+        match step {
+            DataStep::Write { offset, data } => self.write(layer, *offset, data),
+            DataStep::Zero { offset, length_bytes } => self.zero(layer, *offset, *length_bytes),
+            DataStep::Truncate { size_bytes } => {
+                let file = self.files.open(&layer.file)?;
+                self.files.at(file.truncate(*size_bytes), "resize", &layer.file)
+            }
+        }
+    }
+
+    /// Reserves room for the writes among `steps`, so that a full disk refuses them before any byte changed.
+    pub(crate) fn reserve(&self, layer: &Layer, steps: &[DataStep]) -> Result<()> {
+        let file = self.files.open(&layer.file)?;
+        for step in steps {
+            if let DataStep::Write { offset, data } = step {
+                let end = offset + data.len() as u64;
+                let one_block = offset / BLOCK_BYTES == end.saturating_sub(1) / BLOCK_BYTES;
+                if data.is_empty() || one_block && steps.len() == 1 {
+                    continue;
+                }
+                let stat = self.files.at(file.stat(), "read", &layer.file)?;
+                if end > stat.size_bytes || stat.allocated_bytes < stat.size_bytes {
+                    let start = offset / BLOCK_BYTES * BLOCK_BYTES;
+                    let room = file.allocate(start, next_block(end - 1) - start);
+                    self.files.at(room, "reserve room in", &layer.file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, layer: &Layer, offset: u64, data: &[u8]) -> Result<()> {
+        let file = self.files.open(&layer.file)?;
+        let write = |bytes: &[u8], at: u64| self.files.at(file.write_at(bytes, at), "write", &layer.file);
+        if data.is_empty() {
+            return Ok(());
+        }
+        let Some(parent) = layer.parent.filter(|_| offset < layer.covered_bytes) else {
+            return write(data, offset);
+        };
+        let end = offset + data.len() as u64;
+        let covered_end = end.min(layer.covered_bytes);
+        let (first, last) = (offset / BLOCK_BYTES, (covered_end - 1) / BLOCK_BYTES);
+        let blocks = self.blocks(layer, first, last + 1)?;
+        // Blocks that so far come from the parent are completed from it, as far as they are the parent's.
+        let head_from = first * BLOCK_BYTES;
+        let tail_to = next_block(end - 1).min(layer.covered_bytes);
+        let head = layer.chained && head_from < offset && !blocks.has(first);
+        let tail = layer.chained && end < tail_to && !blocks.has(last);
+        if head || tail {
+            let mut whole = vec![0; if head { (offset - head_from) as usize } else { 0 }];
+            self.read(parent, head_from, &mut whole)?;
+            let start = offset - whole.len() as u64;
+            whole.extend_from_slice(data);
+            if tail {
+                let filled = whole.len();
+                whole.resize(filled + (tail_to - end) as usize, 0);
+                self.read(parent, end, &mut whole[filled..])?;
+            }
+            write(&whole, start)?;
+        } else {
+            write(data, offset)?;
+        }
+        self.mark(layer, first, last + 1)
+    }
+
+    fn zero(&self, layer: &Layer, offset: u64, length_bytes: u64) -> Result<()> {
+        let file = self.files.open(&layer.file)?;
+        let size = self.files.at(file.stat(), "read", &layer.file)?.size_bytes;
+        let end = offset.saturating_add(length_bytes).min(size);
+        if offset >= end {
+            return Ok(());
+        }
+        let punch = |from: u64, to: u64| self.files.at(file.punch(from, to - from), "punch", &layer.file);
+        let covered_end = match layer.parent {
+            Some(_) => end.min(layer.covered_bytes),
+            None => offset,
+        };
+        if offset >= covered_end {
+            return punch(offset, end);
+        }
+        let zeros = [0u8; BLOCK_BYTES as usize];
+        let head_end = offset.next_multiple_of(BLOCK_BYTES).min(covered_end);
+        self.write(layer, offset, &zeros[..(head_end - offset) as usize])?;
+        let whole_end = (covered_end / BLOCK_BYTES * BLOCK_BYTES).max(head_end);
+        if head_end < whole_end {
+            punch(head_end, whole_end)?;
+            self.mark(layer, head_end / BLOCK_BYTES, whole_end / BLOCK_BYTES)?;
+        }
+        self.write(layer, whole_end, &zeros[..(covered_end - whole_end) as usize])?;
+        if covered_end < end {
+            punch(covered_end, end)?;
+        }
+        Ok(())
+    }
+
+    fn mark(&self, layer: &Layer, first: u64, end: u64) -> Result<()> {
+        let sidecar = self.sidecar(layer)?;
+        let mut blocks = self.blocks(layer, first, end)?;
+        let mut changed = false;
+        for block in first..end {
+            changed |= blocks.map.insert(block - blocks.first);
+        }
+        match changed {
+            true => {
+                let put = sidecar.write(blocks.first / 8, &blocks.map);
+                self.files.at(put, "write the map of", &layer.file)
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+fn next_block(at: u64) -> u64 {
+    (at / BLOCK_BYTES + 1) * BLOCK_BYTES
+}

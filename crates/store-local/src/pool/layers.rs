@@ -1,0 +1,253 @@
+//! Making layers and making them durable.
+//!
+//! A new layer is *provisional* when its operation is buffered: neither its file nor its name is synced before the row
+//! is committed, and after a power loss it counts as never made (docs/format-local.md, "Provisional layers").
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ferry_store::{Errno, Result, StoreError};
+use rusqlite::Connection;
+
+use super::Pool;
+use super::key::ObjectKey;
+use crate::db::{Commit, SqlContext};
+use crate::disk::DiskFile;
+use crate::object::bitmap::{Bitmap, blocks_of};
+use crate::object::data::{Bulk, DataStep};
+use crate::object::rows::{Body, Layer, Object};
+
+/// Id of a layer that has no row yet.
+pub(crate) const UNBORN: i64 = -1;
+
+/// A layer whose row is still to be written.
+#[derive(Debug)]
+pub(crate) struct NewLayer {
+    /// What the row will say; `lid` is [`UNBORN`].
+    pub(crate) layer: Layer,
+    /// Its length.
+    pub(crate) size_bytes: u64,
+}
+
+/// Writes that a layer is durable with this map.
+pub(crate) fn settled(connection: &Connection, path: &Path, lid: i64, map: &Bitmap) -> Result<()> {
+    connection
+        .prepare_cached("UPDATE layers SET map = ?2, provisional = NULL WHERE lid = ?1")
+        .and_then(|mut statement| statement.execute((lid, map.bytes())))
+        .at(path, "write")
+        .map(|_| ())
+}
+
+impl Pool {
+    /// Makes content and, of a provisional layer, name of a layer durable. A failure poisons the object for this handle.
+    pub(crate) fn sync_layer(&self, key: &ObjectKey, layer: &Layer) -> Result<()> {
+        let file = self.files.open(&layer.file)?;
+        let synced = self.files.at(file.sync_data(), "sync", &layer.file);
+        let synced = match layer.provisional {
+            true => synced.and_then(|()| self.files.sync_name(&layer.file)),
+            false => synced,
+        };
+        synced.inspect_err(|_| self.dirty.poison(key.namespace(), key.name()))
+    }
+
+    /// Leaves word, once, that this client makes files: whoever notices its death looks for those without rows.
+    fn register_creator(&self) -> Result<()> {
+        let mut registered = self.creator.lock();
+        if !*registered {
+            let (gid, path) = (self.gid, self.db.path().to_owned());
+            self.db.write(Commit::Full, move |connection| {
+                connection
+                    .execute("INSERT OR IGNORE INTO creators(gid) VALUES(?1)", [gid as i64])
+                    .at(&path, "write")
+            })?;
+            *registered = true;
+        }
+        Ok(())
+    }
+
+    /// Says that all files of this client have rows or are gone.
+    pub(crate) fn unregister_creator(&self) -> Result<()> {
+        let mut registered = self.creator.lock();
+        if *registered {
+            let (gid, path) = (self.gid, self.db.path().to_owned());
+            self.db.write(Commit::Full, move |connection| {
+                connection
+                    .execute("DELETE FROM creators WHERE gid = ?1", [gid as i64])
+                    .at(&path, "write")
+            })?;
+            *registered = false;
+        }
+        Ok(())
+    }
+
+    /// A layer of its own holding what `steps` make of nothing.
+    pub(crate) fn new_base(&self, steps: &[DataStep], durable: bool) -> Result<NewLayer> {
+        self.new_layer(durable, |layer, _| Ok(layer), steps, None)
+    }
+
+    /// A layer on top of `parent` (of `object`, durable, `size_bytes` of it), changed by `steps`.
+    pub(crate) fn new_child(
+        &self,
+        object: &Object,
+        parent: &Layer,
+        size_bytes: u64,
+        steps: &[DataStep],
+        durable: bool,
+    ) -> Result<NewLayer> {
+        let begin = |layer: Layer, file: &Arc<dyn DiskFile>| {
+            let shared = !parent.chained && self.try_share(&parent.file, &layer.file);
+            self.files.at(file.truncate(size_bytes), "resize", &layer.file)?;
+            let map = Bitmap::empty(blocks_of(size_bytes));
+            self.files.make_sidecar(&layer.file, &map)?;
+            Ok(Layer {
+                parent: Some(parent.lid),
+                chained: !shared,
+                covered_bytes: size_bytes,
+                map,
+                ..layer
+            })
+        };
+        self.new_layer(durable, begin, steps, Some((object, parent)))
+    }
+
+    fn try_share(&self, from: &str, to: &str) -> bool {
+        match self.files.share(from, to) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::trace!(%error, "the file system does not share blocks; reading through the parent");
+                false
+            }
+        }
+    }
+
+    fn new_layer(
+        &self,
+        durable: bool,
+        begin: impl FnOnce(Layer, &Arc<dyn DiskFile>) -> Result<Layer>,
+        steps: &[DataStep],
+        below: Option<(&Object, &Layer)>,
+    ) -> Result<NewLayer> {
+        self.register_creator()?;
+        let (name, file) = self.files.create()?;
+        let made = (|| {
+            let layer = Layer {
+                lid: UNBORN,
+                file: name.clone(),
+                parent: None,
+                chained: false,
+                covered_bytes: 0,
+                map: Bitmap::default(),
+                provisional: !durable,
+            };
+            let layer = self.fill(begin(layer, &file)?, steps, below)?;
+            if durable {
+                self.files.at(file.sync_data(), "sync", &name)?;
+                self.files.sync_name(&name)?;
+            }
+            let map = self.scene(&layer, below);
+            let map = Bulk::new(&self.files, &map).map_now(&layer)?;
+            let size_bytes = self.files.at(file.stat(), "read", &name)?.size_bytes;
+            Ok(NewLayer {
+                layer: match durable {
+                    true => Layer { map, ..layer },
+                    false => layer,
+                },
+                size_bytes,
+            })
+        })();
+        made.inspect_err(|_: &StoreError| self.discard(&name))
+    }
+
+    /// Removes a file that will get no row.
+    pub(crate) fn discard(&self, name: &str) {
+        if let Err(error) = self.files.remove(name) {
+            tracing::warn!(%error, "a file without a row stays until this client has ended");
+        }
+    }
+
+    /// An object in which `layer` is the head's.
+    fn scene(&self, layer: &Layer, below: Option<(&Object, &Layer)>) -> Object {
+        let mut layers = vec![Arc::new(layer.clone())];
+        if let Some((object, parent)) = below {
+            layers.push(Arc::new(parent.clone()));
+            layers.extend(
+                object
+                    .layers
+                    .iter()
+                    .filter(|other| other.lid != parent.lid)
+                    .cloned(),
+            );
+        }
+        Object {
+            oid: 0,
+            snap_seq: 0,
+            head: Some(Body {
+                bid: 0,
+                size_bytes: 0,
+                version: 0,
+                mtime: Default::default(),
+                layer: Some(UNBORN),
+            }),
+            clones: Vec::new(),
+            layers,
+            redo: None,
+        }
+    }
+
+    fn fill(&self, mut layer: Layer, steps: &[DataStep], below: Option<(&Object, &Layer)>) -> Result<Layer> {
+        for step in steps {
+            if let DataStep::Truncate { size_bytes } = step {
+                layer.covered_bytes = layer.covered_bytes.min(*size_bytes);
+            }
+            let scene = self.scene(&layer, below);
+            let bulk = Bulk::new(&self.files, &scene);
+            bulk.reserve(&layer, std::slice::from_ref(step))?;
+            bulk.apply(&layer, step)?;
+        }
+        Ok(layer)
+    }
+
+    /// The head's layer as it is now, synced: what a clone may rest on. Only under the exclusive hold.
+    pub(crate) fn settle(&self, key: &ObjectKey, object: &Object, layer: &Layer) -> Result<Layer> {
+        let map = Bulk::new(&self.files, object).map_now(layer)?;
+        self.sync_layer(key, layer)?;
+        Ok(Layer {
+            map,
+            provisional: false,
+            ..layer.clone()
+        })
+    }
+
+    /// Inserts the row of a new layer; gives its id.
+    pub(crate) fn insert_layer(
+        connection: &Connection,
+        path: &Path,
+        oid: i64,
+        layer: &Layer,
+        boot: &[u8],
+    ) -> Result<i64> {
+        let inserted = connection
+            .prepare_cached(
+                "INSERT INTO layers(oid, file, parent, chained, covered, map, provisional)
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )
+            .and_then(|mut statement| {
+                statement.insert((
+                    oid,
+                    &layer.file,
+                    layer.parent,
+                    layer.chained,
+                    layer.covered_bytes as i64,
+                    layer.map.bytes(),
+                    layer.provisional.then_some(boot),
+                ))
+            });
+        match inserted.at(path, "write")? {
+            lid if lid > 0 => Ok(lid),
+            _ => Err(StoreError::new(
+                Errno::EIO,
+                format!("{}: layer ids are used up", path.display()),
+            )),
+        }
+    }
+}
