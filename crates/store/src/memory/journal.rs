@@ -122,9 +122,16 @@ impl Slot {
             return;
         };
         let Unsynced { mut base, entries } = *unsynced;
+        // What the object has seen stays known even when what made it known is lost: a later write with an older context
+        // must not appear in snapshots that it came after.
+        let mut seen = SnapContext::empty();
         for entry in entries {
+            if entry.snapc.seq() > seen.seq() {
+                seen = SnapContext::new(entry.snapc.seq(), Vec::new()).unwrap_or_default();
+            }
+            let old = entry.snapc.seq() < seen.seq();
             let under = Under {
-                snapc: &entry.snapc,
+                snapc: if old { &seen } else { &entry.snapc },
                 removed,
                 version: next_version(),
                 now: entry.now,
@@ -137,6 +144,9 @@ impl Slot {
                 // A rollback is one rename of a whole version: it stays or goes as one.
                 Change::Rollback(_) if !entry.durable && rng.random() => base.apply_preserving(&under, &[]),
                 change => run(&mut base, &under, &change),
+            }
+            if entry.durable && base.is_gone() {
+                seen = SnapContext::empty();
             }
         }
         self.object = base;
