@@ -136,3 +136,13 @@ async fn objects_become_smaller_and_the_changes_come_back_at_abort() {
 async fn objects_become_larger_and_the_changes_come_back_at_abort() {
     walk(Engine::memory(), SMALL, STRIPED, true).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_image_becomes_striped_and_commits_on_the_local_engine() {
+    walk(Engine::local(), PLAIN, STRIPED, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_become_larger_and_the_changes_come_back_at_abort_on_the_local_engine() {
+    walk(Engine::local(), SMALL, STRIPED, true).await;
+}

@@ -352,3 +352,8 @@ async fn histories(engine: &str, histories: u64) {
 async fn random_histories_equal_the_reference_on_the_memory_engine() {
     histories("memory", 30).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_histories_equal_the_reference_on_the_local_engine() {
+    histories("local", 4).await;
+}

@@ -12,6 +12,7 @@ use ferry_store::{IoCtx, PoolOptions, Scope, Store};
 /// A store that can be opened several times, as by several processes.
 pub enum Engine {
     Memory(MemoryCluster),
+    Local(tempfile::TempDir),
 }
 
 impl Engine {
@@ -19,10 +20,15 @@ impl Engine {
         Self::Memory(MemoryCluster::new(ferry_cls::registry()))
     }
 
+    pub fn local() -> Self {
+        Self::Local(tempfile::tempdir().unwrap())
+    }
+
     /// By name, for test matrices.
     pub fn named(name: &str) -> Self {
         match name {
             "memory" => Self::memory(),
+            "local" => Self::local(),
             other => panic!("no engine '{other}'"),
         }
     }
@@ -31,8 +37,14 @@ impl Engine {
     pub async fn connect(&self) -> Arc<dyn Store> {
         match self {
             Self::Memory(cluster) => cluster.connect(),
+            Self::Local(dir) => open_local(dir.path()),
         }
     }
+}
+
+pub fn open_local(path: &std::path::Path) -> Arc<dyn Store> {
+    let options = ferry_store_local::LocalOptions { registry: ferry_cls::registry(), disk: None };
+    ferry_store_local::LocalStore::open(path, options).unwrap()
 }
 
 /// Default namespace of the pool called `name`, which is created if it is missing.

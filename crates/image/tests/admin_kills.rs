@@ -1,0 +1,234 @@
+//! Every administrative command, killed at every step that changes the store, then run again: it finishes, or says
+//! that it was done, and nothing half-made remains.
+
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ferry_image::admin::create::CreateOptions;
+use ferry_image::admin::import::ImportOptions;
+use ferry_image::admin::{create, directory, import, list, namespace, remove, rename, trash};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result};
+use ferry_store::memory::MemoryCluster;
+use ferry_store::wrappers::{FaultyStore, Moment};
+use ferry_store::{IoCtx, Scope, Store, Timestamp};
+use support::pool;
+
+/// Reaching it means that a command does not end.
+const MAX_STEPS: u64 = 500;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Create,
+    Import,
+    Remove,
+    Rename,
+    TrashMove,
+    TrashRestore,
+    TrashRemove,
+    NamespaceCreate,
+    NamespaceRemove,
+}
+
+struct World {
+    cluster: MemoryCluster,
+    scope: Scope,
+    trashed: String,
+}
+
+impl World {
+    /// Images `a` and `kept`, and `old` in the trash.
+    async fn new() -> Self {
+        let cluster = MemoryCluster::new(ferry_cls::registry());
+        let store: Arc<dyn Store> = cluster.connect();
+        let io = pool(&store, "rbd").await;
+        for name in ["a", "kept", "old"] {
+            let options = CreateOptions { size_bytes: 1 << 20, order: Some(18), ..CreateOptions::default() };
+            create::create(&io, name, &options).await.unwrap();
+            let image = Image::open(&io, ImageKey::Name(name), OpenOptions::read_write()).await.unwrap();
+            for at in [0, 400 << 10] {
+                image.write(at, Bytes::from(name.as_bytes().repeat(100))).await.unwrap();
+            }
+            image.close().await.unwrap();
+        }
+        let trashed = directory::id_of_name(&io, "old").await.unwrap().unwrap();
+        trash::move_image(&io, "old", None).await.unwrap();
+        Self { cluster, scope: io.scope().clone(), trashed }
+    }
+
+    fn io(&self, store: Arc<dyn Store>) -> IoCtx {
+        IoCtx::new(store, self.scope.clone())
+    }
+
+    async fn prepare(&self, command: Command) {
+        if command == Command::NamespaceRemove {
+            namespace::create(&self.io(self.cluster.connect()), "ns").await.unwrap();
+        }
+    }
+
+    async fn run(&self, store: Arc<dyn Store>, command: Command) -> Result<()> {
+        let io = self.io(store);
+        let silent = Progress::silent();
+        match command {
+            Command::Create => {
+                let options = CreateOptions {
+                    size_bytes: 1 << 20,
+                    order: Some(18),
+                    stripe_unit_bytes: 4096,
+                    stripe_count: 2,
+                    ..CreateOptions::default()
+                };
+                create::create(&io, "new", &options).await
+            }
+            Command::Import => {
+                let mut data: &[u8] = &[3; 600 << 10];
+                import::from_reader(&io, "new", &mut data, &ImportOptions::default(), &silent).await
+            }
+            Command::Remove => remove::remove(&io, "a", &silent).await,
+            Command::Rename => rename::rename(&io, "a", "new").await,
+            Command::TrashMove => trash::move_image(&io, "a", None).await,
+            Command::TrashRestore => trash::restore(&io, &self.trashed, Some("new")).await,
+            Command::TrashRemove => trash::remove_image(&io, &self.trashed, false, &silent).await,
+            Command::NamespaceCreate => namespace::create(&io, "ns").await,
+            Command::NamespaceRemove => namespace::remove(&io, "ns").await,
+        }
+    }
+
+    /// Everything that the store holds, with ids of images made by the command left out.
+    async fn state(&self) -> Vec<String> {
+        let io = self.io(self.cluster.connect());
+        let mut out = Vec::new();
+        for (name, id) in directory::list(&io).await.unwrap() {
+            let image = Image::open(&io, ImageKey::Name(&name), OpenOptions::read_only())
+                .await
+                .unwrap_or_else(|error| panic!("{name} is listed but does not open: {error}"));
+            assert_eq!(image.id(), id, "{name}");
+            let size = image.size_bytes();
+            let data = image.read(0, size).await.unwrap();
+            let sum: u64 = data.iter().map(|byte| u64::from(*byte)).sum();
+            let unit = image.layout().stripe_unit_bytes();
+            out.push(format!("image {name}: {size} bytes, sum {sum}, stripe unit {unit}"));
+            image.close().await.unwrap();
+        }
+        for (_, entry) in trash::list(&io).await.unwrap() {
+            out.push(format!("trash {} {:?} {:?}", entry.name, entry.source, entry.state));
+        }
+        out.push(format!("namespaces {:?}", namespace::list(&io).await.unwrap()));
+        for prefix in ["rbd_id.", "rbd_header.", "rbd_object_map.", "rbd_data."] {
+            let found = io.store().list_objects(io.scope(), prefix, "", 1000).await.unwrap();
+            out.push(format!("{prefix} {}", found.len()));
+        }
+        out.push(format!("names {:?}", list::names(&io).await.unwrap()));
+        out
+    }
+}
+
+/// What a command may answer when it was killed after its work was done.
+fn says_done(command: Command, kind: ErrorKind, errno: ferry_store::Errno) -> bool {
+    match command {
+        Command::Create | Command::Import => kind == ErrorKind::ImageExists,
+        Command::Remove | Command::Rename | Command::TrashMove => kind == ErrorKind::ImageMissing,
+        Command::TrashRestore | Command::TrashRemove => kind == ErrorKind::ImageMissing,
+        Command::NamespaceCreate => errno == ferry_store::Errno::EEXIST,
+        Command::NamespaceRemove => kind == ErrorKind::NamespaceMissing,
+    }
+}
+
+async fn kill_everywhere(command: Command, power_loss: bool) {
+    let expected = {
+        let world = World::new().await;
+        world.prepare(command).await;
+        world.run(world.cluster.connect(), command).await.unwrap();
+        world.state().await
+    };
+    for moment in [Moment::Before, Moment::After] {
+        for nth in 1.. {
+            assert!(nth < MAX_STEPS, "{command:?} does not end");
+            let world = World::new().await;
+            world.prepare(command).await;
+            let inner = world.cluster.connect();
+            let dying = inner.clone();
+            let store = FaultyStore::with_death(inner, move || dying.kill());
+            store.hook().kill_at(nth, moment);
+            let result = world.run(store.clone(), command).await;
+            if !store.hook().is_dead() {
+                result.unwrap_or_else(|error| panic!("{command:?} without a kill: {error}"));
+                assert!(nth > 1, "{command:?} changes nothing");
+                break;
+            }
+            let when = format!("{command:?} killed {moment:?} step {nth}");
+            if power_loss {
+                world.cluster.power_loss(nth);
+            }
+            if let Err(error) = world.run(world.cluster.connect(), command).await {
+                assert!(says_done(command, error.kind, error.errno), "{when}, then: {error}");
+            }
+            assert_eq!(world.state().await, expected, "{when}");
+        }
+    }
+}
+
+macro_rules! kills {
+    ($($name:ident: $command:ident, $power_loss:literal;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                kill_everywhere(Command::$command, $power_loss).await;
+            }
+        )*
+    };
+}
+
+kills! {
+    create_killed_anywhere_is_finished_by_the_next: Create, false;
+    import_killed_anywhere_is_finished_by_the_next: Import, false;
+    import_survives_power_loss_anywhere: Import, true;
+    remove_killed_anywhere_is_finished_by_the_next: Remove, false;
+    remove_survives_power_loss_anywhere: Remove, true;
+    rename_killed_anywhere_is_finished_by_the_next: Rename, false;
+    trash_move_killed_anywhere_is_finished_by_the_next: TrashMove, false;
+    trash_restore_killed_anywhere_is_finished_by_the_next: TrashRestore, false;
+    trash_remove_killed_anywhere_is_finished_by_the_next: TrashRemove, false;
+    namespace_create_killed_anywhere_is_finished_by_the_next: NamespaceCreate, false;
+    namespace_remove_killed_anywhere_is_finished_by_the_next: NamespaceRemove, false;
+}
+
+/// Another command than the killed one meets what it left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_killed_command_every_name_can_be_used_or_removed() {
+    for command in [Command::Create, Command::Import, Command::Rename, Command::TrashRestore] {
+        for nth in 1..MAX_STEPS {
+            let world = World::new().await;
+            let inner = world.cluster.connect();
+            let dying = inner.clone();
+            let store = FaultyStore::with_death(inner, move || dying.kill());
+            store.hook().kill_at(nth, Moment::After);
+            let _ = world.run(store.clone(), command).await;
+            if !store.hook().is_dead() {
+                break;
+            }
+            let when = format!("{command:?} killed after step {nth}");
+            let io = world.io(world.cluster.connect());
+            // Whatever is called "new" now is whole, or can be made.
+            let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+            match create::create(&io, "new", &options).await {
+                Ok(()) => {}
+                Err(error) => assert_eq!(error.kind, ErrorKind::ImageExists, "{when}: {error}"),
+            }
+            let image = Image::open(&io, ImageKey::Name("new"), OpenOptions::read_write()).await.unwrap();
+            image.close().await.unwrap();
+            for name in ["new", "a", "kept", "old"] {
+                if let Err(error) = remove::remove(&io, name, &Progress::silent()).await {
+                    assert_eq!(error.kind, ErrorKind::ImageMissing, "{when}, removing {name}: {error}");
+                }
+            }
+            let _ = trash::restore(&io, &world.trashed, Some("again")).await;
+            let _ = remove::remove(&io, "again", &Progress::silent()).await;
+            trash::purge(&io, Timestamp::now(), &Progress::silent()).await.unwrap();
+            let left = io.store().list_objects(io.scope(), "rbd_", "", 1000).await.unwrap();
+            let fixed = ["rbd_directory", "rbd_info", "rbd_trash"];
+            assert!(left.iter().all(|name| fixed.contains(&name.as_str())), "{when}: {left:?}");
+        }
+    }
+}
