@@ -25,6 +25,8 @@ pub const EXIT_USAGE: u8 = 1;
 pub const EPERM: i32 = 1;
 /// ENOENT: an image, pool, snapshot or file is missing.
 pub const ENOENT: i32 = 2;
+/// EIO.
+pub const EIO: i32 = 5;
 /// EBUSY: watchers, children or a running migration stand in the way.
 pub const EBUSY: i32 = 16;
 /// EEXIST.

@@ -1,4 +1,4 @@
-//! The frame of the `rbd` command: what every command shares, and nothing that knows what an image is.
+//! The `rbd` command: its frame, which knows nothing of images, and the bodies of its commands ([`commands`]).
 //!
 //! A command body gets an [`grammar::Invocation`] and uses four things:
 //!
@@ -33,8 +33,9 @@
 //! status(&invocation).unwrap();
 //! ```
 //!
-//! Invariant: results go to stdout, everything else to stderr, and nothing here opens a store, a socket or an image.
+//! Invariant: results go to stdout, everything else to stderr; only [`commands`] opens stores, sockets and images.
 
+pub mod commands;
 pub mod exit;
 pub mod grammar;
 pub mod help;

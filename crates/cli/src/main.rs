@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use ferry_cli::exit::Failure;
 use ferry_cli::grammar::{Environment, Parsed, parse};
 
 fn main() -> ExitCode {
@@ -13,7 +12,7 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(())
         }
-        Ok(Parsed::Run(invocation)) => Err(Failure::not_implemented(&invocation.command.name())),
+        Ok(Parsed::Run(invocation)) => ferry_cli::commands::run(invocation),
         Err(failure) => Err(failure),
     };
     match outcome {

@@ -124,6 +124,14 @@ impl Progress {
         self.end(&format!("{percent}% complete...failed."));
     }
 
+    /// The task never began: no line at all. Later calls do nothing.
+    pub fn abandon(&self) {
+        self.percent.store(ENDED, Ordering::Relaxed);
+        if let Mode::Bar(bar) = &self.mode {
+            bar.finish_and_clear();
+        }
+    }
+
     fn end(&self, line: &str) {
         if self.percent.swap(ENDED, Ordering::Relaxed) == ENDED {
             return;

@@ -9,6 +9,7 @@ use crate::error::{ImageError, Result, optional};
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::progress::Progress;
+use crate::watch::messages::Request;
 
 /// Objects looked at at the same time.
 const CONCURRENT_OBJECTS: usize = 10;
@@ -27,6 +28,13 @@ pub struct Mismatch {
     pub marked: ObjectState,
     /// What is true.
     pub actual: ObjectState,
+}
+
+impl Image {
+    /// Rebuilds all object maps, in the owner of the exclusive lock. `EINVAL` without the object-map feature.
+    pub async fn rebuild_object_map(&self, progress: &Progress) -> Result<()> {
+        self.maintain(&Request::RebuildObjectMap, progress).await
+    }
 }
 
 /// Rebuilds the maps of the head and of all snapshots and declares them valid.

@@ -13,6 +13,7 @@ pub(crate) use change::{
 pub use change::{get_limit, set_limit};
 
 use ferry_cls::rbd::SnapshotNamespace;
+use ferry_store::SnapId;
 
 use crate::error::Result;
 use crate::image::{Image, SnapKey, find_snap};
@@ -41,6 +42,18 @@ impl Image {
             name: name.to_owned(),
             namespace: SnapshotNamespace::User,
         };
+        self.maintain(&request, progress).await
+    }
+
+    /// Removes a snapshot by id, whatever its namespace. Errors as [`Image::snap_remove`].
+    pub async fn snap_remove_by_id(&self, snap: SnapId, progress: &Progress) -> Result<()> {
+        self.refresh_if_needed().await?;
+        let header = self.header();
+        let snap = find_snap(&header, &SnapKey::Id(snap))?;
+        change::check_removable(self, &header, snap)?;
+        let Some(record) = header.snaps.get(&snap) else { return Ok(()) };
+        let request =
+            Request::SnapRemove { name: record.name.clone(), namespace: record.namespace.clone() };
         self.maintain(&request, progress).await
     }
 

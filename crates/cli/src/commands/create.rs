@@ -1,0 +1,108 @@
+//! `rbd create`.
+
+use ferry_cls::rbd::feature;
+use ferry_image::admin::create::{self, CreateOptions};
+use ferry_image::{ImageError, OpenOptions};
+use ferry_store::Errno;
+
+use super::error::Explain as _;
+use super::session::Session;
+use crate::exit::{EINVAL, Failure};
+use crate::grammar::ImageOptions;
+use crate::spec::{Check, ImageQuery, ImageSpec};
+
+/// Bytes written at a time with `--thick-provision`.
+const THICK_STEP_BYTES: u64 = 4 << 20;
+
+pub(super) async fn run(session: &Session) -> Result<(), Failure> {
+    let args = session.args();
+    let spec = args.image(ImageQuery::source().check(Check::Full))?;
+    let options = ImageOptions::from_args(args)?.or_settings(&session.invocation().config_overrides);
+    let size_bytes = args.required_size_bytes()?;
+    args.finish()?;
+    warn(&options);
+    let options = create_options(&options, size_bytes, "create error")?;
+    let io = session.place_of(&spec).await?;
+    create::create(&io, &spec.image, &options)
+        .await
+        .map_err(|error| error.failed("create error"))?;
+    if args.flag("thick-provision") {
+        fill(session, &spec).await?;
+    }
+    Ok(())
+}
+
+/// Prints what the options are worth warning of.
+pub(super) fn warn(options: &ImageOptions) {
+    for warning in &options.warnings {
+        eprintln!("{warning}");
+    }
+}
+
+/// What the library is told about a new image. `what` words the refusal of format 1.
+pub(super) fn create_options(
+    options: &ImageOptions,
+    size_bytes: u64,
+    what: &str,
+) -> Result<CreateOptions, Failure> {
+    refuse_format_1(options, what)?;
+    let features = match options.features {
+        None if options.features_clear != 0 => Some(feature::DEFAULT & !options.features_clear),
+        features => features,
+    };
+    Ok(CreateOptions {
+        size_bytes,
+        order: options.order,
+        stripe_unit_bytes: options.stripe_unit_bytes.unwrap_or(0),
+        stripe_count: options.stripe_count.unwrap_or(0),
+        data_pool: options.data_pool.clone(),
+        features,
+    })
+}
+
+/// Ceph's own answer to a new image of format 1.
+pub(super) fn refuse_format_1(options: &ImageOptions, what: &str) -> Result<(), Failure> {
+    if options.format == Some(1) {
+        return Err(Failure::errno(what, EINVAL)
+            .with_line("rbd: note: new images of format 1 are not supported; use --image-format 2"));
+    }
+    Ok(())
+}
+
+async fn fill(session: &Session, spec: &ImageSpec) -> Result<(), Failure> {
+    let image = session.image(spec, OpenOptions::read_write()).await?;
+    let task = session.bytes_task("Thick provisioning");
+    let written = async {
+        let size_bytes = image.size_bytes();
+        let mut at = 0;
+        while at < size_bytes {
+            let step = THICK_STEP_BYTES.min(size_bytes - at);
+            image.write_zeroes(at, step, true).await?;
+            at += step;
+            task.update(at, size_bytes);
+        }
+        image.flush().await
+    }
+    .await;
+    let Err(error) = task.end(written) else { return Ok(()) };
+    // Nothing half-made remains; what cannot be taken back is told as well.
+    let io = image.io().clone();
+    let taken_back = async {
+        image.close().await?;
+        ferry_image::admin::remove::remove(&io, &spec.image, &ferry_image::Progress::silent()).await
+    }
+    .await;
+    let failure = error.failed("thick provisioning error");
+    Err(match taken_back {
+        Ok(()) => failure,
+        Err(error) => failure.with_line(left_behind(spec, &error)),
+    })
+}
+
+/// The line for an image that could neither be finished nor removed.
+pub(super) fn left_behind(spec: &ImageSpec, error: &ImageError) -> String {
+    match error.errno {
+        Errno::ENOENT => format!("rbd: note: image {spec} was not made"),
+        _ => format!("rbd: note: image {spec} is incomplete and could not be removed: {error}"),
+    }
+}

@@ -1,0 +1,138 @@
+//! `rbd migration *`: the four verbs.
+
+use ferry_image::migration::abort::{AbortOptions, abort as abort_verb};
+use ferry_image::migration::commit::commit as commit_verb;
+use ferry_image::migration::execute::execute as execute_verb;
+use ferry_image::migration::pair::{self, Found};
+use ferry_image::migration::prepare::{PrepareOptions, prepare as prepare_verb};
+
+use super::create::{refuse_format_1, warn};
+use super::error::Explain as _;
+use super::session::Session;
+use crate::VERSION;
+use crate::exit::{EINVAL, EOPNOTSUPP, Failure};
+use crate::grammar::ImageOptions;
+use crate::spec::{Check, ImageQuery, ImageSpec};
+
+pub(super) async fn prepare(session: &Session) -> Result<(), Failure> {
+    const WHAT: &str = "preparing migration failed";
+    let args = session.args();
+    for option in ["source-spec", "source-spec-path"] {
+        if args.text(option).is_some() {
+            return Err(not_yet(option));
+        }
+    }
+    if args.flag("import-only") {
+        return Err(not_yet("import-only"));
+    }
+    let source = args.image(ImageQuery::source())?;
+    let dest = args.image_if_named(ImageQuery::dest().check(Check::Full))?;
+    // Ceph takes all of the destination from the source only if nothing of it is named.
+    let dest = match dest.into_image() {
+        Some(dest) => dest,
+        None => named_by_options(session, &source),
+    };
+    let options = ImageOptions::from_args(args)?;
+    args.finish()?;
+    warn(&options);
+    refuse_format_1(&options, WHAT)?;
+    let options = PrepareOptions {
+        order: options.order,
+        stripe_unit_bytes: options.stripe_unit_bytes,
+        stripe_count: options.stripe_count,
+        features: shared_features(session, &source, &options).await?,
+        data_pool: options.data_pool,
+        flatten: args.flag("flatten"),
+    };
+    let source_io = session.place_of(&source).await?;
+    let dest_io = session.place_of(&dest).await?;
+    prepare_verb(&source_io, &source.image, &dest_io, &dest.image, &options)
+        .await
+        .map_err(|error| error.failed(WHAT))
+}
+
+fn not_yet(option: &str) -> Failure {
+    Failure::message(
+        format!(
+            "rbd: option '--{option}' is not implemented yet in Ferry {VERSION}: \
+             images can only be migrated from pools of the same store"
+        ),
+        EOPNOTSUPP,
+    )
+}
+
+/// The source's name, in the pool that the options name, if they name one.
+fn named_by_options(session: &Session, source: &ImageSpec) -> ImageSpec {
+    let args = session.args();
+    let given = |option| args.text(option).filter(|text| !text.is_empty()).map(str::to_owned);
+    let (pool, namespace) = (given("dest-pool"), given("dest-namespace"));
+    let elsewhere = pool.is_some() || namespace.is_some();
+    ImageSpec {
+        pool: pool.unwrap_or_else(|| source.pool.clone()),
+        namespace: match namespace {
+            Some(namespace) => namespace,
+            None if elsewhere => String::new(),
+            None => source.namespace.clone(),
+        },
+        image: source.image.clone(),
+        snap: None,
+    }
+}
+
+/// Feature bits that were asked for; `--image-shared` alone takes bits from those of the source.
+async fn shared_features(
+    session: &Session,
+    source: &ImageSpec,
+    options: &ImageOptions,
+) -> Result<Option<u64>, Failure> {
+    if options.features.is_some() || options.features_clear == 0 {
+        return Ok(options.features);
+    }
+    let image = session
+        .image(source, ferry_image::OpenOptions::read_only().ignoring_migration())
+        .await?;
+    let kept = image.header().features & !options.features_clear;
+    let user_settable = ferry_cls::rbd::feature::DEFAULT;
+    Ok(Some(kept & user_settable))
+}
+
+pub(super) async fn execute(session: &Session) -> Result<(), Failure> {
+    let spec = image(session)?;
+    let io = session.place_of(&spec).await?;
+    let task = session.task("Image migration");
+    let executed = execute_verb(&io, &spec.image, &task.library()).await;
+    task.end(executed).map_err(|error| error.failed("migration failed"))
+}
+
+pub(super) async fn commit(session: &Session) -> Result<(), Failure> {
+    let spec = image(session)?;
+    let io = session.place_of(&spec).await?;
+    let found = pair::find(&io, &spec.image)
+        .await
+        .map_err(|error| error.failed("getting migration status failed"))?;
+    if let Found::NotMigrating(_) = found {
+        return Err(Failure::errno("getting migration status failed", EINVAL));
+    }
+    let task = session.task("Commit image migration");
+    let committed = commit_verb(&io, &spec.image, &task.library()).await;
+    task.end(committed)
+        .map_err(|error| error.failed("committing migration failed"))
+}
+
+pub(super) async fn abort(session: &Session) -> Result<(), Failure> {
+    let spec = image(session)?;
+    let io = session.place_of(&spec).await?;
+    let options = AbortOptions {
+        force: session.args().flag("force"),
+    };
+    let task = session.task("Abort image migration");
+    let aborted = abort_verb(&io, &spec.image, options, &task.library()).await;
+    task.end(aborted)
+        .map_err(|error| error.failed("aborting migration failed"))
+}
+
+fn image(session: &Session) -> Result<ImageSpec, Failure> {
+    let spec = session.args().image(ImageQuery::source())?;
+    session.args().finish()?;
+    Ok(spec)
+}

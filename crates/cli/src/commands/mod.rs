@@ -1,0 +1,172 @@
+//! The bodies of the commands: each parses its arguments, calls the library, prints what comes back.
+//!
+//! [`run`] is the only entry. It owns the runtime, the store and the signals: a command that is interrupted by `SIGINT` or
+//! `SIGTERM` is dropped where it stands, its images are closed and the exit code is 128 + the signal's number; what it
+//! had begun can be taken up by running it again. `serve` and `watch` end in their own, orderly way.
+//!
+//! What it does not know: how any of the operations works.
+
+mod bench;
+mod create;
+mod error;
+mod info;
+mod lifecycle;
+mod list;
+mod locks;
+mod meta;
+mod migration;
+mod namespace;
+mod object_map;
+mod pool;
+mod serve;
+mod session;
+mod snap;
+mod status;
+mod transfer;
+mod trash;
+mod usage;
+mod watch;
+
+use std::future::Future;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::exit::{EIO, Failure};
+use crate::grammar::{CommandId, Invocation};
+use session::Session;
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// The [`Failure`] to report and exit with.
+pub fn run(invocation: Box<Invocation>) -> Result<(), Failure> {
+    start_logging();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::errno("cannot start", error.raw_os_error().unwrap_or(EIO)))?;
+    let result = runtime.block_on(in_session(invocation));
+    // A thread may be waiting for input that nobody needs any more.
+    runtime.shutdown_background();
+    result
+}
+
+/// Diagnostics on stderr, for who asks for them with `FERRY_LOG` (`debug`, `ferry_image=trace`); errors always.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing_subscriber::filter::LevelFilter::ERROR.into())
+        .with_env_var("FERRY_LOG")
+        .from_env_lossy();
+    // Fails only when a log is set up already, which is as good.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+async fn in_session(invocation: Box<Invocation>) -> Result<(), Failure> {
+    if let Some(objects) = invocation.config_overrides.concurrent_management_ops() {
+        ferry_image::migration::execute::set_concurrent_objects(objects as usize);
+    }
+    let command = invocation.command;
+    let mut signals = Signals::new()?;
+    let session = Session::new(invocation);
+    let result = match command {
+        CommandId::Serve => serve::run(&session, &mut signals).await,
+        CommandId::Watch => watch::run(&session, &mut signals).await,
+        _ => until_signal(body(&session, command), &mut signals).await,
+    };
+    let closed = session.close().await;
+    result.and(closed)
+}
+
+async fn until_signal(
+    body: impl Future<Output = Result<(), Failure>>,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    tokio::select! {
+        result = body => result,
+        number = signals.next() => Err(Failure::message(
+            "rbd: interrupted; run the command again to go on",
+            128 + number,
+        )),
+    }
+}
+
+async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
+    match command {
+        CommandId::Bench => bench::run(session).await,
+        CommandId::Create => create::run(session).await,
+        CommandId::DiskUsage => usage::run(session).await,
+        CommandId::Export => transfer::export(session).await,
+        CommandId::ImageMetaGet => meta::get(session).await,
+        CommandId::ImageMetaList => meta::list(session).await,
+        CommandId::ImageMetaRemove => meta::remove(session).await,
+        CommandId::ImageMetaSet => meta::set(session).await,
+        CommandId::Import => transfer::import(session).await,
+        CommandId::Info => info::run(session).await,
+        CommandId::List => list::run(session).await,
+        CommandId::LockList => locks::list(session).await,
+        CommandId::MigrationAbort => migration::abort(session).await,
+        CommandId::MigrationCommit => migration::commit(session).await,
+        CommandId::MigrationExecute => migration::execute(session).await,
+        CommandId::MigrationPrepare => migration::prepare(session).await,
+        CommandId::NamespaceCreate => namespace::create(session).await,
+        CommandId::NamespaceList => namespace::list(session).await,
+        CommandId::NamespaceRemove => namespace::remove(session).await,
+        CommandId::ObjectMapCheck => object_map::check(session).await,
+        CommandId::ObjectMapRebuild => object_map::rebuild(session).await,
+        CommandId::PoolCreate => pool::create(session).await,
+        CommandId::PoolInit => pool::init(session).await,
+        CommandId::PoolList => pool::list(session).await,
+        CommandId::PoolRemove => pool::remove(session).await,
+        CommandId::PoolStats => pool::stats(session).await,
+        CommandId::Remove => lifecycle::remove(session).await,
+        CommandId::Rename => lifecycle::rename(session).await,
+        CommandId::Resize => lifecycle::resize(session).await,
+        CommandId::SnapCreate => snap::create(session).await,
+        CommandId::SnapLimitClear => snap::limit_clear(session).await,
+        CommandId::SnapLimitSet => snap::limit_set(session).await,
+        CommandId::SnapList => snap::list(session).await,
+        CommandId::SnapProtect => snap::protect(session).await,
+        CommandId::SnapPurge => snap::purge(session).await,
+        CommandId::SnapRemove => snap::remove(session).await,
+        CommandId::SnapRename => snap::rename(session).await,
+        CommandId::SnapRollback => snap::rollback(session).await,
+        CommandId::SnapUnprotect => snap::unprotect(session).await,
+        CommandId::Status => status::run(session).await,
+        CommandId::TrashList => trash::list(session).await,
+        CommandId::TrashMove => trash::move_image(session).await,
+        CommandId::TrashPurge => trash::purge(session).await,
+        CommandId::TrashRemove => trash::remove(session).await,
+        CommandId::TrashRestore => trash::restore(session).await,
+        // Dispatched above, since they end on their own at a signal.
+        CommandId::Serve | CommandId::Watch => Err(Failure::not_implemented(&command.name())),
+    }
+}
+
+/// `SIGINT` and `SIGTERM`, caught from the start so that none is lost.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let catch = |kind| {
+            signal(kind).map_err(|error| Failure::errno("cannot catch signals", error.raw_os_error().unwrap_or(EIO)))
+        };
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next one; gives its number.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `rbd status`.
+
+use ferry_image::ImageKey;
+use ferry_image::admin::status::{self, MigrationImage, MigrationStatus, Status};
+
+use super::error::Explain as _;
+use super::session::Session;
+use crate::exit::Failure;
+use crate::output::{Document, Node};
+use crate::spec::ImageQuery;
+
+pub(super) async fn run(session: &Session) -> Result<(), Failure> {
+    let args = session.args();
+    let spec = args.image(ImageQuery::source())?;
+    let format = args.output_format()?;
+    args.finish()?;
+    let io = session.place_of(&spec).await?;
+    let status = status::status(&io, ImageKey::Name(&spec.image))
+        .await
+        .map_err(|error| error.failed(format_args!("error opening image {}", spec.image)))?;
+    session.print(format, || text(&status), || document(&status))
+}
+
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    if status.watchers.is_empty() {
+        text.push_str("Watchers: none\n");
+    } else {
+        text.push_str("Watchers:\n");
+        for watcher in &status.watchers {
+            text.push_str(&format!(
+                "\twatcher={} client.{} cookie={}\n",
+                watcher.client.addr, watcher.client.gid, watcher.cookie.0
+            ));
+        }
+    }
+    if let Some(migration) = &status.migration {
+        let source = match migration.source_spec.as_str() {
+            "" => name(&migration.source),
+            spec => spec.to_owned(),
+        };
+        let description = match migration.state_description.as_str() {
+            "" => String::new(),
+            description => format!(" ({description})"),
+        };
+        text.push_str(&format!(
+            "Migration:\n\tsource: {source}\n\tdestination: {}\n\tstate: {}{description}\n",
+            name(&migration.dest),
+            migration.state.name(),
+        ));
+    }
+    text
+}
+
+fn name(image: &MigrationImage) -> String {
+    let mut text = format!("{}/", image.pool_name);
+    if !image.pool_namespace.is_empty() {
+        text.push_str(&format!("{}/", image.pool_namespace));
+    }
+    text.push_str(&image.image_name);
+    if !image.image_id.is_empty() {
+        text.push_str(&format!(" ({})", image.image_id));
+    }
+    text
+}
+
+fn document(status: &Status) -> Document {
+    let mut watchers = Node::list("watcher");
+    for watcher in &status.watchers {
+        watchers.add(
+            Node::map()
+                .with("address", watcher.client.addr.to_string())
+                .with("client", watcher.client.gid)
+                .with("cookie", watcher.cookie.0),
+        );
+    }
+    let root = Node::map()
+        .with("watchers", watchers)
+        .with_some("migration", status.migration.as_ref().map(migration));
+    Document::new("status", root)
+}
+
+fn migration(migration: &MigrationStatus) -> Node {
+    let side = |node: Node, prefix: &str, image: &MigrationImage| {
+        node.with(&format!("{prefix}_pool_name"), &image.pool_name)
+            .with(&format!("{prefix}_pool_namespace"), &image.pool_namespace)
+            .with(&format!("{prefix}_image_name"), &image.image_name)
+            .with(&format!("{prefix}_image_id"), &image.image_id)
+    };
+    let source = match migration.source_spec.as_str() {
+        "" => side(Node::map(), "source", &migration.source),
+        spec => Node::map().with("source_spec", spec),
+    };
+    side(source, "dest", &migration.dest)
+        .with("state", migration.state.name())
+        .with("state_description", &migration.state_description)
+}
