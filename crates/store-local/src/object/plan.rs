@@ -324,12 +324,12 @@ impl ObjectHandle for Draft<'_, '_> {
     fn write(&mut self, offset: u64, data: Bytes) -> Result<(), Errno> {
         let end = end_of(offset, data.len() as u64)?;
         self.make();
-        if !data.is_empty() {
-            self.changes.push(Change::Data(DataStep::Write { offset, data }));
-        } else if end > self.size_bytes {
-            self.changes
-                .push(Change::Data(DataStep::Truncate { size_bytes: end }));
-        }
+        self.changes.push(Change::Data(match data.is_empty() {
+            false => DataStep::Write { offset, data },
+            true => DataStep::Truncate {
+                size_bytes: self.size_bytes.max(end),
+            },
+        }));
         self.size_bytes = self.size_bytes.max(end);
         Ok(())
     }
@@ -343,11 +343,12 @@ impl ObjectHandle for Draft<'_, '_> {
     }
 
     fn zero(&mut self, offset: u64, length_bytes: u64) -> Result<(), Errno> {
-        let end = offset.saturating_add(length_bytes).min(self.size_bytes);
-        if self.exists && offset < end {
+        if self.exists {
+            // Also a range outside the object is a change as far as snapshots and versions go.
+            let end = offset.saturating_add(length_bytes).min(self.size_bytes);
+            let offset = offset.min(end);
             let length_bytes = end - offset;
-            self.changes
-                .push(Change::Data(DataStep::Zero { offset, length_bytes }));
+            self.changes.push(Change::Data(DataStep::Zero { offset, length_bytes }));
         }
         Ok(())
     }

@@ -135,6 +135,19 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
+    /// Bytes in which overlaps are exact: engines may keep track of bulk objects in blocks of this size.
+    pub(crate) fn grain_bytes(&self) -> u64 {
+        match self.flavour {
+            Flavour::Plain => 1,
+            Flavour::Bulk => 4096,
+        }
+    }
+
+    /// As many bytes as `count` grains, different for each seed.
+    pub(crate) fn grains(&self, seed: u8, count: u64) -> Bytes {
+        pattern(seed, (count * self.grain_bytes()) as usize)
+    }
+
     /// Connects two clients and makes the place.
     pub(crate) async fn new(harness: Arc<dyn Harness>, flavour: Flavour) -> Outcome<Self> {
         let first = harness.client().await;

@@ -82,14 +82,22 @@ pub(super) async fn an_unwritten_object_serves_later_snapshots_from_its_head(t: 
 }
 
 pub(super) async fn one_clone_serves_all_snapshots_since_the_last_write(t: Fixture) -> Outcome {
+    let grain = t.grain_bytes();
     let [first, second, third] = t.snaps().await?;
-    t.a.write("o", &context(&[first]), t.op().write(0, pattern(1, 100)))
+    t.a.write("o", &context(&[first]), t.op().write(0, t.grains(1, 100)))
         .await?;
-    t.a.write("o", &context(&[first, second, third]), t.op().write(0, "X"))
-        .await?;
+    t.a.write(
+        "o",
+        &context(&[first, second, third]),
+        t.op().write(0, t.grains(2, 1)),
+    )
+    .await?;
     let expected = SnapSet {
         seq: third.0,
-        clones: vec![clone(third, &[second, third], &[(1, 99)], 100), head_of(100)],
+        clones: vec![
+            clone(third, &[second, third], &[(grain, 99 * grain)], 100 * grain),
+            head_of(100 * grain),
+        ],
     };
     ensure_eq!(t.b.list_snaps("o").await?, expected, "list_snaps");
     ensure_eq!(
@@ -99,12 +107,12 @@ pub(super) async fn one_clone_serves_all_snapshots_since_the_last_write(t: Fixtu
     );
     ensure_eq!(
         content(&t.b, "o", second).await?,
-        Some(pattern(1, 100)),
+        Some(t.grains(1, 100)),
         "content at the second"
     );
     ensure_eq!(
         content(&t.b, "o", third).await?,
-        Some(pattern(1, 100)),
+        Some(t.grains(1, 100)),
         "content at the third"
     );
     Ok(())
@@ -165,21 +173,33 @@ pub(super) async fn the_first_write_of_a_missing_object_makes_no_clone(t: Fixtur
 }
 
 pub(super) async fn a_write_with_an_older_context_goes_to_the_head_under_the_newer(t: Fixture) -> Outcome {
+    let grain = t.grain_bytes();
+    let byte = |letter: u8| vec![letter; grain as usize];
     let [first, second] = t.snaps().await?;
-    t.a.write_meta("o", t.op().write(0, "aaaa")).await?;
-    t.a.write("o", &context(&[first, second]), t.op().write(0, "b"))
+    t.a.write_meta(
+        "o",
+        t.op()
+            .write(0, [byte(b'a'), byte(b'a'), byte(b'a'), byte(b'a')].concat()),
+    )
+    .await?;
+    t.a.write("o", &context(&[first, second]), t.op().write(0, byte(b'b')))
         .await?;
-    t.b.write("o", &context(&[first]), t.op().write(1, "c")).await?;
-    t.b.write_meta("o", t.op().write(2, "d")).await?;
+    t.b.write("o", &context(&[first]), t.op().write(grain, byte(b'c')))
+        .await?;
+    t.b.write_meta("o", t.op().write(2 * grain, byte(b'd'))).await?;
     let expected = SnapSet {
         seq: second.0,
-        clones: vec![clone(second, &[first, second], &[(3, 1)], 4), head_of(4)],
+        clones: vec![
+            clone(second, &[first, second], &[(3 * grain, grain)], 4 * grain),
+            head_of(4 * grain),
+        ],
     };
     ensure_eq!(t.a.list_snaps("o").await?, expected, "list_snaps");
-    ensure_eq!(head(&t.a, "o").await?, "bcda", "content of the head");
+    let now = [byte(b'b'), byte(b'c'), byte(b'd'), byte(b'a')].concat();
+    ensure_eq!(head(&t.a, "o").await?, now, "content of the head");
     ensure_eq!(
         content(&t.a, "o", second).await?,
-        Some("aaaa".into()),
+        Some(vec![b'a'; 4 * grain as usize].into()),
         "content at the snapshot"
     );
     Ok(())
@@ -242,17 +262,22 @@ pub(super) async fn overlap_shrinks_by_what_the_next_version_changes(t: Fixture)
 }
 
 pub(super) async fn an_older_clones_overlap_stays_when_the_head_changes(t: Fixture) -> Outcome {
-    t.a.write_meta("o", t.op().write(0, pattern(1, 100))).await?;
+    let grain = t.grain_bytes();
+    t.a.write_meta("o", t.op().write(0, t.grains(1, 100))).await?;
     let first = t.snap().await?;
-    t.a.write("o", &context(&[first]), t.op().write(0, pattern(2, 10)))
+    t.a.write("o", &context(&[first]), t.op().write(0, t.grains(2, 10)))
         .await?;
     let second = t.snap().await?;
-    t.a.write("o", &context(&[first, second]), t.op().write(90, pattern(3, 20)))
-        .await?;
+    t.a.write(
+        "o",
+        &context(&[first, second]),
+        t.op().write(90 * grain, t.grains(3, 20)),
+    )
+    .await?;
     let expected = vec![
-        clone(first, &[first], &[(10, 90)], 100),
-        clone(second, &[second], &[(0, 90)], 100),
-        head_of(110),
+        clone(first, &[first], &[(10 * grain, 90 * grain)], 100 * grain),
+        clone(second, &[second], &[(0, 90 * grain)], 100 * grain),
+        head_of(110 * grain),
     ];
     ensure_eq!(t.b.list_snaps("o").await?.clones, expected, "list_snaps");
     Ok(())
@@ -508,23 +533,29 @@ pub(super) async fn a_clone_lives_until_its_last_snapshot_is_removed(t: Fixture)
 }
 
 pub(super) async fn trimming_a_middle_clone_joins_the_overlaps(t: Fixture) -> Outcome {
+    let grain = t.grain_bytes();
     let mut ids = Vec::new();
-    t.a.write_meta("o", t.op().write(0, pattern(1, 100))).await?;
+    t.a.write_meta("o", t.op().write(0, t.grains(1, 100))).await?;
     for (offset, length) in [(0, 10), (20, 10), (50, 50)] {
         ids.push(t.snap().await?);
         t.a.write(
             "o",
             &context(&ids),
-            t.op().write(offset, pattern(offset as u8 + 2, length)),
+            t.op().write(offset * grain, t.grains(offset as u8 + 2, length)),
         )
         .await?;
     }
     let old = content(&t.a, "o", ids[0]).await?;
     t.store().snap_id_remove(t.a.pool(), ids[1]).await?;
     let expected = vec![
-        clone(ids[0], &[ids[0]], &[(10, 10), (30, 70)], 100),
-        clone(ids[2], &[ids[2]], &[(0, 50)], 100),
-        head_of(100),
+        clone(
+            ids[0],
+            &[ids[0]],
+            &[(10 * grain, 10 * grain), (30 * grain, 70 * grain)],
+            100 * grain,
+        ),
+        clone(ids[2], &[ids[2]], &[(0, 50 * grain)], 100 * grain),
+        head_of(100 * grain),
     ];
     eventually("the middle clone goes away", || async {
         Ok(t.b.list_snaps("o").await?.clones.len() == 3)
@@ -537,7 +568,15 @@ pub(super) async fn trimming_a_middle_clone_joins_the_overlaps(t: Fixture) -> Ou
     );
     ensure_eq!(content(&t.b, "o", ids[0]).await?, old, "content at the first");
     t.store().snap_id_remove(t.a.pool(), ids[2]).await?;
-    let expected = vec![clone(ids[0], &[ids[0]], &[(10, 10), (30, 20)], 100), head_of(100)];
+    let expected = vec![
+        clone(
+            ids[0],
+            &[ids[0]],
+            &[(10 * grain, 10 * grain), (30 * grain, 20 * grain)],
+            100 * grain,
+        ),
+        head_of(100 * grain),
+    ];
     eventually("the newest clone goes away", || async {
         Ok(t.b.list_snaps("o").await?.clones.len() == 2)
     })
