@@ -44,17 +44,30 @@ impl World {
         let store: Arc<dyn Store> = cluster.connect();
         let io = pool(&store, "rbd").await;
         for name in ["a", "kept", "old"] {
-            let options = CreateOptions { size_bytes: 1 << 20, order: Some(18), ..CreateOptions::default() };
+            let options = CreateOptions {
+                size_bytes: 1 << 20,
+                order: Some(18),
+                ..CreateOptions::default()
+            };
             create::create(&io, name, &options).await.unwrap();
-            let image = Image::open(&io, ImageKey::Name(name), OpenOptions::read_write()).await.unwrap();
+            let image = Image::open(&io, ImageKey::Name(name), OpenOptions::read_write())
+                .await
+                .unwrap();
             for at in [0, 400 << 10] {
-                image.write(at, Bytes::from(name.as_bytes().repeat(100))).await.unwrap();
+                image
+                    .write(at, Bytes::from(name.as_bytes().repeat(100)))
+                    .await
+                    .unwrap();
             }
             image.close().await.unwrap();
         }
         let trashed = directory::id_of_name(&io, "old").await.unwrap().unwrap();
         trash::move_image(&io, "old", None).await.unwrap();
-        Self { cluster, scope: io.scope().clone(), trashed }
+        Self {
+            cluster,
+            scope: io.scope().clone(),
+            trashed,
+        }
     }
 
     fn io(&self, store: Arc<dyn Store>) -> IoCtx {
@@ -63,7 +76,9 @@ impl World {
 
     async fn prepare(&self, command: Command) {
         if command == Command::NamespaceRemove {
-            namespace::create(&self.io(self.cluster.connect()), "ns").await.unwrap();
+            namespace::create(&self.io(self.cluster.connect()), "ns")
+                .await
+                .unwrap();
         }
     }
 
@@ -108,18 +123,29 @@ impl World {
             let data = image.read(0, size).await.unwrap();
             let sum: u64 = data.iter().map(|byte| u64::from(*byte)).sum();
             let unit = image.layout().stripe_unit_bytes();
-            out.push(format!("image {name}: {size} bytes, sum {sum}, stripe unit {unit}"));
+            out.push(format!(
+                "image {name}: {size} bytes, sum {sum}, stripe unit {unit}"
+            ));
             image.close().await.unwrap();
         }
         for (_, entry) in trash::list(&io).await.unwrap() {
-            out.push(format!("trash {} {:?} {:?}", entry.name, entry.source, entry.state));
+            out.push(format!(
+                "trash {} {:?} {:?}",
+                entry.name, entry.source, entry.state
+            ));
         }
         out.push(format!("namespaces {:?}", namespace::list(&io).await.unwrap()));
         for prefix in ["rbd_id.", "rbd_header.", "rbd_object_map.", "rbd_data."] {
-            let found = io.store().list_objects(io.scope(), prefix, "", 1000).await.unwrap();
+            let found = io
+                .store()
+                .list_objects(io.scope(), prefix, "", 1000)
+                .await
+                .unwrap();
             out.push(format!("{prefix} {}", found.len()));
         }
         out.push(format!("names {:?}", list::names(&io).await.unwrap()));
+        // Ids are random, and with them the order of the trash.
+        out.sort();
         out
     }
 }
@@ -162,7 +188,10 @@ async fn kill_everywhere(command: Command, power_loss: bool) {
                 world.cluster.power_loss(nth);
             }
             if let Err(error) = world.run(world.cluster.connect(), command).await {
-                assert!(says_done(command, error.kind, error.errno), "{when}, then: {error}");
+                assert!(
+                    says_done(command, error.kind, error.errno),
+                    "{when}, then: {error}"
+                );
             }
             assert_eq!(world.state().await, expected, "{when}");
         }
@@ -197,7 +226,12 @@ kills! {
 /// Another command than the killed one meets what it left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_killed_command_every_name_can_be_used_or_removed() {
-    for command in [Command::Create, Command::Import, Command::Rename, Command::TrashRestore] {
+    for command in [
+        Command::Create,
+        Command::Import,
+        Command::Rename,
+        Command::TrashRestore,
+    ] {
         for nth in 1..MAX_STEPS {
             let world = World::new().await;
             let inner = world.cluster.connect();
@@ -211,24 +245,42 @@ async fn after_a_killed_command_every_name_can_be_used_or_removed() {
             let when = format!("{command:?} killed after step {nth}");
             let io = world.io(world.cluster.connect());
             // Whatever is called "new" now is whole, or can be made.
-            let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+            let options = CreateOptions {
+                size_bytes: 1 << 20,
+                ..CreateOptions::default()
+            };
             match create::create(&io, "new", &options).await {
                 Ok(()) => {}
                 Err(error) => assert_eq!(error.kind, ErrorKind::ImageExists, "{when}: {error}"),
             }
-            let image = Image::open(&io, ImageKey::Name("new"), OpenOptions::read_write()).await.unwrap();
+            let image = Image::open(&io, ImageKey::Name("new"), OpenOptions::read_write())
+                .await
+                .unwrap();
             image.close().await.unwrap();
             for name in ["new", "a", "kept", "old"] {
                 if let Err(error) = remove::remove(&io, name, &Progress::silent()).await {
-                    assert_eq!(error.kind, ErrorKind::ImageMissing, "{when}, removing {name}: {error}");
+                    assert_eq!(
+                        error.kind,
+                        ErrorKind::ImageMissing,
+                        "{when}, removing {name}: {error}"
+                    );
                 }
             }
             let _ = trash::restore(&io, &world.trashed, Some("again")).await;
             let _ = remove::remove(&io, "again", &Progress::silent()).await;
-            trash::purge(&io, Timestamp::now(), &Progress::silent()).await.unwrap();
-            let left = io.store().list_objects(io.scope(), "rbd_", "", 1000).await.unwrap();
+            trash::purge(&io, Timestamp::now(), &Progress::silent())
+                .await
+                .unwrap();
+            let left = io
+                .store()
+                .list_objects(io.scope(), "rbd_", "", 1000)
+                .await
+                .unwrap();
             let fixed = ["rbd_directory", "rbd_info", "rbd_trash"];
-            assert!(left.iter().all(|name| fixed.contains(&name.as_str())), "{when}: {left:?}");
+            assert!(
+                left.iter().all(|name| fixed.contains(&name.as_str())),
+                "{when}: {left:?}"
+            );
         }
     }
 }

@@ -1,251 +1,298 @@
-//! Creates images: checks first, then names, header, object map; a failure takes back what was made.
+//! Creating images: checks, header and object map, name.
 //!
-//! A create that was killed leaves a name without a header; the next create or remove of that name clears it away.
+//! Everything that can be refused is refused before the first write. The objects are those of librbd (rbd-format sheet,
+//! section 1.1); the name comes last, so that it never leads to half an image ([`super::staged`] keeps track till then).
 
 use ferry_cls::CallExt as _;
 use ferry_cls::encoding::MAX_OBJECTS;
 use ferry_cls::rbd::{ObjectState, client, feature};
 use ferry_store::{Errno, IoCtx, PoolId, SnapId, WriteOp};
 
-use super::{directory, pool};
-use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
-use crate::layout::{DEFAULT_ORDER, Layout};
+use super::{directory, namespace, pool, staged};
+use crate::error::{ImageError, Result};
+use crate::layout::{DEFAULT_ORDER, Layout, MAX_ORDER, MIN_ORDER};
 use crate::names;
 
-/// What a new image is to be.
-#[derive(Debug, Clone, Default)]
+/// Largest image: what file offsets and block devices can say.
+pub const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
+
+/// How to create an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CreateOptions {
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Object size exponent, 12 to 25; 22 without.
+    /// Object size exponent, 12 to 25; `None`: 22.
     pub order: Option<u8>,
     /// Stripe unit in bytes; 0: the object size.
     pub stripe_unit_bytes: u64,
     /// Stripe count; 0: 1.
     pub stripe_count: u64,
-    /// Name of the pool for the data, if not the image's own.
+    /// Pool of the data objects, if not that of the image.
     pub data_pool: Option<String>,
-    /// Feature bits; layering, exclusive-lock, object-map, fast-diff and deep-flatten without.
+    /// Feature bits; `None`: 61. The bits that tell of the layout, the data pool, migration and internal operations
+    /// follow from what the image has, whatever is asked for.
     pub features: Option<u64>,
 }
 
-/// [`CreateOptions`], checked against a store.
-#[derive(Debug, Clone)]
-struct Plan {
-    layout: Layout,
-    features: u64,
-    data_pool: Option<PoolId>,
+/// Options that were found to make sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CheckedOptions {
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// How it is cut into objects.
+    pub layout: Layout,
+    /// All feature bits of the new image.
+    pub features: u64,
+    /// Pool of the data objects, if not that of the image.
+    pub data_pool: Option<PoolId>,
 }
 
-/// Features a user may ask for.
-const SETTABLE: u64 = feature::LAYERING
-    | feature::STRIPINGV2
-    | feature::EXCLUSIVE_LOCK
-    | feature::OBJECT_MAP
-    | feature::FAST_DIFF
-    | feature::DEEP_FLATTEN
-    | feature::DATA_POOL;
+/// The exponent for an object size in bytes, rounded up to a power of two. `EDOM` outside 4 KiB to 32 MiB.
+pub fn order_of_object_size(bytes: u64) -> Result<u8> {
+    let order = bytes
+        .max(1 << MIN_ORDER)
+        .checked_next_power_of_two()
+        .map_or(u32::MAX, u64::trailing_zeros);
+    u8::try_from(order)
+        .ok()
+        .filter(|order| bytes > 0 && *order <= MAX_ORDER)
+        .ok_or_else(|| {
+            ImageError::new(Errno::EDOM, format!("object size of {bytes} bytes"))
+                .hint("use a power of two from 4 KiB to 32 MiB")
+        })
+}
 
-/// Creates an image. Checks everything before the first write.
-///
-/// Errors: `EEXIST` ([`ErrorKind::ImageExists`]); `EDOM`, `EINVAL` for impossible layouts and features; `ENOENT` for an
-/// unknown data pool or namespace.
+/// Creates the image `name`. `EEXIST` ([`crate::ErrorKind::ImageExists`]); `EDOM` and `EINVAL` for a layout or features
+/// that make no sense; `ENOENT` for a data pool ([`crate::ErrorKind::PoolMissing`]) or namespace
+/// ([`crate::ErrorKind::NamespaceMissing`]) that is not there; `EOPNOTSUPP` for journaling. After a failure nothing remains.
 pub async fn create(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<()> {
-    let id = names::new_image_id(io.store().instance().gid);
-    create_with_id(io, name, &id, options).await
+    let checked = check(io, name, options).await?;
+    staged::clear(io, name).await?;
+    let id = staged::begin(io, name).await?;
+    let created = async {
+        write_objects(io, &id, &checked).await?;
+        staged::finish(io, name, &id).await
+    }
+    .await;
+    match created {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            staged::abandon(io, name, &id).await;
+            Err(error.context(format!("image '{name}'")))
+        }
+    }
 }
 
-/// The same with an id of the caller's choice.
-pub async fn create_with_id(io: &IoCtx, name: &str, id: &str, options: &CreateOptions) -> Result<()> {
+/// All checks of a creation.
+pub(crate) async fn check(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<CheckedOptions> {
     names::check_image_name(name)?;
-    check_options(io, options).await?;
+    namespace::check(io).await?;
     check_name_free(io, name).await?;
-    directory::add(io, name, id).await?;
-    let made = create_objects(io, id, options).await;
-    let result = match made {
-        // A second create that took this one for dead has the name now.
-        Ok(()) if directory::id_of_name(io, name).await?.as_deref() != Some(id) => Err(ImageError::of(
-            ErrorKind::ImageExists,
-            Errno::EEXIST,
-            format!("image '{name}'"),
-        )),
-        made => made,
-    };
-    if result.is_err() {
-        remove_objects(io, id).await?;
-        directory::remove(io, name, id).await?;
-    }
-    result
+    plan(io, options).await
 }
 
-/// `EEXIST` when the name is taken; clears away what a killed create left under it.
+/// `EEXIST` ([`crate::ErrorKind::ImageExists`]) when the name leads to an image. What interrupted commands left under it is
+/// settled.
 pub async fn check_name_free(io: &IoCtx, name: &str) -> Result<()> {
-    let Some(id) = directory::id_of_name(io, name).await? else {
-        return if io.exists(&names::id_object(name)).await? {
-            clear_stray_id(io, name).await
-        } else {
-            Ok(())
-        };
-    };
-    if io.exists(&names::header_object(&id)).await? {
-        return Err(ImageError::of(
-            ErrorKind::ImageExists,
-            Errno::EEXIST,
-            format!("image '{name}'"),
-        ));
-    }
-    tracing::info!(name, id, "clearing away what an interrupted create left");
-    remove_objects(io, &id).await?;
-    directory::remove(io, name, &id).await
+    directory::free_name(io, name).await
 }
 
-/// An id object without a directory entry.
-async fn clear_stray_id(io: &IoCtx, name: &str) -> Result<()> {
-    let id = crate::header::find_id(io, name).await;
-    match id {
-        Ok(id) if io.exists(&names::header_object(&id)).await? => Err(ImageError::of(
-            ErrorKind::ImageExists,
-            Errno::EEXIST,
-            format!("image '{name}'"),
-        )),
-        Ok(id) => directory::remove(io, name, &id).await,
-        Err(error) if error.kind == ErrorKind::ImageMissing => absent_is_fine(
-            io.write_meta(&names::id_object(name), WriteOp::new().remove())
-                .await
-                .map(|_| ()),
-        ),
-        Err(error) => Err(error),
-    }
-}
-
-/// Refuses options that cannot be. Writes nothing.
+/// Refuses layouts, features and data pools that make no sense. Changes nothing.
 pub async fn check_options(io: &IoCtx, options: &CreateOptions) -> Result<()> {
     plan(io, options).await.map(|_| ())
 }
 
-async fn plan(io: &IoCtx, options: &CreateOptions) -> Result<Plan> {
-    let layout = Layout::new(
-        options.order.unwrap_or(DEFAULT_ORDER),
-        options.stripe_unit_bytes,
-        options.stripe_count,
-    )?;
+pub(crate) async fn plan(io: &IoCtx, options: &CreateOptions) -> Result<CheckedOptions> {
+    let order = options.order.unwrap_or(DEFAULT_ORDER);
+    let layout = Layout::new(order, options.stripe_unit_bytes, options.stripe_count)?;
+    if options.size_bytes > MAX_SIZE_BYTES {
+        return Err(
+            ImageError::new(Errno::EFBIG, format!("size of {} bytes", options.size_bytes))
+                .hint(format!("the largest image has {MAX_SIZE_BYTES} bytes")),
+        );
+    }
     let data_pool = match &options.data_pool {
+        Some(name) => Some(pool::lookup(io.store(), name).await?).filter(|pool| *pool != io.pool()),
         None => None,
-        Some(name) => {
-            let id = pool::lookup(io.store(), name).await?;
-            (id != io.pool()).then_some(id)
-        }
     };
-    let features = features(options, &layout, data_pool.is_some())?;
+    let features = features(
+        options.features.unwrap_or(feature::DEFAULT),
+        &layout,
+        data_pool.is_some(),
+    )?;
     let objects = layout.object_count(options.size_bytes);
     if features & feature::OBJECT_MAP != 0 && objects > MAX_OBJECTS {
         return Err(ImageError::new(
             Errno::EINVAL,
-            format!(
-                "an image of {} bytes has {objects} objects, more than an object map can hold",
-                options.size_bytes
-            ),
+            format!("image of {objects} objects: an object map holds no more than {MAX_OBJECTS}"),
         )
-        .hint("use larger objects, or leave the object-map feature out"));
+        .hint("use larger objects, or no object map"));
     }
-    Ok(Plan {
+    Ok(CheckedOptions {
+        size_bytes: options.size_bytes,
         layout,
         features,
         data_pool,
     })
 }
 
-fn features(options: &CreateOptions, layout: &Layout, has_data_pool: bool) -> Result<u64> {
-    let mut features = options.features.unwrap_or(feature::DEFAULT);
-    let unknown = features & !feature::ALL;
+/// All bits that the image will have, from those asked for.
+fn features(asked: u64, layout: &Layout, has_data_pool: bool) -> Result<u64> {
+    let unknown = asked & !feature::ALL;
     if unknown != 0 {
         return Err(ImageError::new(
             Errno::ENOSYS,
             format!("unknown feature bits {unknown:#x}"),
         ));
     }
-    let internal = features & feature::INTERNAL;
+    if asked & feature::JOURNALING != 0 {
+        return Err(ImageError::new(Errno::EOPNOTSUPP, "feature journaling")
+            .hint("this version of Ferry cannot write journals; leave the feature out"));
+    }
+    let internal = asked & (feature::NON_PRIMARY | feature::DIRTY_CACHE);
     if internal != 0 {
         return Err(ImageError::new(
             Errno::EINVAL,
             format!(
-                "feature(s) that cannot be asked for: {}",
+                "feature {} cannot be asked for",
                 feature::names(internal).join(", ")
             ),
         ));
     }
-    let unsupported = features & !SETTABLE;
-    if unsupported != 0 {
-        return Err(ImageError::new(
-            Errno::EOPNOTSUPP,
-            format!(
-                "feature(s) that Ferry does not support: {}",
-                feature::names(unsupported).join(", ")
-            ),
-        ));
-    }
-    // Ceph switches these two on and off together.
-    if features & (feature::OBJECT_MAP | feature::FAST_DIFF) != 0 {
-        if features & feature::OBJECT_MAP == 0 {
-            return Err(needs("fast-diff", "object-map"));
+    let follows = feature::STRIPINGV2 | feature::DATA_POOL | feature::OPERATIONS | feature::MIGRATING;
+    let mut bits = asked & !follows;
+    let needs = |bits: u64, one: u64, other: u64| {
+        if bits & one != 0 && bits & other == 0 {
+            let names = |bit| feature::names(bit).join("");
+            return Err(ImageError::new(
+                Errno::EINVAL,
+                format!("feature {} needs feature {}", names(one), names(other)),
+            ));
         }
-        features |= feature::FAST_DIFF;
-        if features & feature::EXCLUSIVE_LOCK == 0 {
-            return Err(needs("object-map", "exclusive-lock"));
-        }
+        Ok(())
+    };
+    needs(bits, feature::FAST_DIFF, feature::OBJECT_MAP)?;
+    needs(bits, feature::OBJECT_MAP, feature::EXCLUSIVE_LOCK)?;
+    if bits & feature::OBJECT_MAP != 0 {
+        bits |= feature::FAST_DIFF;
     }
-    features &= !(feature::STRIPINGV2 | feature::DATA_POOL);
     if layout.is_striped() {
-        features |= feature::STRIPINGV2;
+        bits |= feature::STRIPINGV2;
     }
     if has_data_pool {
-        features |= feature::DATA_POOL;
+        bits |= feature::DATA_POOL;
     }
-    Ok(features)
+    Ok(bits)
 }
 
-fn needs(one: &str, other: &str) -> ImageError {
-    ImageError::new(Errno::EINVAL, format!("feature {one} needs feature {other}"))
-}
-
-/// Makes header and object map of a new image that has no name yet.
+/// Writes the header and object map of a new image `id` that has no name. `EEXIST` when there is an image of this id.
+/// After a failure nothing remains.
 pub async fn create_objects(io: &IoCtx, id: &str, options: &CreateOptions) -> Result<()> {
-    let plan = plan(io, options).await?;
-    let data_pool = plan.data_pool.unwrap_or(io.pool());
-    pool::validate(&io.with_pool(data_pool)).await?;
-    let prefix = names::object_prefix(id, io.pool(), plan.data_pool.is_some());
-    let header = names::header_object(id);
-    let op = WriteOp::new().create(true).class_call(&client::create(
-        options.size_bytes,
-        plan.layout.order(),
-        plan.features,
-        &prefix,
-        plan.data_pool.unwrap_or(PoolId::NONE),
-    ));
-    io.write_meta(&header, op).await?;
-    if plan.layout.is_striped() {
-        let call = client::set_stripe_unit_count(plan.layout.stripe_unit_bytes(), plan.layout.stripe_count());
-        ferry_cls::exec_write(io, &header, call).await?;
+    let checked = plan(io, options).await?;
+    write_objects(io, id, &checked).await
+}
+
+pub(super) async fn write_objects(io: &IoCtx, id: &str, checked: &CheckedOptions) -> Result<()> {
+    if let Some(pool) = checked.data_pool {
+        pool::validate(&io.with_pool(pool)).await?;
+    } else {
+        pool::validate(io).await?;
     }
-    if plan.features & feature::OBJECT_MAP != 0 {
-        let objects = plan.layout.object_count(options.size_bytes);
+    let header = names::header_object(id);
+    let prefix = names::object_prefix(id, io.pool(), checked.data_pool.is_some());
+    let create = client::create(
+        checked.size_bytes,
+        checked.layout.order(),
+        checked.features,
+        &prefix,
+        checked.data_pool.unwrap_or(PoolId::NONE),
+    );
+    io.write_meta(&header, WriteOp::new().create(true).class_call(&create))
+        .await?;
+    let rest = write_rest(io, id, &header, checked).await;
+    if rest.is_err() {
+        for object in [names::object_map_object(id, SnapId::HEAD), header] {
+            if let Err(error) = io.write_meta(&object, WriteOp::new().remove()).await
+                && error.errno != Errno::ENOENT
+            {
+                tracing::warn!(object, %error, "cannot take back a half-made image");
+            }
+        }
+    }
+    rest
+}
+
+async fn write_rest(io: &IoCtx, id: &str, header: &str, checked: &CheckedOptions) -> Result<()> {
+    let layout = &checked.layout;
+    if layout.is_striped() {
+        let call = client::set_stripe_unit_count(layout.stripe_unit_bytes(), layout.stripe_count());
+        ferry_cls::exec_write(io, header, call).await?;
+    }
+    if checked.features & feature::OBJECT_MAP != 0 {
+        let objects = layout.object_count(checked.size_bytes);
         let call = client::object_map_resize(objects, ObjectState::Nonexistent);
         ferry_cls::exec_write(io, &names::object_map_object(id, SnapId::HEAD), call).await?;
     }
     Ok(())
 }
 
-/// Gives an image made by [`create_objects`] its name.
+/// Gives image `id` its name. May be run again. `EEXIST` ([`crate::ErrorKind::ImageExists`]) when the name leads to another
+/// image.
 pub async fn register_name(io: &IoCtx, name: &str, id: &str) -> Result<()> {
     directory::add(io, name, id).await
 }
 
-async fn remove_objects(io: &IoCtx, id: &str) -> Result<()> {
-    for object in [
-        names::object_map_object(id, SnapId::HEAD),
-        names::header_object(id),
-    ] {
-        absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Layout {
+        Layout::new(22, 0, 0).unwrap()
     }
-    Ok(())
+
+    #[test]
+    fn object_map_brings_fast_diff_along() {
+        let asked = feature::LAYERING | feature::EXCLUSIVE_LOCK | feature::OBJECT_MAP;
+        assert_eq!(
+            features(asked, &plain(), false).unwrap(),
+            asked | feature::FAST_DIFF
+        );
+    }
+
+    #[test]
+    fn features_without_what_they_need_are_refused() {
+        for (asked, errno) in [
+            (feature::OBJECT_MAP, Errno::EINVAL),
+            (feature::EXCLUSIVE_LOCK | feature::FAST_DIFF, Errno::EINVAL),
+            (feature::EXCLUSIVE_LOCK | feature::JOURNALING, Errno::EOPNOTSUPP),
+            (feature::NON_PRIMARY, Errno::EINVAL),
+            (1 << 40, Errno::ENOSYS),
+        ] {
+            assert_eq!(
+                features(asked, &plain(), false).unwrap_err().errno,
+                errno,
+                "{asked:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn layout_and_data_pool_set_their_bits() {
+        let striped = Layout::new(20, 65536, 4).unwrap();
+        let asked = feature::LAYERING | feature::MIGRATING;
+        let bits = features(asked, &striped, true).unwrap();
+        assert_eq!(bits, feature::LAYERING | feature::STRIPINGV2 | feature::DATA_POOL);
+        let inherited = feature::LAYERING | feature::STRIPINGV2;
+        assert_eq!(features(inherited, &plain(), false).unwrap(), feature::LAYERING);
+    }
+
+    #[test]
+    fn object_sizes_are_rounded_up() {
+        assert_eq!(order_of_object_size(3000).unwrap(), 12);
+        assert_eq!(order_of_object_size(4097).unwrap(), 13);
+        assert_eq!(order_of_object_size(32 << 20).unwrap(), 25);
+        for bad in [0, (32 << 20) + 1, u64::MAX] {
+            assert_eq!(order_of_object_size(bad).unwrap_err().errno, Errno::EDOM, "{bad}");
+        }
+    }
 }

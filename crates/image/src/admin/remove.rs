@@ -1,138 +1,280 @@
-//! Removes images: data first, then snapshots' ids, object maps, header, names. May be interrupted anywhere and run again:
-//! the header goes last among what it names, the names after it.
+//! Removing images, for good.
+//!
+//! Order: into the trash (source "removing": the name is free, nothing opens it by name), data, object map, header, trash
+//! entry. A kill leaves the trash entry, so `rbd rm` of the same name (or `rbd trash rm`) finishes it. Objects are
+//! removed without telling the object map: a map may say "exists" of what does not, and it goes soon itself.
 
-use ferry_cls::rbd::{ProtectionStatus, client};
-use ferry_store::{Errno, IoCtx, SnapId, WriteOp};
+use ferry_cls::rbd::{
+    ProtectionStatus, SnapshotNamespace, TrashImageSource, TrashImageState, client, op_feature,
+};
+use ferry_store::{Errno, IoCtx, SnapId, WriteOp, WriteStep};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 
-use super::directory;
+use super::{CONCURRENT, directory, trash};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
-use crate::header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::layout::ObjectNo;
 use crate::names;
 use crate::progress::Progress;
 
-/// Removes the image called `name`.
-///
-/// `ENOTEMPTY` ([`ErrorKind::HasSnapshots`]), `EBUSY` ([`ErrorKind::HasWatchers`], [`ErrorKind::Migrating`]).
+/// Removes the image `name`. `ENOENT` ([`ErrorKind::ImageMissing`]), `ENOTEMPTY` ([`ErrorKind::HasSnapshots`]), `EBUSY`
+/// ([`ErrorKind::HasWatchers`], [`ErrorKind::Migrating`], [`ErrorKind::LockHeld`]).
 pub async fn remove(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
-    let id = match header::find_id(io, name).await {
-        Ok(id) => id,
-        Err(error) if error.kind == ErrorKind::ImageMissing => match directory::id_of_name(io, name).await? {
-            Some(id) => id,
-            None => return Err(error),
-        },
-        Err(error) => return Err(error),
+    let Some(id) = directory::resolve(io, name).await? else {
+        return finish_interrupted(io, name, progress).await;
     };
-    check_removable(io, &id).await?;
-    remove_by_id(io, &id, progress).await?;
-    directory::remove(io, name, &id).await
-}
-
-/// Refuses to remove what has snapshots, watchers, or a migration. A header that is gone is fine.
-pub(crate) async fn check_removable(io: &IoCtx, id: &str) -> Result<()> {
-    let header = match header::load(io, id, true).await {
-        Ok(header) => header,
-        Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if header.migration.is_some() {
-        return Err(ImageError::of(
-            ErrorKind::Migrating,
-            Errno::EBUSY,
-            format!("image with id '{id}' takes part in a migration"),
-        )
-        .hint("commit or abort the migration first"));
-    }
-    if header.user_snaps().next().is_some() {
-        return Err(ImageError::of(
-            ErrorKind::HasSnapshots,
-            Errno::ENOTEMPTY,
-            format!("image with id '{id}' has snapshots"),
-        ));
-    }
-    let object = names::header_object(id);
-    let watchers = io.store().list_watchers(io.object(&object)).await?;
-    if let Some(watcher) = watchers.first() {
-        return Err(in_use(id, &watcher.client.to_string()));
-    }
-    Ok(())
-}
-
-pub(crate) async fn check_no_watchers(image: &Image) -> Result<()> {
-    match image.other_watchers().await?.first() {
-        Some(watcher) => Err(in_use(image.id(), &watcher.client.to_string())),
-        None => Ok(()),
-    }
-}
-
-fn in_use(id: &str, who: &str) -> ImageError {
-    ImageError::of(
-        ErrorKind::HasWatchers,
-        Errno::EBUSY,
-        format!("image with id '{id}' is in use by {who}"),
+    let image = Image::open(
+        io,
+        ImageKey::Id(&id),
+        OpenOptions::read_write().ignoring_migration(),
     )
+    .await?;
+    let moved = move_out_of_use(&image, name).await;
+    if let Err(error) = moved {
+        let _ = image.close().await;
+        return Err(error);
+    }
+    let removed = remove_opened(&image, progress).await;
+    let _ = image.close().await;
+    removed.map_err(|error| error.hint(format!("run 'rbd rm {name}' again to finish")))?;
+    trash::forget(io, &id).await
 }
 
-/// Removes everything but the names of an image: all snapshots (protected ones too), data, object maps, header. The
-/// caller has made sure that it may go. What is gone already is fine.
+/// Takes the name off an open image, provided that nothing speaks against removing it.
+async fn move_out_of_use(image: &Image, name: &str) -> Result<()> {
+    check_removable(image).await?;
+    image.acquire_lock().await?;
+    let io = image.io();
+    trash::move_to_trash(io, image.id(), name, TrashImageSource::Removing, 0).await?;
+    // Whoever opened it before the name was gone shows now.
+    if let Err(error) = check_no_watchers(image).await {
+        trash::relink(io, image.id(), name).await?;
+        return Err(error);
+    }
+    set_state(io, image.id(), TrashImageState::Removing, TrashImageState::Normal).await
+}
+
+/// Finishes removals of images called `name` that were interrupted.
+async fn finish_interrupted(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
+    let mut found = false;
+    for (id, entry) in client::trash_list_all(io).await? {
+        if entry.name != name || entry.source != TrashImageSource::Removing {
+            continue;
+        }
+        found = true;
+        trash::settle(io, name, &id, &entry).await?;
+        if entry.state == TrashImageState::Restoring {
+            // It has its name now, and goes the ordinary way.
+            return Box::pin(remove(io, name, progress)).await;
+        }
+        remove_trashed(io, &id, progress).await?;
+    }
+    if found {
+        Ok(())
+    } else {
+        Err(directory::missing(name))
+    }
+}
+
+/// Removes an image whose trash entry says that it may go, and the entry. The entry must not be on its way in or out.
+pub(crate) async fn remove_trashed(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
+    let options = OpenOptions::read_write().ignoring_migration();
+    match Image::open(io, ImageKey::Id(id), options).await {
+        Ok(image) => {
+            let removed = remove_trashed_opened(&image, progress).await;
+            let _ = image.close().await;
+            removed?;
+        }
+        Err(error) if error.kind == ErrorKind::ImageMissing => {
+            match set_state(io, id, TrashImageState::Removing, TrashImageState::Normal).await {
+                Err(error) if error.errno == Errno::ENOENT => return Ok(()),
+                claimed => claimed?,
+            }
+            remove_head_map(io, id).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    trash::forget(io, id).await
+}
+
+async fn remove_trashed_opened(image: &Image, progress: &Progress) -> Result<()> {
+    check_removable(image).await?;
+    let io = image.io();
+    set_state(io, image.id(), TrashImageState::Removing, TrashImageState::Normal).await?;
+    if let Err(error) = check_no_watchers(image).await {
+        set_state(io, image.id(), TrashImageState::Normal, TrashImageState::Removing).await?;
+        return Err(error);
+    }
+    remove_opened(image, progress).await
+}
+
+async fn set_state(io: &IoCtx, id: &str, new: TrashImageState, expected: TrashImageState) -> Result<()> {
+    let call = client::trash_state_set(id, new, expected);
+    ferry_cls::exec_write(io, names::TRASH, call)
+        .await
+        .map_err(|error| match error.errno {
+            Errno::ESTALE => ImageError::new(
+                Errno::EBUSY,
+                format!("trash entry '{id}' is in use by another command"),
+            ),
+            _ => error.into(),
+        })
+}
+
+/// Removes everything of image `id`, snapshots included, except its names and trash entry; for migrations. Fine if
+/// there is nothing. The caller knows that nobody needs the image.
 pub async fn remove_by_id(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
     let options = OpenOptions::read_write().ignoring_migration();
     let image = match Image::open(io, ImageKey::Id(id), options).await {
         Ok(image) => image,
-        Err(error) if error.kind == ErrorKind::ImageMissing => {
-            return remove_metadata(io, id).await;
-        }
+        Err(error) if error.kind == ErrorKind::ImageMissing => return remove_head_map(io, id).await,
         Err(error) => return Err(error),
     };
-    let emptied = empty(&image, progress).await;
-    // The lock and the watch go with the header; what is left of closing is to forget them.
-    let closed = image.close().await;
-    emptied?;
-    closed?;
-    remove_metadata(io, id).await
+    let removed = async {
+        remove_snapshots(&image).await?;
+        remove_opened(&image, progress).await
+    }
+    .await;
+    let _ = image.close().await;
+    removed
 }
 
-async fn empty(image: &Image, progress: &Progress) -> Result<()> {
-    check_no_watchers(image).await?;
-    let snaps: Vec<SnapId> = image.header().snaps.keys().rev().copied().collect();
-    for snap in snaps {
-        let protected = image
-            .header()
-            .snaps
-            .get(&snap)
-            .is_some_and(|record| record.protection != ProtectionStatus::Unprotected);
-        if protected {
-            let call = client::set_protection_status(snap, ProtectionStatus::Unprotected);
+/// Takes the name off image `id`. Fine if it is off.
+pub async fn remove_names(io: &IoCtx, name: &str, id: &str) -> Result<()> {
+    directory::remove(io, name, id).await
+}
+
+/// Removes all snapshots, newest first, protected or not.
+async fn remove_snapshots(image: &Image) -> Result<()> {
+    let header = image.header();
+    for snap in header.snaps.values().rev() {
+        if snap.protection != ProtectionStatus::Unprotected {
+            let call = client::set_protection_status(snap.id, ProtectionStatus::Unprotected);
             ferry_cls::exec_write(image.io(), &image.inner.header_object, call).await?;
             image.refresh().await?;
         }
-        crate::snapshot::remove_snap(image, snap, &Progress::silent()).await?;
-    }
-    crate::io::trim::remove_from(image, ObjectNo(0), progress).await?;
-    image.flush().await
-}
-
-/// Object maps (of snapshots too, if some were left behind) and the header.
-async fn remove_metadata(io: &IoCtx, id: &str) -> Result<()> {
-    let head_map = names::object_map_object(id, SnapId::HEAD);
-    let of_snaps = format!("{head_map}.");
-    loop {
-        let page = io.store().list_objects(io.scope(), &of_snaps, "", 256).await?;
-        for object in &page {
-            absent_is_fine(io.write_meta(object, WriteOp::new().remove()).await.map(|_| ()))?;
-        }
-        if page.len() < 256 {
-            break;
-        }
-    }
-    for object in [head_map, names::header_object(id)] {
-        absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))?;
+        crate::snapshot::remove_snap(image, snap.id, &Progress::silent()).await?;
     }
     Ok(())
 }
 
-/// Takes an image's name away, if it has it.
-pub async fn remove_names(io: &IoCtx, name: &str, id: &str) -> Result<()> {
-    directory::remove(io, name, id).await
+/// Refuses to remove what is in use or has snapshots; removes snapshots whose own removal was interrupted.
+async fn check_removable(image: &Image) -> Result<()> {
+    let name = image.name();
+    image.refresh().await?;
+    check_not_migrating(image)?;
+    if image.header().parent.is_some() {
+        return Err(
+            ImageError::new(Errno::EOPNOTSUPP, format!("image '{name}' is a clone"))
+                .hint("this version cannot remove clones; use Ceph's rbd"),
+        );
+    }
+    if image.header().op_features & op_feature::GROUP != 0 {
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("image '{name}' is in a group"))
+                .hint("take it out of the group first"),
+        );
+    }
+    let removing: Vec<SnapId> = image
+        .header()
+        .snaps
+        .values()
+        .filter(|snap| matches!(snap.namespace, SnapshotNamespace::Trash { .. }) && snap.child_count == 0)
+        .map(|snap| snap.id)
+        .collect();
+    if removing.len() < image.header().snaps.len() {
+        return Err(ImageError::of(
+            ErrorKind::HasSnapshots,
+            Errno::ENOTEMPTY,
+            format!("image '{name}' has snapshots"),
+        )
+        .hint("remove them first with 'rbd snap purge'"));
+    }
+    check_no_watchers(image).await?;
+    for snap in removing {
+        crate::snapshot::remove_snap(image, snap, &Progress::silent()).await?;
+    }
+    Ok(())
+}
+
+/// `EBUSY` ([`ErrorKind::Migrating`]) for both sides of a migration.
+pub(crate) fn check_not_migrating(image: &Image) -> Result<()> {
+    if image.header().migration.is_none() {
+        return Ok(());
+    }
+    let name = image.name();
+    Err(ImageError::of(
+        ErrorKind::Migrating,
+        Errno::EBUSY,
+        format!("image '{name}' is being migrated"),
+    )
+    .hint("finish with 'rbd migration commit' or go back with 'rbd migration abort' first"))
+}
+
+/// `EBUSY` ([`ErrorKind::HasWatchers`]) when anybody else has the image open.
+pub(crate) async fn check_no_watchers(image: &Image) -> Result<()> {
+    let others = image.other_watchers().await?;
+    let Some(first) = others.first() else {
+        return Ok(());
+    };
+    Err(ImageError::of(
+        ErrorKind::HasWatchers,
+        Errno::EBUSY,
+        format!(
+            "image '{}' still has watchers ({} at {} and {} more)",
+            image.name(),
+            first.client,
+            first.client.addr,
+            others.len() - 1
+        ),
+    )
+    .hint("close it there first; a crashed client's watch lapses by itself"))
+}
+
+/// Removes data, object map and header, in this order, and closes the image. It has no snapshots and no names.
+async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
+    remove_data(image, progress).await?;
+    // Durable before the header goes: without it nobody would find what is left.
+    image.flush().await?;
+    let io = image.io().clone();
+    let id = image.id().to_owned();
+    let header_object = image.inner.header_object.clone();
+    image.close().await?;
+    remove_head_map(&io, &id).await?;
+    absent_is_fine(
+        io.write_meta(&header_object, WriteOp::new().remove())
+            .await
+            .map(|_| ()),
+    )
+}
+
+async fn remove_data(image: &Image, progress: &Progress) -> Result<()> {
+    let _guard = image.begin_write().await?;
+    let header = image.header();
+    let total = image.layout().object_count(header.size_bytes);
+    // A migration target that shrank may have empty objects past its end.
+    let overlap = header.migration.as_ref().map_or(0, |spec| spec.overlap_bytes);
+    let end = total.max(image.layout().object_count(overlap));
+    let objects = (0..end).filter(|n| image.inner.head_map.may_exist(ObjectNo(*n)));
+    let mut done = futures::stream::iter(objects)
+        .map(|n| {
+            let header = &header;
+            async move {
+                let op = WriteOp::buffered().step(WriteStep::Remove);
+                let object = image.data_object(n);
+                let removed = image.data_io().write(&object, &header.snapc, op).await;
+                absent_is_fine(removed.map(|_| ())).map(|()| n)
+            }
+        })
+        .buffered(CONCURRENT);
+    while let Some(n) = done.try_next().await? {
+        progress.update(n + 1, end.max(1));
+    }
+    progress.update(end.max(1), end.max(1));
+    Ok(())
+}
+
+async fn remove_head_map(io: &IoCtx, id: &str) -> Result<()> {
+    let object = names::object_map_object(id, SnapId::HEAD);
+    absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))
 }

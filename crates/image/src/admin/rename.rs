@@ -1,75 +1,105 @@
-//! Renames an image within its namespace.
+//! Renaming an image.
 //!
-//! Order: new id object, directory, old id object. Interrupted, both names lead to the image (or the new one only), and
-//! running it again finishes it.
+//! Order, as librbd's: `rbd_id.<new>`, the directory's pair in one step, `rbd_id.<old>` off. A kill leaves two names that
+//! open the image, of which the directory lists one; the same rename run again finishes, and any other command that
+//! meets the name that is not listed clears it away.
 
 use ferry_cls::CallExt as _;
 use ferry_cls::rbd::client;
-use ferry_store::{Errno, WriteOp};
+use ferry_store::{Errno, IoCtx, WriteOp};
 
 use super::directory;
-use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
+use crate::error::{ErrorKind, ImageError, Result};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::names;
 use crate::progress::Progress;
 use crate::watch::messages::Request;
 
-/// Renames `name` to `new_name`. `EEXIST` ([`ErrorKind::ImageExists`]), `ENOENT` ([`ErrorKind::ImageMissing`]).
-pub async fn rename(io: &ferry_store::IoCtx, name: &str, new_name: &str) -> Result<()> {
+/// Calls the image `name` `new_name`. `ENOENT` ([`ErrorKind::ImageMissing`]), `EEXIST` ([`ErrorKind::ImageExists`]). Done by
+/// the lock owner, if that is somebody else.
+pub async fn rename(io: &IoCtx, name: &str, new_name: &str) -> Result<()> {
     names::check_image_name(new_name)?;
-    let options = OpenOptions::read_write().ignoring_migration();
-    let image = Image::open(io, ImageKey::Name(name), options).await?;
-    let request = Request::Rename {
-        new_name: new_name.to_owned(),
-    };
-    let renamed = image.maintain(&request, &Progress::silent()).await;
-    renamed.and(image.close().await)
+    if name == new_name {
+        return Err(directory::exists(new_name));
+    }
+    let image = Image::open(
+        io,
+        ImageKey::Name(name),
+        OpenOptions::read_write().ignoring_migration(),
+    )
+    .await?;
+    let renamed = image
+        .maintain(
+            &Request::Rename {
+                new_name: new_name.to_owned(),
+            },
+            &Progress::silent(),
+        )
+        .await
+        .map_err(|error| match error.errno {
+            // From a lock owner elsewhere only the errno comes back.
+            Errno::EEXIST => ImageError {
+                kind: ErrorKind::ImageExists,
+                ..error
+            },
+            _ => error,
+        });
+    let closed = image.close().await;
+    renamed.and(closed)
 }
 
+/// The renaming itself; this handle owns the lock, or the image has none.
 pub(crate) async fn rename_here(image: &Image, new_name: &str) -> Result<()> {
     names::check_image_name(new_name)?;
     let io = image.io();
-    let old_name = directory::name_of_id(io, image.id()).await?;
-    if old_name == new_name {
-        return Err(taken(new_name));
-    }
-    let new_object = names::id_object(new_name);
-    let op = WriteOp::new()
-        .create(true)
-        .class_call(&client::set_id(image.id()));
-    match io.write_meta(&new_object, op).await {
-        Ok(_) => {}
-        Err(error) if error.errno == Errno::EEXIST => {
-            let found = optional(ferry_cls::exec_read(io, &new_object, client::get_id()).await)?;
-            if found.as_deref() != Some(image.id()) {
-                return Err(taken(new_name));
-            }
+    let id = image.id();
+    let opened_as = image.name();
+    let Some(name) = directory::listed_name(io, id).await? else {
+        return Err(ImageError::of(
+            ErrorKind::ImageMissing,
+            Errno::ENOENT,
+            format!("image '{opened_as}' (id {id}) has no name that could change"),
+        )
+        .hint("images in the trash get a new name with 'rbd trash restore --image'"));
+    };
+    if name != new_name {
+        if !is_alias_of(io, new_name, id).await? {
+            directory::free_name(io, new_name).await?;
         }
-        Err(error) => return Err(error.into()),
+        let op = WriteOp::new().create(true).class_call(&client::set_id(id));
+        match io.write_meta(&names::id_object(new_name), op).await {
+            Ok(_) => {}
+            Err(error) if error.errno == Errno::EEXIST => {
+                if !is_alias_of(io, new_name, id).await? {
+                    return Err(directory::exists(new_name));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let call = client::dir_rename_image(&name, new_name, id);
+        if let Err(error) = ferry_cls::exec_write(io, names::DIRECTORY, call).await {
+            if directory::listed_name(io, id).await?.as_deref() != Some(new_name) {
+                directory::clear_id_object(io, new_name, id).await?;
+            }
+            return Err(if error.errno == Errno::EEXIST {
+                directory::exists(new_name)
+            } else {
+                error.into()
+            });
+        }
+        directory::clear_id_object(io, &name, id).await?;
     }
-    let call = client::dir_rename_image(&old_name, new_name, image.id());
-    if let Err(error) = ferry_cls::exec_write(io, names::DIRECTORY, call).await {
-        absent_is_fine(
-            io.write_meta(&new_object, WriteOp::new().remove())
-                .await
-                .map(|_| ()),
-        )?;
-        return Err(if error.errno == Errno::EEXIST {
-            taken(new_name)
-        } else {
-            error.into()
-        });
+    // The old name of a rename that was interrupted before.
+    if opened_as != new_name && opened_as != name {
+        directory::clear_id_object(io, &opened_as, id).await?;
     }
-    let old_object = names::id_object(&old_name);
-    absent_is_fine(
-        io.write_meta(&old_object, WriteOp::new().remove())
-            .await
-            .map(|_| ()),
-    )?;
     image.set_name(new_name);
     image.header_changed().await
 }
 
-fn taken(name: &str) -> ImageError {
-    ImageError::of(ErrorKind::ImageExists, Errno::EEXIST, format!("image '{name}'"))
+async fn is_alias_of(io: &IoCtx, name: &str, id: &str) -> Result<bool> {
+    Ok(directory::id_of_name(io, name).await?.as_deref() == Some(id)
+        && directory::listed_id(io, name)
+            .await?
+            .is_none_or(|listed| listed == id))
 }

@@ -1,6 +1,8 @@
-//! The trash of a namespace: images without a name that can be brought back or are to be removed.
+//! The trash of a namespace: images without a name that can come back.
 //!
-//! An entry's state says what was being done with it, so every step may be interrupted and run again.
+//! Moving in: entry ("moving"), names off, entry "normal". Moving out: entry "restoring", names on, entry off. Removing:
+//! entry "removing", then all else. So the entry is there whenever the names are not whole, and tells which way to go:
+//! [`settle`] goes on with what was interrupted.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +11,6 @@ use ferry_store::{Errno, IoCtx, Timestamp};
 
 use super::{directory, remove};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
-use crate::header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::names;
 use crate::progress::Progress;
@@ -19,195 +20,281 @@ pub async fn list(io: &IoCtx) -> Result<BTreeMap<String, TrashImageSpec>> {
     Ok(client::trash_list_all(io).await?)
 }
 
-/// One entry; `ENOENT` without it.
+/// The entry of image `id`. `ENOENT` ([`ErrorKind::ImageMissing`]).
 pub async fn get(io: &IoCtx, id: &str) -> Result<TrashImageSpec> {
-    let found = optional(ferry_cls::exec_read(io, names::TRASH, client::trash_get(id)).await)?;
-    found.ok_or_else(|| {
-        ImageError::of(
-            ErrorKind::ImageMissing,
-            Errno::ENOENT,
-            format!("no image with id '{id}' in the trash"),
-        )
-    })
+    find(io, id).await?.ok_or_else(|| missing(id))
 }
 
-/// Moves an image to the trash for a user; it may not be removed before `expires_at` unless forced.
-/// `EBUSY` when it has watchers or takes part in a migration.
+/// The entry of image `id`, if there is one.
+pub(crate) async fn find(io: &IoCtx, id: &str) -> Result<Option<TrashImageSpec>> {
+    optional(ferry_cls::exec_read(io, names::TRASH, client::trash_get(id)).await)
+}
+
+/// Moves the image `name` to the trash, protected until the given time. `ENOENT` ([`ErrorKind::ImageMissing`]), `EBUSY`
+/// ([`ErrorKind::HasWatchers`], [`ErrorKind::Migrating`], [`ErrorKind::LockHeld`]).
 pub async fn move_image(io: &IoCtx, name: &str, expires_at: Option<Timestamp>) -> Result<()> {
-    let id = header::find_id(io, name).await?;
+    let Some(id) = directory::resolve(io, name).await? else {
+        return finish_interrupted_move(io, name).await;
+    };
     let image = Image::open(
         io,
         ImageKey::Id(&id),
         OpenOptions::read_write().ignoring_migration(),
     )
     .await?;
-    let moved = async {
-        if image.header().migration.is_some() {
-            return Err(ImageError::of(
-                ErrorKind::Migrating,
-                Errno::EBUSY,
-                format!("image '{name}' takes part in a migration"),
-            )
-            .hint("commit or abort the migration first"));
-        }
+    let checked = async {
+        remove::check_not_migrating(&image)?;
         remove::check_no_watchers(&image).await?;
-        image.acquire_lock().await?;
-        let now = Timestamp::now();
-        let end = expires_at.unwrap_or(now).max(now);
-        add_and_unlink(io, &id, name, TrashImageSource::User, now, end).await
+        // Fences a dead writer: what it still had under way must not come later.
+        image.acquire_lock().await
     }
     .await;
-    moved.and(image.close().await)
+    let closed = image.close().await;
+    checked?;
+    closed?;
+    let now = Timestamp::now();
+    let end = expires_at.unwrap_or(now).max(now);
+    add_and_unregister(io, &id, name, TrashImageSource::User, now, end).await
 }
 
-/// Moves an image to the trash on behalf of `source`, `delay_seconds` from now removable. The caller has made sure that
-/// nobody uses it.
+/// A user's move of an image called `name` whose names are off already.
+async fn finish_interrupted_move(io: &IoCtx, name: &str) -> Result<()> {
+    for (id, entry) in list(io).await? {
+        let interrupted = entry.state == TrashImageState::Moving && entry.source == TrashImageSource::User;
+        if interrupted && entry.name == name {
+            return settle(io, name, &id, &entry).await;
+        }
+    }
+    Err(directory::missing(name))
+}
+
+/// Moves image `id`, called `name`, to the trash, protected for `delay_s` seconds. Checks nothing. May be run again.
 pub async fn move_to_trash(
     io: &IoCtx,
     id: &str,
     name: &str,
     source: TrashImageSource,
-    delay_seconds: u32,
+    delay_s: u32,
 ) -> Result<()> {
     let now = Timestamp::now();
     let end = Timestamp {
-        seconds: now.seconds.saturating_add(delay_seconds),
+        seconds: now.seconds.saturating_add(delay_s),
         ..now
     };
-    add_and_unlink(io, id, name, source, now, end).await
+    add_and_unregister(io, id, name, source, now, end).await
 }
 
-async fn add_and_unlink(
+async fn add_and_unregister(
     io: &IoCtx,
     id: &str,
     name: &str,
     source: TrashImageSource,
-    deletion_time: Timestamp,
-    deferment_end_time: Timestamp,
+    now: Timestamp,
+    end: Timestamp,
 ) -> Result<()> {
     let entry = TrashImageSpec {
         source,
         name: name.to_owned(),
-        deletion_time,
-        deferment_end_time,
+        deletion_time: now,
+        deferment_end_time: end,
         state: TrashImageState::Moving,
     };
     match ferry_cls::exec_write(io, names::TRASH, client::trash_add(id, &entry)).await {
         Ok(()) => {}
-        // An earlier move was interrupted.
-        Err(error) if error.errno == Errno::EEXIST => {}
+        Err(error) if error.errno == Errno::EEXIST => {
+            let found = find(io, id).await?;
+            let same = found.is_some_and(|found| {
+                found.source == source
+                    && found.name == name
+                    && matches!(found.state, TrashImageState::Moving | TrashImageState::Normal)
+            });
+            if !same {
+                return Err(ImageError::new(
+                    Errno::EBUSY,
+                    format!("image '{name}' (id {id}) is in the trash already"),
+                ));
+            }
+        }
         Err(error) => return Err(error.into()),
     }
+    finish_move(io, name, id).await
+}
+
+async fn finish_move(io: &IoCtx, name: &str, id: &str) -> Result<()> {
     directory::remove(io, name, id).await?;
     let call = client::trash_state_set(id, TrashImageState::Normal, TrashImageState::Moving);
     Ok(ferry_cls::exec_write(io, names::TRASH, call).await?)
 }
 
-/// Brings an image back, under `new_name` if given.
-/// `EEXIST` when the name is taken, `EINVAL` ([`ErrorKind::TrashSource`]) for what is not a user's.
-pub async fn restore(io: &IoCtx, id: &str, new_name: Option<&str>) -> Result<()> {
-    let entry = get(io, id).await?;
-    if !matches!(
-        entry.source,
-        TrashImageSource::User | TrashImageSource::Mirroring | TrashImageSource::UserParent
-    ) {
-        let error = ImageError::of(
-            ErrorKind::TrashSource,
-            Errno::EINVAL,
-            format!(
-                "image '{}' (id {id}) was put in the trash by {}",
-                entry.name,
-                entry.source.name()
-            ),
-        );
-        return Err(match entry.source {
-            TrashImageSource::Migration => error.hint("bring it back with 'rbd migration abort'"),
-            _ => error,
-        });
+/// Goes on with a move into the trash or out of it that was interrupted; `name` is where the entry's image was met.
+pub(crate) async fn settle(io: &IoCtx, name: &str, id: &str, entry: &TrashImageSpec) -> Result<()> {
+    match entry.state {
+        TrashImageState::Moving => {
+            let moved = finish_move(io, &entry.name, id).await;
+            match moved {
+                // Somebody else went on with it.
+                Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => Ok(()),
+                moved => moved,
+            }
+        }
+        TrashImageState::Restoring => {
+            let listed = directory::listed_name(io, id).await?;
+            directory::add(io, listed.as_deref().unwrap_or(name), id).await?;
+            forget(io, id).await
+        }
+        TrashImageState::Normal | TrashImageState::Removing => Ok(()),
     }
-    let name = new_name.unwrap_or(&entry.name);
-    names::check_image_name(name)?;
-    if let Some(other) = directory::id_of_name(io, name).await?
-        && other != id
-    {
-        return Err(
-            ImageError::of(ErrorKind::ImageExists, Errno::EEXIST, format!("image '{name}'"))
-                .hint("give another name with --image"),
-        );
-    }
-    if entry.state == TrashImageState::Removing {
-        return Err(ImageError::new(
-            Errno::EBUSY,
-            format!("image '{}' (id {id}) is being removed", entry.name),
-        )
-        .hint("finish with 'rbd trash rm'"));
-    }
-    let call = client::trash_state_set(id, TrashImageState::Restoring, entry.state);
-    ferry_cls::exec_write(io, names::TRASH, call).await?;
-    relink(io, id, name).await
 }
 
-/// Gives an image of the trash its name and forgets the entry; also when it was interrupted before.
-pub async fn relink(io: &IoCtx, id: &str, name: &str) -> Result<()> {
-    directory::add(io, name, id).await?;
-    forget(io, id).await
-}
-
-/// Removes an entry, if there is one.
+/// Takes the entry of image `id` away. Fine if it is gone.
 pub async fn forget(io: &IoCtx, id: &str) -> Result<()> {
     absent_is_fine(ferry_cls::exec_write(io, names::TRASH, client::trash_remove(id)).await)
 }
 
-/// Removes an image of the trash for good.
-/// [`ErrorKind::NotExpired`] before its time without `force`; `EROFS` for the source of a migration.
+/// Puts image `id` back as `name`, whoever moved it to the trash and however far. May be run again, also when it is not
+/// in the trash. `EEXIST` ([`ErrorKind::ImageExists`]) when another image has the name; the image then stays where it is.
+pub async fn relink(io: &IoCtx, id: &str, name: &str) -> Result<()> {
+    let Some(entry) = find(io, id).await? else {
+        return directory::add(io, name, id).await;
+    };
+    if entry.state == TrashImageState::Removing {
+        return Err(
+            ImageError::new(Errno::EBUSY, format!("image '{name}' (id {id}) is being removed"))
+                .hint(format!("finish it with 'rbd trash rm {id}'")),
+        );
+    }
+    let claim = client::trash_state_set(id, TrashImageState::Restoring, entry.state);
+    ferry_cls::exec_write(io, names::TRASH, claim).await?;
+    // An interrupted restore under another name.
+    if let Some(listed) = directory::listed_name(io, id).await?
+        && listed != name
+    {
+        directory::remove(io, &listed, id).await?;
+    }
+    if let Err(error) = directory::add(io, name, id).await {
+        let back = client::trash_state_set(id, TrashImageState::Normal, TrashImageState::Restoring);
+        ferry_cls::exec_write(io, names::TRASH, back).await?;
+        return Err(error);
+    }
+    forget(io, id).await
+}
+
+fn missing(id: &str) -> ImageError {
+    ImageError::of(
+        ErrorKind::ImageMissing,
+        Errno::ENOENT,
+        format!("image id '{id}' is not in the trash"),
+    )
+}
+
+/// Puts an image back under its old name or a new one. `ENOENT` ([`ErrorKind::ImageMissing`]), `EINVAL`
+/// ([`ErrorKind::TrashSource`]), `EEXIST` ([`ErrorKind::ImageExists`]).
+pub async fn restore(io: &IoCtx, id: &str, new_name: Option<&str>) -> Result<()> {
+    let entry = get(io, id).await?;
+    let hint = match entry.source {
+        TrashImageSource::User | TrashImageSource::UserParent | TrashImageSource::Mirroring => None,
+        TrashImageSource::Migration => {
+            Some("run 'rbd migration abort' to get a migration's source back".to_owned())
+        }
+        TrashImageSource::Removing => Some(format!(
+            "its data is gone in part; finish with 'rbd trash rm {id}'"
+        )),
+    };
+    if let Some(hint) = hint {
+        return Err(ImageError::of(
+            ErrorKind::TrashSource,
+            Errno::EINVAL,
+            format!(
+                "image '{}' (id {id}) was put into the trash by: {}",
+                entry.name,
+                entry.source.name()
+            ),
+        )
+        .hint(hint));
+    }
+    let name = new_name.unwrap_or(&entry.name);
+    names::check_image_name(name)?;
+    if directory::listed_name(io, id).await?.as_deref() != Some(name) {
+        directory::free_name(io, name).await?;
+    }
+    relink(io, id, name).await
+}
+
+/// Removes an image for good. `ENOENT` ([`ErrorKind::ImageMissing`]), `EPERM` ([`ErrorKind::NotExpired`]) while it is
+/// protected, unless `force`; `EROFS` ([`ErrorKind::Migrating`]) for a migration's source; `ENOTEMPTY`
+/// ([`ErrorKind::HasSnapshots`]), `EBUSY` ([`ErrorKind::HasWatchers`]).
 pub async fn remove_image(io: &IoCtx, id: &str, force: bool, progress: &Progress) -> Result<()> {
     let entry = get(io, id).await?;
+    let place = format!("image '{}' (id {id})", entry.name);
     if entry.source == TrashImageSource::Migration && io.exists(&names::header_object(id)).await? {
         return Err(ImageError::of(
             ErrorKind::Migrating,
             Errno::EROFS,
-            format!("image '{}' (id {id}) is the source of a migration", entry.name),
+            format!("{place} is the source of a migration"),
         )
-        .hint("commit or abort the migration"));
+        .hint("'rbd migration commit' removes it, 'rbd migration abort' brings it back"));
     }
-    if !force && entry.deferment_end_time > Timestamp::now() {
+    let by_user = matches!(
+        entry.source,
+        TrashImageSource::User | TrashImageSource::UserParent
+    );
+    if by_user && !force && entry.deferment_end_time > Timestamp::now() {
         return Err(ImageError::of(
             ErrorKind::NotExpired,
             Errno::EPERM,
-            format!("image '{}' (id {id}) may not be removed yet", entry.name),
-        ));
+            format!("{place}: deferment time has not expired"),
+        )
+        .hint("use --force to remove it all the same"));
     }
-    remove::check_removable(io, id).await?;
-    if entry.state != TrashImageState::Removing {
-        let call = client::trash_state_set(id, TrashImageState::Removing, entry.state);
-        ferry_cls::exec_write(io, names::TRASH, call).await?;
+    match entry.state {
+        TrashImageState::Restoring => {
+            return Err(
+                ImageError::new(Errno::EBUSY, format!("{place} is being restored")).hint(format!(
+                    "if that was interrupted, finish it with 'rbd trash restore {id}'"
+                )),
+            );
+        }
+        TrashImageState::Moving => settle(io, &entry.name, id, &entry).await?,
+        TrashImageState::Normal | TrashImageState::Removing => {}
     }
-    remove::remove_by_id(io, id, progress).await?;
-    forget(io, id).await
+    remove::remove_trashed(io, id, progress).await
 }
 
-/// Removes every user's image whose time was over before `expired_before`; gives how many. Goes on after an image
-/// that cannot be removed and reports the first such error at the end.
+/// Removes images that users moved to the trash and that are protected no longer at `expired_before`, and finishes
+/// removals that were interrupted; gives how many images that were. Goes on after one that cannot be removed, and
+/// reports the first such error at the end.
 pub async fn purge(io: &IoCtx, expired_before: Timestamp, progress: &Progress) -> Result<usize> {
-    let due: Vec<String> = list(io)
+    let due: Vec<(String, TrashImageSpec)> = list(io)
         .await?
         .into_iter()
         .filter(|(_, entry)| {
-            entry.source == TrashImageSource::User && entry.deferment_end_time <= expired_before
+            entry.state != TrashImageState::Restoring
+                && match entry.source {
+                    TrashImageSource::User | TrashImageSource::UserParent => {
+                        entry.deferment_end_time <= expired_before
+                    }
+                    TrashImageSource::Removing => true,
+                    TrashImageSource::Migration | TrashImageSource::Mirroring => false,
+                }
         })
-        .map(|(id, _)| id)
         .collect();
     let total = due.len() as u64;
     let mut removed = 0;
     let mut first_error = None;
-    for (index, id) in due.iter().enumerate() {
+    for (done, (id, entry)) in (1..).zip(&due) {
         match remove_image(io, id, true, &Progress::silent()).await {
             Ok(()) => removed += 1,
+            // Somebody else was faster.
+            Err(error) if error.kind == ErrorKind::ImageMissing => {}
+            // Not asked for: somebody still makes the image, or removes it.
+            Err(error) if entry.source == TrashImageSource::Removing => {
+                tracing::info!(id, %error, "an unfinished removal stays");
+            }
             Err(error) => {
                 first_error.get_or_insert(error);
             }
         }
-        progress.update(index as u64 + 1, total);
+        progress.update(done, total);
     }
     match first_error {
         Some(error) => Err(error),

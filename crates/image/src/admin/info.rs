@@ -1,0 +1,200 @@
+//! What `rbd info` shows of one image.
+//!
+//! Reads headers and opens nothing, so that it answers whatever state the image and its migration are in.
+
+use ferry_cls::CallExt as _;
+use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace, client, feature, op_feature};
+use ferry_store::{IoCtx, ReadOp, SnapId, Timestamp};
+
+use super::{directory, pool, trash};
+use crate::error::{Result, optional};
+use crate::header::{self, Fixed, Header};
+use crate::image::{ImageKey, SnapKey, find_snap};
+use crate::names;
+
+/// What an image is a clone of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentInfo {
+    /// Pool name.
+    pub pool: String,
+    /// Namespace; empty for the default one.
+    pub pool_namespace: String,
+    /// Image name.
+    pub image: String,
+    /// Image id.
+    pub image_id: String,
+    /// Snapshot name (the one it had, for a snapshot in the trash).
+    pub snapshot: String,
+    /// Whether the parent image is in the trash.
+    pub trash: bool,
+    /// Bytes that the parent still shows through; `None` when only snapshots have it.
+    pub overlap_bytes: Option<u64>,
+}
+
+/// A group that an image is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupInfo {
+    /// Pool name of the group.
+    pub pool: String,
+    /// Name of the group; its id when it has none.
+    pub name: String,
+}
+
+/// Everything that `rbd info` prints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Name; the one it had, for an image in the trash.
+    pub name: String,
+    /// Id.
+    pub id: String,
+    /// Size of the head or of the snapshot asked for.
+    pub size_bytes: u64,
+    /// Objects that this size is cut into.
+    pub object_count: u64,
+    /// Object size exponent.
+    pub order: u8,
+    /// Object size.
+    pub object_size_bytes: u64,
+    /// Snapshots, of every kind.
+    pub snapshot_count: u64,
+    /// Name of the data pool, if not that of the image.
+    pub data_pool: Option<String>,
+    /// Prefix of the data objects.
+    pub block_name_prefix: String,
+    /// Feature bits ([`feature::names`]).
+    pub features: u64,
+    /// Operation feature bits ([`op_feature::names`]).
+    pub op_features: u64,
+    /// Flag bits ([`ferry_cls::rbd::flag::names`]) of the head or of the snapshot asked for.
+    pub flags: u64,
+    /// Group.
+    pub group: Option<GroupInfo>,
+    /// When it was created.
+    pub create_timestamp: Timestamp,
+    /// When it was last read, coarsely.
+    pub access_timestamp: Timestamp,
+    /// When it was last written, coarsely.
+    pub modify_timestamp: Timestamp,
+    /// Parent.
+    pub parent: Option<ParentInfo>,
+    /// Stripe unit and count, when the image has the striping feature.
+    pub striping: Option<(u64, u64)>,
+    /// Whether the snapshot asked for is protected; `None` when none was asked for.
+    pub protected: Option<bool>,
+}
+
+/// Reads what `rbd info` shows of an image, or of one of its snapshots. `ENOENT` ([`crate::ErrorKind::ImageMissing`],
+/// [`crate::ErrorKind::SnapMissing`]).
+pub async fn info(io: &IoCtx, key: ImageKey<'_>, snap: Option<&SnapKey>) -> Result<ImageInfo> {
+    let (id, name) = match key {
+        ImageKey::Name(name) => (header::find_id(io, name).await?, name.to_owned()),
+        ImageKey::Id(id) => (id.to_owned(), directory::name_of_id(io, id).await?),
+    };
+    let fixed = header::load_fixed(io, &id).await?;
+    let header = header::load(io, &id, true).await?;
+    let snap_id = match snap {
+        Some(key) => find_snap(&header, key)?,
+        None => SnapId::HEAD,
+    };
+    let record = header.snaps.get(&snap_id);
+    let size_bytes = header.size_at(snap_id).unwrap_or(header.size_bytes);
+    let layout = fixed.layout;
+    Ok(ImageInfo {
+        name,
+        size_bytes,
+        object_count: layout.object_count(size_bytes),
+        order: layout.order(),
+        object_size_bytes: layout.object_size_bytes(),
+        snapshot_count: header.snaps.len() as u64,
+        data_pool: match fixed.data_pool {
+            Some(pool) => Some(pool::name_of(io.store(), pool).await?),
+            None => None,
+        },
+        block_name_prefix: fixed.object_prefix.to_string(),
+        features: header.features,
+        op_features: header.op_features,
+        flags: record.map_or(header.flags, |record| record.flags),
+        group: group(io, &fixed, &header).await?,
+        create_timestamp: fixed.create_timestamp,
+        access_timestamp: header.access_timestamp,
+        modify_timestamp: header.modify_timestamp,
+        parent: parent(io, &header, snap_id).await?,
+        striping: header
+            .has(feature::STRIPINGV2)
+            .then(|| (layout.stripe_unit_bytes(), layout.stripe_count())),
+        protected: record.map(|record| record.protection != ProtectionStatus::Unprotected),
+        id,
+    })
+}
+
+async fn group(io: &IoCtx, fixed: &Fixed, header: &Header) -> Result<Option<GroupInfo>> {
+    if header.op_features & op_feature::GROUP == 0 {
+        return Ok(None);
+    }
+    let object = names::header_object(&fixed.id);
+    let spec = ferry_cls::exec_read(io, &object, client::image_group_get()).await?;
+    if !spec.exists() {
+        return Ok(None);
+    }
+    let there = io.with_pool(spec.pool_id);
+    let groups = client::group_dir_list_all(&there).await?;
+    let name = groups
+        .into_iter()
+        .find(|(_, id)| *id == spec.group_id)
+        .map_or(spec.group_id, |(name, _)| name);
+    Ok(Some(GroupInfo {
+        pool: pool::name_of(io.store(), spec.pool_id).await?,
+        name,
+    }))
+}
+
+/// The parent that the head or a snapshot shows through. What cannot be found any more is shown by its id.
+pub(crate) async fn parent(io: &IoCtx, header: &Header, snap: SnapId) -> Result<Option<ParentInfo>> {
+    let Some(link) = &header.parent else {
+        return Ok(None);
+    };
+    let overlap_bytes = if snap.is_head() {
+        link.head_overlap_bytes
+    } else {
+        header
+            .snaps
+            .get(&snap)
+            .and_then(|record| record.parent_overlap_bytes)
+    };
+    if overlap_bytes.is_none() {
+        return Ok(None);
+    }
+    let spec = &link.spec;
+    let there = io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
+    let listed = directory::listed_name(&there, &spec.image_id).await?;
+    let trash = listed.is_none();
+    let image = match listed {
+        Some(name) => name,
+        None => trash::find(&there, &spec.image_id)
+            .await?
+            .map_or(spec.image_id.clone(), |entry| entry.name),
+    };
+    Ok(Some(ParentInfo {
+        pool: pool::name_of(io.store(), spec.pool_id).await?,
+        pool_namespace: spec.pool_namespace.clone(),
+        image,
+        image_id: spec.image_id.clone(),
+        snapshot: parent_snapshot(&there, &spec.image_id, spec.snap_id).await?,
+        trash,
+        overlap_bytes,
+    }))
+}
+
+async fn parent_snapshot(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<String> {
+    let call = client::snapshot_get(snap);
+    let op = ReadOp::new().class_call(&call);
+    let reply = optional(io.read(&names::header_object(image_id), SnapId::HEAD, op).await)?;
+    let Some(reply) = reply else {
+        return Ok(snap.to_string());
+    };
+    let info = call.decode(reply.output(0))?;
+    Ok(match info.namespace {
+        SnapshotNamespace::Trash { original_name, .. } => original_name,
+        _ => info.name,
+    })
+}
