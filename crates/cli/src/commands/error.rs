@@ -33,9 +33,11 @@ impl Explain for ImageError {
         // Ceph's line names the image or the snapshot already.
         let says_nothing_new = matches!(
             self.kind,
-            ErrorKind::ImageMissing | ErrorKind::ImageExists | ErrorKind::SnapMissing | ErrorKind::HasSnapshots
+            ErrorKind::ImageMissing | ErrorKind::ImageExists | ErrorKind::SnapMissing
         );
         match &self.hint {
+            // And what to do about it.
+            _ if self.kind == ErrorKind::HasSnapshots => None,
             Some(hint) => Some(format!("rbd: note: {}; {hint}", self.message)),
             None if says_nothing_new => None,
             None => Some(format!("rbd: note: {}", self.message)),
