@@ -119,6 +119,8 @@ pub trait Store: Send + Sync + Debug + 'static {
     async fn write(&self, object: ObjectRef<'_>, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply>;
 
     /// The object's clones and head with overlaps. `ENOENT` when it has neither head nor clones.
+    /// Overlaps hold only equal bytes. They are exact for objects made without an allocation hint; of others an engine may
+    /// leave out every block of 4 KiB that has changed in part.
     async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet>;
 
     /// Makes the head of the object as it was at `snap` (absent there: removed), as a write under `snapc`: data, omap and

@@ -2,7 +2,7 @@
 
 use super::fixture::Flavour;
 use super::{CaseFn, fixture, model};
-use super::{atomicity, data, durability, keys, pools, rollback, snapshots, visibility, watches};
+use super::{atomicity, data, durability, keys, pools, rollback, snapshots, trimming, visibility, watches};
 
 /// Makes one `#[test]` per conformance case, in one module per group. The argument is an expression, evaluated anew for
 /// each case inside a tokio runtime (it may `.await`), that gives a [`Harness`](crate::conformance::Harness).
@@ -25,10 +25,10 @@ macro_rules! __conformance_table {
         $crate::__conformance_table! {
             @groups $use $argument
             plain_data(data, Plain) plain_atomicity(atomicity, Plain) plain_keys(keys, Plain)
-            plain_snapshots(snapshots, Plain) plain_rollback(rollback, Plain) plain_visibility(visibility, Plain)
+            plain_snapshots(snapshots, Plain) plain_trimming(trimming, Plain) plain_rollback(rollback, Plain) plain_visibility(visibility, Plain)
             plain_durability(durability, Plain)
             bulk_data(data, Bulk) bulk_atomicity(atomicity, Bulk) bulk_keys(keys, Bulk)
-            bulk_snapshots(snapshots, Bulk) bulk_rollback(rollback, Bulk) bulk_visibility(visibility, Bulk)
+            bulk_snapshots(snapshots, Bulk) bulk_trimming(trimming, Bulk) bulk_rollback(rollback, Bulk) bulk_visibility(visibility, Bulk)
             bulk_durability(durability, Bulk)
             pools(pools, Plain) watches(watches, Plain) random(model, Plain)
         }
@@ -120,6 +120,10 @@ macro_rules! __conformance_table {
             reading_steps_all_work_at_a_snapshot
             list_snaps_of_a_missing_object_is_enoent
             a_failing_write_makes_no_clone
+        ] }
+    };
+    (@trimming $use:ident $argument:tt $group:ident $flavour:ident) => {
+        $crate::__conformance_table! { @$use $argument $group trimming $flavour [
             snapshot_ids_grow_and_are_never_given_twice
             removing_the_only_snapshot_of_a_clone_takes_the_clone_away
             a_clone_lives_until_its_last_snapshot_is_removed

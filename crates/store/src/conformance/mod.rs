@@ -20,6 +20,7 @@ pub mod model;
 mod pools;
 mod rollback;
 mod snapshots;
+mod trimming;
 mod visibility;
 mod watches;
 
