@@ -1,4 +1,5 @@
-//! What administration promises, on the memory engine: outcomes, refusals with their errno and kind, and what is shown.
+//! What administration promises, on every engine: outcomes, refusals with their errno and kind, and what is shown.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod support;
 
@@ -22,8 +23,8 @@ use support::{Engine, pool as pool_called};
 
 const MIB: u64 = 1 << 20;
 
-async fn rbd() -> (Engine, IoCtx) {
-    let engine = Engine::memory();
+async fn rbd(on: &str) -> (Engine, IoCtx) {
+    let engine = Engine::named(on);
     let store = engine.connect().await;
     let io = pool_called(&store, "rbd").await;
     (engine, io)
@@ -58,9 +59,8 @@ fn silent() -> Progress {
     Progress::silent()
 }
 
-#[tokio::test]
-async fn a_new_image_is_what_was_asked_for() {
-    let (_engine, io) = rbd().await;
+async fn a_new_image_is_what_was_asked_for(on: &str) {
+    let (_engine, io) = rbd(on).await;
     io.store()
         .pool_create("data", PoolOptions::default())
         .await
@@ -97,9 +97,8 @@ async fn a_new_image_is_what_was_asked_for() {
     assert!(trash::list(&io).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn impossible_images_are_refused_before_anything_is_written() {
-    let (_engine, io) = rbd().await;
+async fn impossible_images_are_refused_before_anything_is_written(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let plain = sized(MIB);
     let cases = [
         ("a/b", plain.clone(), Errno::EINVAL),
@@ -161,18 +160,16 @@ async fn impossible_images_are_refused_before_anything_is_written() {
     assert!(objects(&io).await.is_empty());
 }
 
-#[tokio::test]
-async fn a_name_can_be_used_once() {
-    let (_engine, io) = rbd().await;
+async fn a_name_can_be_used_once(on: &str) {
+    let (_engine, io) = rbd(on).await;
     make(&io, "a").await;
     let error = create::create(&io, "a", &sized(MIB)).await.unwrap_err();
     assert_eq!((error.errno, error.kind), (Errno::EEXIST, ErrorKind::ImageExists));
     assert_eq!(list::names(&io).await.unwrap(), ["a"]);
 }
 
-#[tokio::test]
-async fn of_many_creates_of_one_name_one_wins_and_nothing_else_remains() {
-    let (engine, io) = rbd().await;
+async fn of_many_creates_of_one_name_one_wins_and_nothing_else_remains(on: &str) {
+    let (engine, io) = rbd(on).await;
     let creates = (0..8).map(|_| {
         let io = io.clone();
         let engine = &engine;
@@ -198,10 +195,9 @@ async fn of_many_creates_of_one_name_one_wins_and_nothing_else_remains() {
     );
 }
 
-#[tokio::test]
-async fn an_image_that_is_listed_but_has_no_header_does_not_block_its_name() {
+async fn an_image_that_is_listed_but_has_no_header_does_not_block_its_name(on: &str) {
     use ferry_cls::rbd::client;
-    let (_engine, io) = rbd().await;
+    let (_engine, io) = rbd(on).await;
     // As Ceph's client leaves it when it dies after registering the name.
     ferry_cls::exec_write(&io, "rbd_directory", client::dir_add_image("a", "10aa"))
         .await
@@ -215,9 +211,8 @@ async fn an_image_that_is_listed_but_has_no_header_does_not_block_its_name() {
     assert_eq!(list::names(&io).await.unwrap(), ["a"]);
 }
 
-#[tokio::test]
-async fn removing_leaves_no_object() {
-    let (_engine, io) = rbd().await;
+async fn removing_leaves_no_object(on: &str) {
+    let (_engine, io) = rbd(on).await;
     make(&io, "a").await;
     let image = open(&io, "a").await;
     image.write(3 * MIB, Bytes::from(vec![7; 5000])).await.unwrap();
@@ -241,9 +236,8 @@ async fn removing_leaves_no_object() {
     );
 }
 
-#[tokio::test]
-async fn both_sides_of_a_migration_cannot_be_removed_or_trashed() {
-    let (_engine, io) = rbd().await;
+async fn both_sides_of_a_migration_cannot_be_removed_or_trashed(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let source_id = make(&io, "src").await;
     prepare(&io, "src", &io, "dst", &PrepareOptions::default())
         .await
@@ -291,9 +285,8 @@ async fn both_sides_of_a_migration_cannot_be_removed_or_trashed() {
     open(&io, "dst2").await.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn renaming_moves_the_name_and_nothing_else() {
-    let (_engine, io) = rbd().await;
+async fn renaming_moves_the_name_and_nothing_else(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let id = make(&io, "a").await;
     make(&io, "b").await;
     for (from, to, kind) in [
@@ -314,9 +307,8 @@ async fn renaming_moves_the_name_and_nothing_else() {
     make(&io, "a").await;
 }
 
-#[tokio::test]
-async fn renaming_an_open_image_is_done_by_its_lock_owner() {
-    let (engine, io) = rbd().await;
+async fn renaming_an_open_image_is_done_by_its_lock_owner(on: &str) {
+    let (engine, io) = rbd(on).await;
     make(&io, "a").await;
     let image = open(&io, "a").await;
     image.write(0, Bytes::from_static(b"owner")).await.unwrap();
@@ -330,9 +322,8 @@ async fn renaming_an_open_image_is_done_by_its_lock_owner() {
     image.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn the_trash_gives_back_what_it_took() {
-    let (_engine, io) = rbd().await;
+async fn the_trash_gives_back_what_it_took(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let id = make(&io, "a").await;
     let image = open(&io, "a").await;
     image.write(5, Bytes::from_static(b"kept")).await.unwrap();
@@ -380,9 +371,8 @@ async fn the_trash_gives_back_what_it_took() {
     );
 }
 
-#[tokio::test]
-async fn pools_with_something_in_them_stay() {
-    let (_engine, io) = rbd().await;
+async fn pools_with_something_in_them_stay(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let store = io.store();
     pool::create(store, "data", PoolOptions::default()).await.unwrap();
     let options = CreateOptions {
@@ -431,9 +421,8 @@ async fn pools_with_something_in_them_stay() {
     assert!(pool::list(store).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn a_pool_is_prepared_once_and_stays_so() {
-    let (_engine, io) = rbd().await;
+async fn a_pool_is_prepared_once_and_stays_so(on: &str) {
+    let (_engine, io) = rbd(on).await;
     pool::init(&io).await.unwrap();
     pool::init(&io).await.unwrap();
     let op = ferry_store::ReadOp::new().read(0, 100);
@@ -441,9 +430,8 @@ async fn a_pool_is_prepared_once_and_stays_so() {
     assert_eq!(reply.data(0).as_ref(), b"overwrite validated");
 }
 
-#[tokio::test]
-async fn namespaces_keep_images_apart() {
-    let (_engine, io) = rbd().await;
+async fn namespaces_keep_images_apart(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let inside = io.with_namespace("ns1");
     let error = create::create(&inside, "a", &sized(MIB)).await.unwrap_err();
     assert_eq!(
@@ -487,9 +475,8 @@ async fn namespaces_keep_images_apart() {
     );
 }
 
-#[tokio::test]
-async fn metadata_is_kept_with_the_image() {
-    let (_engine, io) = rbd().await;
+async fn metadata_is_kept_with_the_image(on: &str) {
+    let (_engine, io) = rbd(on).await;
     make(&io, "a").await;
     let image = open(&io, "a").await;
     metadata::set(&image, "k", Bytes::from_static(b"v"))
@@ -505,9 +492,8 @@ async fn metadata_is_kept_with_the_image() {
     image.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn listings_show_snapshots_and_locks() {
-    let (_engine, io) = rbd().await;
+async fn listings_show_snapshots_and_locks(on: &str) {
+    let (_engine, io) = rbd(on).await;
     make(&io, "b").await;
     make(&io, "a").await;
     let image = open(&io, "a").await;
@@ -561,9 +547,8 @@ async fn listings_show_snapshots_and_locks() {
     );
 }
 
-#[tokio::test]
-async fn a_damaged_header_is_named_and_does_not_hide_the_others() {
-    let (_engine, io) = rbd().await;
+async fn a_damaged_header_is_named_and_does_not_hide_the_others(on: &str) {
+    let (_engine, io) = rbd(on).await;
     make(&io, "a").await;
     let id = make(&io, "b").await;
     let key = Bytes::from_static(b"snap_seq");
@@ -605,10 +590,9 @@ fn used(usage: &usage::ImageUsage) -> Vec<u64> {
     usage.rows.iter().map(|row| row.used_bytes).collect()
 }
 
-#[tokio::test]
-async fn usage_is_what_was_written_since_the_snapshot_before() {
+async fn usage_is_what_was_written_since_the_snapshot_before(on: &str) {
     for features in [None, Some(feature::LAYERING)] {
-        let (_engine, io) = rbd().await;
+        let (_engine, io) = rbd(on).await;
         let image = image_with_history(&io, features).await;
         let whole = usage::usage(&io, "a", None, false).await.unwrap();
         assert_eq!(whole.from_object_maps, features.is_none());
@@ -635,9 +619,8 @@ async fn usage_is_what_was_written_since_the_snapshot_before() {
     }
 }
 
-#[tokio::test]
-async fn exports_are_sparse_and_byte_exact() {
-    let (_engine, io) = rbd().await;
+async fn exports_are_sparse_and_byte_exact(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let image = image_with_history(&io, None).await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("head.raw");
@@ -667,9 +650,8 @@ async fn exports_are_sparse_and_byte_exact() {
     image.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_failed_export_leaves_no_file() {
-    let (_engine, io) = rbd().await;
+async fn a_failed_export_leaves_no_file(on: &str) {
+    let (_engine, io) = rbd(on).await;
     image_with_history(&io, None).await.close().await.unwrap();
     let faulty = FaultyStore::new(io.store().clone());
     let image = open(&IoCtx::new(faulty.clone(), io.scope().clone()), "a").await;
@@ -688,9 +670,8 @@ async fn a_failed_export_leaves_no_file() {
     image.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn imports_of_files_keep_holes_and_leave_zeros_out() {
-    let (_engine, io) = rbd().await;
+async fn imports_of_files_keep_holes_and_leave_zeros_out(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.raw");
     let mut file = std::fs::File::create(&path).unwrap();
@@ -743,10 +724,9 @@ async fn imports_of_files_keep_holes_and_leave_zeros_out() {
     assert_eq!(list::names(&io).await.unwrap(), ["a"]);
 }
 
-#[tokio::test]
-async fn imports_of_pipes_end_with_the_size_that_came() {
+async fn imports_of_pipes_end_with_the_size_that_came(on: &str) {
     for length in [0u64, 1, 4 * MIB, 70 * MIB + 123] {
-        let (_engine, io) = rbd().await;
+        let (_engine, io) = rbd(on).await;
         let data: Vec<u8> = (0..length).map(|at| (at / 100_000 % 3) as u8).collect();
         let mut pipe = &data[..];
         let options = ImportOptions::default();
@@ -788,9 +768,8 @@ impl tokio::io::AsyncRead for Broken {
     }
 }
 
-#[tokio::test]
-async fn a_failed_import_leaves_nothing() {
-    let (_engine, io) = rbd().await;
+async fn a_failed_import_leaves_nothing(on: &str) {
+    let (_engine, io) = rbd(on).await;
     let options = ImportOptions {
         create: sized(0),
         ..ImportOptions::default()
@@ -834,9 +813,8 @@ async fn a_failed_import_leaves_nothing() {
     );
 }
 
-#[tokio::test]
-async fn an_image_being_imported_is_not_cleared_away_by_others() {
-    let (engine, io) = rbd().await;
+async fn an_image_being_imported_is_not_cleared_away_by_others(on: &str) {
+    let (engine, io) = rbd(on).await;
     let (mut writer, mut reader) = tokio::io::duplex(1 << 16);
     let importing = {
         let io = io.clone();
@@ -870,4 +848,41 @@ async fn an_image_being_imported_is_not_cleared_away_by_others() {
             .unwrap()
             .is_empty()
     );
+}
+
+macro_rules! on_every_engine {
+    ($($test:ident,)*) => {
+        mod memory {
+            $(#[tokio::test] async fn $test() { super::$test("memory").await; })*
+        }
+        mod local {
+            $(#[tokio::test] async fn $test() { super::$test("local").await; })*
+        }
+    };
+}
+
+on_every_engine! {
+    a_new_image_is_what_was_asked_for,
+    impossible_images_are_refused_before_anything_is_written,
+    a_name_can_be_used_once,
+    of_many_creates_of_one_name_one_wins_and_nothing_else_remains,
+    an_image_that_is_listed_but_has_no_header_does_not_block_its_name,
+    removing_leaves_no_object,
+    both_sides_of_a_migration_cannot_be_removed_or_trashed,
+    renaming_moves_the_name_and_nothing_else,
+    renaming_an_open_image_is_done_by_its_lock_owner,
+    the_trash_gives_back_what_it_took,
+    pools_with_something_in_them_stay,
+    a_pool_is_prepared_once_and_stays_so,
+    namespaces_keep_images_apart,
+    metadata_is_kept_with_the_image,
+    listings_show_snapshots_and_locks,
+    a_damaged_header_is_named_and_does_not_hide_the_others,
+    usage_is_what_was_written_since_the_snapshot_before,
+    exports_are_sparse_and_byte_exact,
+    a_failed_export_leaves_no_file,
+    imports_of_files_keep_holes_and_leave_zeros_out,
+    imports_of_pipes_end_with_the_size_that_came,
+    a_failed_import_leaves_nothing,
+    an_image_being_imported_is_not_cleared_away_by_others,
 }

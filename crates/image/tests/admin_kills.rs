@@ -1,5 +1,6 @@
 //! Every administrative command, killed at every step that changes the store, then run again: it finishes, or says
 //! that it was done, and nothing half-made remains.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod support;
 
