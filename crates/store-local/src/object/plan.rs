@@ -269,6 +269,14 @@ impl Draft<'_, '_> {
             self.changes.push(Change::Create);
         }
     }
+
+    /// A change without effect on bytes: it counts for snapshots and versions all the same.
+    fn touch(&mut self) {
+        self.changes.push(Change::Data(DataStep::Zero {
+            offset: 0,
+            length_bytes: 0,
+        }));
+    }
 }
 
 /// End of a range, if an object may reach that far.
@@ -318,18 +326,18 @@ impl ObjectHandle for Draft<'_, '_> {
     fn create(&mut self, exclusive: bool) -> Result<(), Errno> {
         ensure(!(exclusive && self.exists), Errno::EEXIST)?;
         self.make();
+        self.touch();
         Ok(())
     }
 
     fn write(&mut self, offset: u64, data: Bytes) -> Result<(), Errno> {
         let end = end_of(offset, data.len() as u64)?;
         self.make();
-        self.changes.push(Change::Data(match data.is_empty() {
-            false => DataStep::Write { offset, data },
-            true => DataStep::Truncate {
-                size_bytes: self.size_bytes.max(end),
-            },
-        }));
+        if data.is_empty() {
+            self.touch();
+            return Ok(());
+        }
+        self.changes.push(Change::Data(DataStep::Write { offset, data }));
         self.size_bytes = self.size_bytes.max(end);
         Ok(())
     }
@@ -348,7 +356,8 @@ impl ObjectHandle for Draft<'_, '_> {
             let end = offset.saturating_add(length_bytes).min(self.size_bytes);
             let offset = offset.min(end);
             let length_bytes = end - offset;
-            self.changes.push(Change::Data(DataStep::Zero { offset, length_bytes }));
+            self.changes
+                .push(Change::Data(DataStep::Zero { offset, length_bytes }));
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::object::data::Bulk;
 use crate::object::extents;
 use crate::object::inline;
 use crate::object::plan::Change;
-use crate::object::rows::{Body, CloneBody, Object};
+use crate::object::rows::{Body, CloneBody, Layer, Object};
 
 /// Objects trimmed between two looks at the table.
 pub(crate) const TRIM_BATCH: usize = 64;
@@ -287,6 +287,7 @@ impl Pool {
             Some(layer) if layer.provisional && goes => Some(self.settle(key, &object, layer)?),
             _ => None,
         };
+        let rebased = self.rebased(&object, &unused)?;
         // The next older clone's newer version is now the next newer one.
         let older = index.checked_sub(1).map(|older| &object.clones[older]);
         let older = older.filter(|older| older.body.layer.is_none()).map(|older| {
@@ -300,6 +301,9 @@ impl Pool {
             if let Some(layer) = settled {
                 super::layers::settled(connection, &path, layer.lid, &layer.map)?;
             }
+            for layer in &rebased {
+                rebase(connection, layer).at(&path, "write")?;
+            }
             let trimmed = match goes {
                 true => drop_clone(connection, &clone, older, &doomed, last.then_some(oid)),
                 false => keep_clone(connection, &clone, snap, &rest),
@@ -312,6 +316,50 @@ impl Pool {
         }
         Ok(())
     }
+
+    /// Layers that stand for themselves and were made from one that goes: what they differ in from the layer that one
+    /// was made from. Of a live layer the sidecar already says so afterwards, which errs on the safe side.
+    fn rebased(&self, object: &Object, unused: &[(i64, String)]) -> Result<Vec<Layer>> {
+        let goes = |lid: i64| unused.iter().any(|(unused, _)| *unused == lid);
+        let bulk = Bulk::new(&self.files, object);
+        let mut rebased = Vec::new();
+        for layer in object
+            .layers
+            .iter()
+            .filter(|layer| !goes(layer.lid) && !layer.chained)
+        {
+            let mut layer = (**layer).clone();
+            let Some(gone) = layer.parent.filter(|parent| goes(*parent)) else {
+                continue;
+            };
+            layer.map = bulk.map_now(&layer)?;
+            let mut next = Some(gone);
+            while let Some(below) = next.filter(|lid| goes(*lid)).and_then(|lid| object.layer(lid)) {
+                layer.map.merge(&below.map);
+                layer.covered_bytes = layer.covered_bytes.min(below.covered_bytes);
+                next = below.parent;
+            }
+            layer.parent = next;
+            if next.is_some() && object.is_live(layer.lid) {
+                self.files.make_sidecar(&layer.file, &layer.map)?;
+            }
+            rebased.push(layer);
+        }
+        Ok(rebased)
+    }
+}
+
+/// Lets a layer that stands for itself be told apart from another layer than so far.
+fn rebase(connection: &Connection, layer: &Layer) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE layers SET parent = ?2, covered = ?3, map = ?4 WHERE lid = ?1")?
+        .execute((
+            layer.lid,
+            layer.parent,
+            layer.covered_bytes as i64,
+            layer.map.bytes(),
+        ))
+        .map(|_| ())
 }
 
 fn keep_clone(
