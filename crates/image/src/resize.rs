@@ -74,7 +74,11 @@ pub(crate) async fn resize_here(
 /// A shrink of a migration target leaves empty objects that hide the source; the map must not call them absent when it
 /// covers them again.
 async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
-    let end = to.min(image.layout().object_count(image.header().migration_overlap_bytes()));
+    let end = to.min(
+        image
+            .layout()
+            .object_count(image.header().migration_overlap_bytes()),
+    );
     let exists = ferry_cls::rbd::ObjectState::Exists;
     crate::object_map::head::update(image, ObjectNo(from), ObjectNo(end), exists, None).await
 }

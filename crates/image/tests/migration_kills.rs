@@ -50,12 +50,18 @@ impl World {
         let store: Arc<dyn Store> = cluster.connect();
         let io = pool(&store, "rbd").await;
         let other = pool(&store, "p2").await;
-        create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE)).await.unwrap();
-        let image = Image::open(&io, ImageKey::Name("src"), OpenOptions::read_write()).await.unwrap();
+        create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE))
+            .await
+            .unwrap();
+        let image = Image::open(&io, ImageKey::Name("src"), OpenOptions::read_write())
+            .await
+            .unwrap();
         let mut reference = Reference::new(SIZE);
-        for (offset, byte, length, snap) in
-            [(0, 1, 70_000, "s1"), (40_000, 2, 5_000, "s2"), (200_000, 3, 20_000, "")]
-        {
+        for (offset, byte, length, snap) in [
+            (0, 1, 70_000, "s1"),
+            (40_000, 2, 5_000, "s2"),
+            (200_000, 3, 20_000, ""),
+        ] {
             image.write(offset, vec![byte; length].into()).await.unwrap();
             reference.write(offset, &vec![byte; length]);
             if !snap.is_empty() {
@@ -65,8 +71,18 @@ impl World {
         }
         image.flush().await.unwrap();
         image.close().await.unwrap();
-        let (to, target) = if in_place { (io.scope().clone(), "src") } else { (other.scope().clone(), "dst") };
-        Self { cluster, from: io.scope().clone(), to, target, reference }
+        let (to, target) = if in_place {
+            (io.scope().clone(), "src")
+        } else {
+            (other.scope().clone(), "dst")
+        };
+        Self {
+            cluster,
+            from: io.scope().clone(),
+            to,
+            target,
+            reference,
+        }
     }
 
     /// Runs a verb to its end with a fresh client.
@@ -79,7 +95,10 @@ impl World {
         let silent = Progress::silent();
         match verb {
             Verb::Prepare => {
-                let options = PrepareOptions { order: Some(15), ..PrepareOptions::default() };
+                let options = PrepareOptions {
+                    order: Some(15),
+                    ..PrepareOptions::default()
+                };
                 prepare(&from, "src", &to, self.target, &options).await
             }
             Verb::Execute => execute(&to, self.target, &silent).await,
@@ -92,7 +111,9 @@ impl World {
     async fn use_target(&mut self) {
         let store = self.cluster.connect();
         let io = self.io(store, &self.to);
-        let image = Image::open(&io, ImageKey::Name(self.target), OpenOptions::read_write()).await.unwrap();
+        let image = Image::open(&io, ImageKey::Name(self.target), OpenOptions::read_write())
+            .await
+            .unwrap();
         for (offset, byte, length) in [(100, 9, 300), (150_000, 8, 10_000)] {
             image.write(offset, vec![byte; length].into()).await.unwrap();
             self.reference.write(offset, &vec![byte; length]);
@@ -116,7 +137,11 @@ impl World {
         for pool in store.pool_list().await.unwrap() {
             let io = self.io(store.clone(), &Scope::new(pool.id));
             assert!(trash::list(&io).await.unwrap().is_empty(), "trash {when}");
-            headers += store.list_objects(io.scope(), "rbd_header.", "", 100).await.unwrap().len();
+            headers += store
+                .list_objects(io.scope(), "rbd_header.", "", 100)
+                .await
+                .unwrap()
+                .len();
         }
         assert_eq!(headers, 1, "headers {when}");
     }
@@ -188,7 +213,10 @@ async fn finish(world: &World, verb: Verb, then: Then, when: &str) {
         }
         (Verb::Execute, Then::Abort) => {
             world.check(&world.to, world.target, when).await;
-            world.run(Verb::Abort).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+            world
+                .run(Verb::Abort)
+                .await
+                .unwrap_or_else(|error| panic!("{when}: {error}"));
             world.check_only(&world.from, "src", when).await;
         }
         (Verb::Execute, _) => {
@@ -198,7 +226,10 @@ async fn finish(world: &World, verb: Verb, then: Then, when: &str) {
                 Err(error) => assert_eq!(error.kind, ErrorKind::MigrationState, "{when}: {error}"),
             }
             world.check(&world.to, world.target, when).await;
-            world.run(Verb::Commit).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+            world
+                .run(Verb::Commit)
+                .await
+                .unwrap_or_else(|error| panic!("{when}: {error}"));
             world.check_only(&world.to, world.target, when).await;
         }
         (Verb::Commit, then) => {

@@ -15,7 +15,9 @@ use support::{Engine, TestLayout, pool};
 const SIZE: u64 = 1 << 20;
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {
-    (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) | 1).collect()
+    (0..length)
+        .map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) | 1)
+        .collect()
 }
 
 async fn write(image: &Image, reference: &mut Reference, offset: u64, seed: u8, length: usize) {
@@ -32,7 +34,9 @@ async fn discard(image: &Image, reference: &mut Reference, offset: u64, length: 
 /// A source with two snapshots and holes, over several objects.
 async fn make_source(io: &ferry_store::IoCtx, layout: TestLayout) -> Reference {
     create::create(io, "src", &layout.create(SIZE)).await.unwrap();
-    let image = Image::open(io, ImageKey::Name("src"), OpenOptions::read_write()).await.unwrap();
+    let image = Image::open(io, ImageKey::Name("src"), OpenOptions::read_write())
+        .await
+        .unwrap();
     let mut reference = Reference::new(SIZE);
     write(&image, &mut reference, 0, 1, 100_000).await;
     write(&image, &mut reference, 500_000, 2, 30_000).await;
@@ -65,17 +69,23 @@ async fn walk(engine: Engine, from: TestLayout, to: TestLayout, end_by_abort: bo
     };
     prepare(&io, "src", &other, "dst", &options).await.unwrap();
     reference.check_all(&other, "dst", "after prepare").await;
-    let gone = Image::open(&io, ImageKey::Name("src"), OpenOptions::read_only()).await.unwrap_err();
+    let gone = Image::open(&io, ImageKey::Name("src"), OpenOptions::read_only())
+        .await
+        .unwrap_err();
     assert_eq!(gone.errno, Errno::ENOENT);
     assert_eq!(trash::list(&io).await.unwrap().len(), 1);
 
     // Another client writes while this one migrates.
     let client_store = engine.connect().await;
     let client_io = ferry_store::IoCtx::new(client_store, other.scope().clone());
-    let client = Image::open(&client_io, ImageKey::Name("dst"), OpenOptions::read_write()).await.unwrap();
+    let client = Image::open(&client_io, ImageKey::Name("dst"), OpenOptions::read_write())
+        .await
+        .unwrap();
     write(&client, &mut reference, 60_000, 6, 3_000).await;
     discard(&client, &mut reference, 510_000, 5_000).await;
-    reference.check_all(&other, "dst", "after writes to the prepared target").await;
+    reference
+        .check_all(&other, "dst", "after writes to the prepared target")
+        .await;
     if !end_by_abort {
         client.snap_create("s3", &Progress::silent()).await.unwrap();
         reference.snap("s3");
@@ -86,7 +96,9 @@ async fn walk(engine: Engine, from: TestLayout, to: TestLayout, end_by_abort: bo
     client.resize(1_100_000, true, &Progress::silent()).await.unwrap();
     reference.resize(1_100_000);
     write(&client, &mut reference, 1_050_000, 8, 40_000).await;
-    reference.check_all(&other, "dst", "after snapshot and resizes").await;
+    reference
+        .check_all(&other, "dst", "after snapshot and resizes")
+        .await;
 
     execute(&other, "dst", &Progress::silent()).await.unwrap();
     reference.check_all(&other, "dst", "after execute").await;
@@ -94,21 +106,34 @@ async fn walk(engine: Engine, from: TestLayout, to: TestLayout, end_by_abort: bo
     client.flush().await.unwrap();
 
     if end_by_abort {
-        let busy = abort(&other, "dst", AbortOptions::default(), &Progress::silent()).await.unwrap_err();
+        let busy = abort(&other, "dst", AbortOptions::default(), &Progress::silent())
+            .await
+            .unwrap_err();
         assert_eq!(busy.errno, Errno::EBUSY);
         client.close().await.unwrap();
-        abort(&other, "dst", AbortOptions::default(), &Progress::silent()).await.unwrap();
+        abort(&other, "dst", AbortOptions::default(), &Progress::silent())
+            .await
+            .unwrap();
         reference.check_all(&io, "src", "after abort").await;
-        let gone = Image::open(&other, ImageKey::Name("dst"), OpenOptions::read_only()).await.unwrap_err();
+        let gone = Image::open(&other, ImageKey::Name("dst"), OpenOptions::read_only())
+            .await
+            .unwrap_err();
         assert_eq!(gone.errno, Errno::ENOENT);
     } else {
         commit(&other, "dst", &Progress::silent()).await.unwrap();
-        reference.check_head(&client, "after commit, in the open client").await;
+        reference
+            .check_head(&client, "after commit, in the open client")
+            .await;
         write(&client, &mut reference, 300_000, 10, 1_000).await;
         client.close().await.unwrap();
         reference.check_all(&other, "dst", "after commit").await;
         let left = store.list_objects(io.scope(), "rbd_", "", 1000).await.unwrap();
-        assert!(!left.iter().any(|name| name.starts_with("rbd_data") || name.starts_with("rbd_header")), "{left:?}");
+        assert!(
+            !left
+                .iter()
+                .any(|name| name.starts_with("rbd_data") || name.starts_with("rbd_header")),
+            "{left:?}"
+        );
     }
     assert!(trash::list(&io).await.unwrap().is_empty());
 }

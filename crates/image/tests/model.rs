@@ -11,6 +11,7 @@ use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::object_map::rebuild;
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
 use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{Errno, IoCtx, Scope};
@@ -53,7 +54,10 @@ impl History {
     async fn new(engine: Engine, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let store = engine.connect().await;
-        let scopes = [pool(&store, "rbd").await.scope().clone(), pool(&store, "p2").await.scope().clone()];
+        let scopes = [
+            pool(&store, "rbd").await.scope().clone(),
+            pool(&store, "p2").await.scope().clone(),
+        ];
         let size = rng.random_range(1..MAX_SIZE);
         let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
         let io = IoCtx::new(store.clone(), scopes[0].clone());
@@ -101,14 +105,20 @@ impl History {
     fn range(&mut self) -> (u64, u64) {
         let size = self.reference.head.len() as u64;
         let offset = self.rng.random_range(0..=size);
-        let most = if self.rng.random_bool(0.3) { size - offset } else { (size - offset).min(20_000) };
+        let most = if self.rng.random_bool(0.3) {
+            size - offset
+        } else {
+            (size - offset).min(20_000)
+        };
         (offset, self.rng.random_range(0..=most))
     }
 
     fn data(&mut self, length: u64) -> Vec<u8> {
         let byte = self.rng.random_range(1..=255u8);
         let step = self.rng.random_range(0..7u8);
-        (0..length).map(|i| byte.wrapping_add((i as u8).wrapping_mul(step))).collect()
+        (0..length)
+            .map(|i| byte.wrapping_add((i as u8).wrapping_mul(step)))
+            .collect()
     }
 
     async fn step(&mut self) {
@@ -162,10 +172,16 @@ impl History {
         let client = self.client().await;
         if self.rng.random_bool(0.5) {
             expected[100] ^= 1;
-            let error = client.compare_and_write(offset, expected.into(), data.into()).await.unwrap_err();
+            let error = client
+                .compare_and_write(offset, expected.into(), data.into())
+                .await
+                .unwrap_err();
             assert_eq!(error.errno, Errno::EILSEQ);
         } else {
-            client.compare_and_write(offset, expected.into(), data.clone().into()).await.unwrap();
+            client
+                .compare_and_write(offset, expected.into(), data.clone().into())
+                .await
+                .unwrap();
             self.reference.write(offset, &data);
         }
     }
@@ -183,7 +199,11 @@ impl History {
         self.names_used += 1;
         let name = format!("s{}", self.names_used);
         if self.rng.random_bool(0.5) {
-            self.client().await.snap_create(&name, &Progress::silent()).await.unwrap();
+            self.client()
+                .await
+                .snap_create(&name, &Progress::silent())
+                .await
+                .unwrap();
         } else {
             // From another client: forwarded to the owner, or done there.
             let io = self.io().await;
@@ -197,12 +217,20 @@ impl History {
 
     fn any_snap(&mut self) -> Option<String> {
         let names: Vec<String> = self.reference.snaps.keys().cloned().collect();
-        if names.is_empty() { None } else { Some(names[self.rng.random_range(0..names.len())].clone()) }
+        if names.is_empty() {
+            None
+        } else {
+            Some(names[self.rng.random_range(0..names.len())].clone())
+        }
     }
 
     async fn snap_remove(&mut self) {
         let Some(name) = self.any_snap() else { return };
-        self.client().await.snap_remove(&name, &Progress::silent()).await.unwrap();
+        self.client()
+            .await
+            .snap_remove(&name, &Progress::silent())
+            .await
+            .unwrap();
         self.reference.snaps.remove(&name);
     }
 
@@ -220,13 +248,21 @@ impl History {
 
     async fn rollback(&mut self) {
         let Some(name) = self.any_snap() else { return };
-        self.client().await.snap_rollback(&name, &Progress::silent()).await.unwrap();
+        self.client()
+            .await
+            .snap_rollback(&name, &Progress::silent())
+            .await
+            .unwrap();
         self.reference.head = self.reference.snaps[&name].clone();
     }
 
     async fn resize(&mut self) {
         let size = self.rng.random_range(0..MAX_SIZE);
-        self.client().await.resize(size, true, &Progress::silent()).await.unwrap();
+        self.client()
+            .await
+            .resize(size, true, &Progress::silent())
+            .await
+            .unwrap();
         self.reference.resize(size);
     }
 
@@ -237,6 +273,11 @@ impl History {
         }
         let io = self.io().await;
         self.reference.check_all(&io, &self.name, &when).await;
+        let client = self.client().await;
+        if client.header().has(ferry_cls::rbd::feature::OBJECT_MAP) {
+            let wrong = rebuild::verify(&client, &Progress::silent()).await.unwrap();
+            assert!(wrong.is_empty(), "object map {when}: {wrong:?}");
+        }
     }
 
     async fn migrate(&mut self) {
@@ -256,7 +297,11 @@ impl History {
         let to = IoCtx::new(from.store().clone(), self.scopes[to_place].clone());
         self.names_used += 1;
         let in_place = to_place == self.place && self.rng.random_bool(0.5);
-        let target = if in_place { self.name.clone() } else { format!("image{}", self.names_used) };
+        let target = if in_place {
+            self.name.clone()
+        } else {
+            format!("image{}", self.names_used)
+        };
         let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
         let options = PrepareOptions {
             order: Some(layout.0),
@@ -306,17 +351,36 @@ impl History {
         self.close().await;
         let io = self.io().await;
         let (before, place, name) = self.before.clone().unwrap();
-        let new: Vec<String> =
-            self.reference.snaps.keys().filter(|snap| !before.snaps.contains_key(*snap)).cloned().collect();
+        let new: Vec<String> = self
+            .reference
+            .snaps
+            .keys()
+            .filter(|snap| !before.snaps.contains_key(*snap))
+            .cloned()
+            .collect();
         let silent = Progress::silent();
         if !new.is_empty() {
-            let error = abort(&io, &self.name, AbortOptions::default(), &silent).await.unwrap_err();
+            let error = abort(&io, &self.name, AbortOptions::default(), &silent)
+                .await
+                .unwrap_err();
             assert_eq!(error.kind, ErrorKind::WouldLose, "{error}");
             for snap in &new {
-                assert!(error.message.contains(snap.as_str()), "{error} does not name {snap}");
+                assert!(
+                    error.message.contains(snap.as_str()),
+                    "{error} does not name {snap}"
+                );
             }
         }
-        abort(&io, &self.name, AbortOptions { force: !new.is_empty() }, &silent).await.unwrap();
+        abort(
+            &io,
+            &self.name,
+            AbortOptions {
+                force: !new.is_empty(),
+            },
+            &silent,
+        )
+        .await
+        .unwrap();
         self.place = place;
         self.name = name;
         self.state = State::Plain;
@@ -327,19 +391,31 @@ impl History {
 }
 
 fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 async fn histories(engine: &str, histories: u64) {
     let steps = number("FERRY_STEPS", 80);
     let first = number("FERRY_SEED", rand::rng().random::<u32>().into());
-    let histories = if std::env::var_os("FERRY_SEED").is_some() { 1 } else { number("FERRY_HISTORIES", histories) };
+    let histories = if std::env::var_os("FERRY_SEED").is_some() {
+        1
+    } else {
+        number("FERRY_HISTORIES", histories)
+    };
     for seed in first..first + histories {
         println!("engine {engine}, FERRY_SEED={seed} FERRY_STEPS={steps}");
         let mut history = History::new(Engine::named(engine), seed).await;
         for step in 0..steps {
             if std::env::var_os("FERRY_TRACE").is_some() {
-                println!("step {step}: {:?} '{}' {} bytes", history.state, history.name, history.reference.head.len());
+                println!(
+                    "step {step}: {:?} '{}' {} bytes",
+                    history.state,
+                    history.name,
+                    history.reference.head.len()
+                );
             }
             history.step().await;
         }

@@ -133,7 +133,7 @@ async fn snapsets(source: &MigrationSource, pieces: &[Piece]) -> Result<BTreeMap
 }
 
 /// Index of the clone that serves `snap`, if the object exists there.
-fn serving(set: &SnapSet, snap: SnapId) -> Option<usize> {
+pub(crate) fn serving(set: &SnapSet, snap: SnapId) -> Option<usize> {
     set.clones.iter().position(|clone| {
         if clone.id.is_head() {
             snap.is_head() || snap.0 > set.seq
@@ -160,7 +160,12 @@ fn exists_at(
 }
 
 /// Runs of one source object that differ between two snapshots (`before` absent: all of it).
-fn changed_runs(set: &SnapSet, before: Option<SnapId>, now: SnapId, object_size: u64) -> Vec<(u64, u64)> {
+pub(crate) fn changed_runs(
+    set: &SnapSet,
+    before: Option<SnapId>,
+    now: SnapId,
+    object_size: u64,
+) -> Vec<(u64, u64)> {
     let from = before.and_then(|snap| serving(set, snap));
     let to = serving(set, now);
     match (from, to) {

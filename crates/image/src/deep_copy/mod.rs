@@ -8,7 +8,7 @@
 //! Invariants: every write is atomic and durable when it returns; the object is complete (see
 //! [`crate::migration::source`]) only after the last one. Object maps say "exists" before the object does.
 
-mod delta;
+pub(crate) mod delta;
 
 use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};
@@ -155,7 +155,12 @@ async fn mark_maps(target: &Image, versions: &[Version], object_no: ObjectNo) ->
         .rev()
         .find(|v| !v.snap.is_head())
         .map_or(0, |v| v.snap.0);
-    let mut state = state_of(head);
+    // A head that the source had removed may become an empty object, to say how far the history has got.
+    let history = versions
+        .iter()
+        .any(|version| version.exists)
+        .then_some(ObjectState::Exists);
+    let mut state = state_of(head).or(history);
     for snap in header.snaps.range(SnapId(newest_migrated + 1)..) {
         // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.
         if let Some(seen) = state {
@@ -163,8 +168,7 @@ async fn mark_maps(target: &Image, versions: &[Version], object_no: ObjectNo) ->
         }
         state = state.map(|_| ObjectState::ExistsClean);
     }
-    if state.is_some() || versions.iter().any(|version| version.exists) {
-        let state = state.unwrap_or(ObjectState::Exists);
+    if let Some(state) = state {
         let end = ObjectNo(object_no.0 + 1);
         crate::object_map::head::update(target, object_no, end, state, None).await?;
     }

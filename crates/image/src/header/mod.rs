@@ -145,7 +145,11 @@ impl Header {
         let Some(spec) = self.migration_target() else {
             return 0;
         };
-        let sizes = spec.snap_seqs.values().filter_map(|id| self.snaps.get(id)).map(|snap| snap.size_bytes);
+        let sizes = spec
+            .snap_seqs
+            .values()
+            .filter_map(|id| self.snaps.get(id))
+            .map(|snap| snap.size_bytes);
         sizes.chain([spec.overlap_bytes]).max().unwrap_or(0)
     }
 

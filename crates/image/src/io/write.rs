@@ -183,12 +183,22 @@ impl<'a> Writer<'a> {
     /// Writes as clients do.
     pub(crate) fn new(image: &'a Image, header: &'a Header, source: Option<&'a MigrationSource>) -> Self {
         let hiding_objects = image.layout().object_count(header.migration_overlap_bytes());
-        Self { image, header, source, hiding_objects }
+        Self {
+            image,
+            header,
+            source,
+            hiding_objects,
+        }
     }
 
     /// Takes objects away for good.
     pub(crate) fn removing(image: &'a Image, header: &'a Header) -> Self {
-        Self { image, header, source: None, hiding_objects: 0 }
+        Self {
+            image,
+            header,
+            source: None,
+            hiding_objects: 0,
+        }
     }
 }
 

@@ -68,7 +68,10 @@ async fn tidy_target(source: &Side) -> Result<()> {
     };
     let sizes = header.snaps.values().map(|snap| snap.size_bytes);
     let overlap_bytes = sizes.chain([header.size_bytes]).max().unwrap_or(0);
-    let io = source.io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
+    let io = source
+        .io
+        .with_pool(spec.pool_id)
+        .with_namespace(&spec.pool_namespace);
     if header::load(&io, &spec.image_id, true).await?.size_bytes >= overlap_bytes {
         return Ok(());
     }

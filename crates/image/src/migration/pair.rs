@@ -148,7 +148,9 @@ async fn leftover(target: &Side) -> Result<Option<Side>> {
 async fn find_source(io: &IoCtx, fits: impl Fn(&MigrationSpec) -> bool) -> Result<Option<Side>> {
     let sources = sources_in_trash(io).await?;
     Ok(sources.into_iter().find(|side| {
-        side.spec.as_ref().is_some_and(|spec| spec.header_type == MigrationHeaderType::Source && fits(spec))
+        side.spec
+            .as_ref()
+            .is_some_and(|spec| spec.header_type == MigrationHeaderType::Source && fits(spec))
     }))
 }
 
@@ -182,7 +184,12 @@ async fn sources_in_trash(io: &IoCtx) -> Result<Vec<Side>> {
             for (id, entry) in client::trash_list_all(&there).await? {
                 if entry.source == TrashImageSource::Migration {
                     let spec = record::read(&there, &id).await?.flatten();
-                    out.push(Side { io: there.clone(), id, name: entry.name, spec });
+                    out.push(Side {
+                        io: there.clone(),
+                        id,
+                        name: entry.name,
+                        spec,
+                    });
                 }
             }
         }

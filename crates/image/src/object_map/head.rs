@@ -286,8 +286,21 @@ pub(crate) async fn resize(image: &Image, objects: u64) -> Result<()> {
 
 /// Drops the tail of the map, whatever it says: what lies there is empty or gone.
 pub(crate) async fn shrink(image: &Image, objects: u64) -> Result<()> {
-    let end = image.inner.head_map.bits.read().as_ref().map_or(0, BitVector::len);
-    update(image, ObjectNo(objects), ObjectNo(end), ObjectState::Nonexistent, None).await?;
+    let end = image
+        .inner
+        .head_map
+        .bits
+        .read()
+        .as_ref()
+        .map_or(0, BitVector::len);
+    update(
+        image,
+        ObjectNo(objects),
+        ObjectNo(end),
+        ObjectState::Nonexistent,
+        None,
+    )
+    .await?;
     resize(image, objects).await
 }
 

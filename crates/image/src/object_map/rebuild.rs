@@ -5,6 +5,7 @@ use ferry_cls::rbd::{ObjectState, client, feature, flag};
 use ferry_store::{Errno, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
+use crate::deep_copy::delta;
 use crate::error::{ImageError, Result, optional};
 use crate::image::Image;
 use crate::layout::ObjectNo;
@@ -40,8 +41,10 @@ impl Image {
 /// Rebuilds the maps of the head and of all snapshots and declares them valid.
 /// `EINVAL` without the object-map feature.
 pub async fn rebuild(image: &Image, progress: &Progress) -> Result<()> {
-    let _guard = check(image).await?;
-    let header = image.header();
+    check(image).await?;
+    // Held from the first look at an object until the new map is in force, or a write in between would be missed.
+    let gate = image.inner.gate.write().await;
+    crate::resize::still_ours(image)?;
     let versions = versions(image);
     let mut maps = Vec::new();
     for &(snap, objects) in &versions {
@@ -64,13 +67,15 @@ pub async fn rebuild(image: &Image, progress: &Progress) -> Result<()> {
         let call = client::set_flags(0, bits, snap);
         ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
     }
-    let _ = header;
+    drop(gate);
     image.header_changed().await
 }
 
 /// Compares the maps with the objects; wrong ones are marked invalid in the header and reported.
 pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>> {
-    let _guard = check(image).await?;
+    check(image).await?;
+    let gate = image.inner.gate.write().await;
+    crate::resize::still_ours(image)?;
     let versions = versions(image);
     let mut maps = Vec::new();
     for &(snap, _) in &versions {
@@ -98,11 +103,9 @@ pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>>
         }
     })
     .await?;
+    drop(gate);
     let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
-    let mut marked: Vec<SnapId> = wrong.iter().map(|mismatch| mismatch.snap).collect();
-    marked.dedup();
-    marked.sort_unstable();
-    marked.dedup();
+    let marked: std::collections::BTreeSet<SnapId> = wrong.iter().map(|mismatch| mismatch.snap).collect();
     for snap in &marked {
         let call = client::set_flags(bits, bits, *snap);
         ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
@@ -181,26 +184,21 @@ async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) 
     let Some(snapset) = optional(image.inner.data_io.list_snaps(&object).await)? else {
         return Ok(vec![ObjectState::Nonexistent; versions.len()]);
     };
-    let serving = |snap: SnapId| {
-        snapset.clones.iter().find(|clone| {
-            if clone.id.is_head() {
-                snap.is_head() || snap.0 > snapset.seq
-            } else {
-                clone.snaps.contains(&snap)
-            }
-        })
-    };
+    let object_size = image.layout().object_size_bytes();
     let mut before = None;
     Ok(versions
         .iter()
         .map(|&(snap, _)| {
-            let now = serving(snap).map(|clone| clone.id);
-            let state = match now {
-                None => ObjectState::Nonexistent,
-                Some(_) if now == before => ObjectState::ExistsClean,
-                Some(_) => ObjectState::Exists,
+            let state = match (delta::serving(&snapset, snap), before) {
+                (None, _) => ObjectState::Nonexistent,
+                (Some(_), Some(before))
+                    if delta::changed_runs(&snapset, Some(before), snap, object_size).is_empty() =>
+                {
+                    ObjectState::ExistsClean
+                }
+                (Some(_), _) => ObjectState::Exists,
             };
-            before = now;
+            before = (state != ObjectState::Nonexistent).then_some(snap);
             state
         })
         .collect())

@@ -51,9 +51,13 @@ impl Image {
         let header = self.header();
         let snap = find_snap(&header, &SnapKey::Id(snap))?;
         change::check_removable(self, &header, snap)?;
-        let Some(record) = header.snaps.get(&snap) else { return Ok(()) };
-        let request =
-            Request::SnapRemove { name: record.name.clone(), namespace: record.namespace.clone() };
+        let Some(record) = header.snaps.get(&snap) else {
+            return Ok(());
+        };
+        let request = Request::SnapRemove {
+            name: record.name.clone(),
+            namespace: record.namespace.clone(),
+        };
         self.maintain(&request, progress).await
     }
 

@@ -90,7 +90,13 @@ pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progres
         )
     })?;
     let (sender, mut events) = mpsc::channel(256);
-    image.inner.watch.remote.asked.lock().insert(id, Asked { events: sender, owner: None });
+    image.inner.watch.remote.asked.lock().insert(
+        id,
+        Asked {
+            events: sender,
+            owner: None,
+        },
+    );
     let result = ask(image, request, id, progress, &mut events).await;
     image.inner.watch.remote.asked.lock().remove(&id);
     if result.is_ok() {
@@ -132,7 +138,10 @@ async fn ask(
         ));
     }
     if let Some(asked) = image.inner.watch.remote.asked.lock().get_mut(&id) {
-        asked.owner = Some(ClientId { gid: *gid, handle: cookie.0 });
+        asked.owner = Some(ClientId {
+            gid: *gid,
+            handle: cookie.0,
+        });
     }
     let accepted = decode_response(payload)
         .map_err(|error| ImageError::new(Errno::EIO, format!("{}: {error}", what())))?;

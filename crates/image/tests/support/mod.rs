@@ -43,7 +43,10 @@ impl Engine {
 }
 
 pub fn open_local(path: &std::path::Path) -> Arc<dyn Store> {
-    let options = ferry_store_local::LocalOptions { registry: ferry_cls::registry(), disk: None };
+    let options = ferry_store_local::LocalOptions {
+        registry: ferry_cls::registry(),
+        disk: None,
+    };
     ferry_store_local::LocalStore::open(path, options).unwrap()
 }
 

@@ -14,7 +14,10 @@ pub struct Reference {
 
 impl Reference {
     pub fn new(size_bytes: u64) -> Self {
-        Self { head: vec![0; size_bytes as usize], snaps: BTreeMap::new() }
+        Self {
+            head: vec![0; size_bytes as usize],
+            snaps: BTreeMap::new(),
+        }
     }
 
     pub fn write(&mut self, offset: u64, data: &[u8]) {
@@ -41,18 +44,32 @@ impl Reference {
 
     /// Compares head and all snapshots through fresh read-only handles.
     pub async fn check_all(&self, io: &IoCtx, name: &str, when: &str) {
-        let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_only()).await.unwrap();
+        let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_only())
+            .await
+            .unwrap();
         image.refresh().await.unwrap();
         self.check_head(&image, when).await;
-        let names: Vec<String> = image.header().user_snaps().map(|snap| snap.name.clone()).collect();
+        let names: Vec<String> = image
+            .header()
+            .user_snaps()
+            .map(|snap| snap.name.clone())
+            .collect();
         let mut sorted = names.clone();
         sorted.sort();
-        assert_eq!(sorted, self.snaps.keys().cloned().collect::<Vec<_>>(), "snapshots {when}");
+        assert_eq!(
+            sorted,
+            self.snaps.keys().cloned().collect::<Vec<_>>(),
+            "snapshots {when}"
+        );
         image.close().await.unwrap();
         for (snap, bytes) in &self.snaps {
             let options = OpenOptions::read_only().at(SnapKey::Name(snap.clone()));
             let image = Image::open(io, ImageKey::Name(name), options).await.unwrap();
-            assert_eq!(image.size_bytes(), bytes.len() as u64, "size of snapshot {snap} {when}");
+            assert_eq!(
+                image.size_bytes(),
+                bytes.len() as u64,
+                "size of snapshot {snap} {when}"
+            );
             compare(&image, bytes, &format!("snapshot {snap} {when}")).await;
             image.close().await.unwrap();
         }
@@ -67,7 +84,12 @@ pub async fn compare(image: &Image, expected: &[u8], what: &str) {
         let got = image.read(start as u64, wanted.len() as u64).await.unwrap();
         if got != wanted {
             let at = got.iter().zip(wanted).position(|(a, b)| a != b).unwrap();
-            panic!("{what}: byte {} is {} and should be {}", start + at, got[at], wanted[at]);
+            panic!(
+                "{what}: byte {} is {} and should be {}",
+                start + at,
+                got[at],
+                wanted[at]
+            );
         }
     }
 }
