@@ -78,7 +78,10 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let started = Instant::now();
     let counts = work(&image, &plan, started).await?;
     if plan.kind != Kind::Read {
-        image.flush().await.map_err(|error| error.failed("bench failed"))?;
+        image
+            .flush()
+            .await
+            .map_err(|error| error.failed("bench failed"))?;
     }
     say(&summary(&plan, counts, started.elapsed()))
 }
@@ -219,7 +222,8 @@ async fn work(image: &Image, plan: &Plan, started: Instant) -> Result<Counts, Fa
         let Some(ended) = in_flight.join_next().await else {
             return Ok(counts);
         };
-        let (slot, reads, done) = ended.map_err(|error| Failure::message(format!("rbd: bench failed: {error}"), 5))?;
+        let (slot, reads, done) =
+            ended.map_err(|error| Failure::message(format!("rbd: bench failed: {error}"), 5))?;
         done.map_err(|error| error.failed("bench failed"))?;
         free.push(slot);
         if reads {
@@ -273,13 +277,21 @@ fn significant(value: f64) -> String {
     if !value.is_finite() {
         return "inf".to_owned();
     }
-    let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    let exponent = if value == 0.0 {
+        0
+    } else {
+        value.abs().log10().floor() as i32
+    };
     if !(-4..6).contains(&exponent) {
         let text = format!("{value:.5e}");
         let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
         let digits = digits.trim_end_matches('0').trim_end_matches('.');
         let exponent: i32 = exponent.parse().unwrap_or(0);
-        return format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs());
+        return format!(
+            "{digits}e{}{:02}",
+            if exponent < 0 { '-' } else { '+' },
+            exponent.abs()
+        );
     }
     let decimals = usize::try_from(5 - exponent).unwrap_or(0);
     let text = format!("{value:.decimals$}");
@@ -321,13 +333,22 @@ mod tests {
             for size_bytes in [4096, 10_000, 1 << 20] {
                 let mut offsets = Offsets::new(plan(pattern), size_bytes);
                 for n in 0..2000 {
-                    assert!(offsets.take(n % 4) + 4096 <= size_bytes, "{pattern:?} {size_bytes}");
+                    assert!(
+                        offsets.take(n % 4) + 4096 <= size_bytes,
+                        "{pattern:?} {size_bytes}"
+                    );
                 }
             }
         }
         let mut offsets = Offsets::new(plan(Pattern::Sequential), 1 << 20);
-        assert_eq!((0..4).map(|slot| offsets.take(slot)).collect::<Vec<_>>(), [0, 1 << 18, 2 << 18, 3 << 18]);
+        assert_eq!(
+            (0..4).map(|slot| offsets.take(slot)).collect::<Vec<_>>(),
+            [0, 1 << 18, 2 << 18, 3 << 18]
+        );
         let mut offsets = Offsets::new(plan(Pattern::FullSequential), 1 << 20);
-        assert_eq!((0..5).map(|n| offsets.take(n % 4)).collect::<Vec<_>>(), [0, 4096, 8192, 12_288, 16_384]);
+        assert_eq!(
+            (0..5).map(|n| offsets.take(n % 4)).collect::<Vec<_>>(),
+            [0, 4096, 8192, 12_288, 16_384]
+        );
     }
 }

@@ -84,7 +84,9 @@ async fn fill(session: &Session, spec: &ImageSpec) -> Result<(), Failure> {
         image.flush().await
     }
     .await;
-    let Err(error) = task.end(written) else { return Ok(()) };
+    let Err(error) = task.end(written) else {
+        return Ok(());
+    };
     // Nothing half-made remains; what cannot be taken back is told as well.
     let io = image.io().clone();
     let taken_back = async {

@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn the_note_follows_the_line_that_scripts_know() {
-        let error = ImageError::of(ErrorKind::HasWatchers, Errno::EBUSY, "image 'a' has watchers").hint("stop them");
+        let error =
+            ImageError::of(ErrorKind::HasWatchers, Errno::EBUSY, "image 'a' has watchers").hint("stop them");
         let failure = error.failed("preparing migration failed");
         assert_eq!(
             failure.text(),

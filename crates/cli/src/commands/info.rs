@@ -15,7 +15,12 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let format = args.output_format()?;
     args.finish()?;
     let (place, key, name, snap) = match &image {
-        ImageRef::Name(spec) => (spec.pool_spec(), ImageKey::Name(&spec.image), &spec.image, &spec.snap),
+        ImageRef::Name(spec) => (
+            spec.pool_spec(),
+            ImageKey::Name(&spec.image),
+            &spec.image,
+            &spec.snap,
+        ),
         ImageRef::Id { place, id, snap } => (place.clone(), ImageKey::Id(id), id, snap),
     };
     let io = session.place(&place).await?;
@@ -99,8 +104,14 @@ fn document(info: &ImageInfo) -> Document {
         .with_some("data_pool", info.data_pool.as_deref())
         .with("block_name_prefix", &info.block_name_prefix)
         .with("format", 2u64)
-        .with("features", Node::list_of("feature", feature::names(info.features)))
-        .with("op_features", Node::list_of("op_feature", op_feature::names(info.op_features)))
+        .with(
+            "features",
+            Node::list_of("feature", feature::names(info.features)),
+        )
+        .with(
+            "op_features",
+            Node::list_of("op_feature", op_feature::names(info.op_features)),
+        )
         .with("flags", Node::list_of("flag", flag::names(info.flags)));
     if let Some(group) = &info.group {
         node.set("group", format!("{}/{}", group.pool, group.name));

@@ -22,14 +22,17 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
     let io = session.place_of(&spec).await?;
     let task = session.task("Removing image");
     let removed = admin::remove::remove(&io, &spec.image, &task.library()).await;
-    task.end(removed).map_err(|error| remove_failed(error, "delete error"))
+    task.end(removed)
+        .map_err(|error| remove_failed(error, "delete error"))
 }
 
 /// Why an image was not removed, in Ceph's words; also used by the trash.
 pub(super) fn remove_failed(error: ImageError, what: &str) -> Failure {
     match error.errno {
         Errno::ENOTEMPTY => error.said(HAS_SNAPSHOTS),
-        Errno::EBUSY if matches!(error.kind, ErrorKind::HasWatchers | ErrorKind::Migrating) => error.said(HAS_WATCHERS),
+        Errno::EBUSY if matches!(error.kind, ErrorKind::HasWatchers | ErrorKind::Migrating) => {
+            error.said(HAS_WATCHERS)
+        }
         _ => error.failed(what),
     }
 }
@@ -40,10 +43,12 @@ pub(super) async fn rename(session: &Session) -> Result<(), Failure> {
     let dest = args.image(ImageQuery::dest().check(Check::Full).inherit(&source))?;
     args.finish()?;
     if source.pool != dest.pool {
-        return Err(Failure::invalid("mv/rename across pools not supported").with_line(format_args!(
-            "source pool: {} dest pool: {}",
-            source.pool, dest.pool
-        )));
+        return Err(
+            Failure::invalid("mv/rename across pools not supported").with_line(format_args!(
+                "source pool: {} dest pool: {}",
+                source.pool, dest.pool
+            )),
+        );
     }
     if source.namespace != dest.namespace {
         return Err(

@@ -71,7 +71,11 @@ fn table(entries: &[ListEntry]) -> String {
             entry.parent.as_ref().map(parent_name).unwrap_or_default(),
             "2".to_owned(),
             if entry.protected { "yes" } else { "" }.to_owned(),
-            entry.lock.map(|lock| lock.short_name()).unwrap_or_default().to_owned(),
+            entry
+                .lock
+                .map(|lock| lock.short_name())
+                .unwrap_or_default()
+                .to_owned(),
         ]);
     }
     table.to_string()

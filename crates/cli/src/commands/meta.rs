@@ -22,7 +22,10 @@ async fn image(session: &Session, options: OpenOptions) -> Result<(Image, String
 pub(super) async fn get(session: &Session) -> Result<(), Failure> {
     let (image, key) = image(session, OpenOptions::read_only()).await?;
     let value = metadata::get(&image, &key).await.map_err(|error| {
-        eprintln!("failed to get metadata {key} of image : {}", describe(error.errno.0));
+        eprintln!(
+            "failed to get metadata {key} of image : {}",
+            describe(error.errno.0)
+        );
         Failure::errno("getting metadata failed", error.errno.0)
     })?;
     say(&format!("{}\n", String::from_utf8_lossy(&value)))
@@ -38,7 +41,10 @@ pub(super) async fn set(session: &Session) -> Result<(), Failure> {
     metadata::set(&image, key, Bytes::copy_from_slice(value.as_bytes()))
         .await
         .map_err(|error| {
-            eprintln!("failed to set metadata {key} of image : {}", describe(error.errno.0));
+            eprintln!(
+                "failed to set metadata {key} of image : {}",
+                describe(error.errno.0)
+            );
             error.failed("setting metadata failed")
         })
 }
@@ -85,6 +91,8 @@ fn table(pairs: &[(String, String)]) -> String {
 }
 
 fn document(pairs: &[(String, String)]) -> Document {
-    let map = pairs.iter().fold(Node::map(), |map, (key, value)| map.with(key, value));
+    let map = pairs
+        .iter()
+        .fold(Node::map(), |map, (key, value)| map.with(key, value));
     Document::new("metadatas", map)
 }

@@ -64,7 +64,11 @@ fn not_yet(option: &str) -> Failure {
 /// The source's name, in the pool that the options name, if they name one.
 fn named_by_options(session: &Session, source: &ImageSpec) -> ImageSpec {
     let args = session.args();
-    let given = |option| args.text(option).filter(|text| !text.is_empty()).map(str::to_owned);
+    let given = |option| {
+        args.text(option)
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
     let (pool, namespace) = (given("dest-pool"), given("dest-namespace"));
     let elsewhere = pool.is_some() || namespace.is_some();
     ImageSpec {
@@ -101,7 +105,8 @@ pub(super) async fn execute(session: &Session) -> Result<(), Failure> {
     let io = session.place_of(&spec).await?;
     let task = session.task("Image migration");
     let executed = execute_verb(&io, &spec.image, &task.library()).await;
-    task.end(executed).map_err(|error| error.failed("migration failed"))
+    task.end(executed)
+        .map_err(|error| error.failed("migration failed"))
 }
 
 pub(super) async fn commit(session: &Session) -> Result<(), Failure> {

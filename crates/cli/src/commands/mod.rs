@@ -154,7 +154,8 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, Failure> {
         let catch = |kind| {
-            signal(kind).map_err(|error| Failure::errno("cannot catch signals", error.raw_os_error().unwrap_or(EIO)))
+            signal(kind)
+                .map_err(|error| Failure::errno("cannot catch signals", error.raw_os_error().unwrap_or(EIO)))
         };
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,

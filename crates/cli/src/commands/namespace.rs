@@ -62,9 +62,7 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
     let removed = namespace::remove(&io, &place.namespace).await;
     removed.map_err(|error| match (error.errno, error.kind) {
         (Errno::EBUSY, _) => error.said("rbd: namespace contains images which must be deleted first."),
-        (_, ErrorKind::NamespaceMissing) => {
-            Failure::message("rbd: namespace does not exist.", error.errno.0)
-        }
+        (_, ErrorKind::NamespaceMissing) => Failure::message("rbd: namespace does not exist.", error.errno.0),
         _ => error.failed("failed to remove namespace"),
     })
 }

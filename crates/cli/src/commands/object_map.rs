@@ -36,7 +36,11 @@ pub(super) async fn check(session: &Session) -> Result<(), Failure> {
              the map is marked invalid, repair it with 'rbd object-map rebuild {}'",
             wrong.len(),
             first.object_no.0,
-            if first.snap.is_head() { "head".to_owned() } else { format!("snapshot id {}", first.snap) },
+            if first.snap.is_head() {
+                "head".to_owned()
+            } else {
+                format!("snapshot id {}", first.snap)
+            },
             first.marked,
             first.actual,
             image.name(),

@@ -16,7 +16,10 @@ pub(super) async fn create(session: &Session) -> Result<(), Failure> {
     let dir = match args.text("path").filter(|path| !path.is_empty()) {
         // A later command may be run in another directory.
         Some(path) => Some(std::path::absolute(path).map_err(|error| {
-            Failure::errno(format_args!("--path {path}"), error.raw_os_error().unwrap_or(crate::exit::EIO))
+            Failure::errno(
+                format_args!("--path {path}"),
+                error.raw_os_error().unwrap_or(crate::exit::EIO),
+            )
         })?),
         None => None,
     };

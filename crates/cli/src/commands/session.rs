@@ -50,7 +50,8 @@ impl Session {
             ..LocalOptions::default()
         };
         let opened = LocalStore::open(&root, options);
-        let store = opened.map_err(|error| error.failed(format_args!("cannot open the store '{}'", root.display())))?;
+        let store = opened
+            .map_err(|error| error.failed(format_args!("cannot open the store '{}'", root.display())))?;
         Ok(store)
     }
 
@@ -106,7 +107,11 @@ impl Session {
     /// Opens an image named either way, at its snapshot if one is named.
     pub(crate) async fn image_ref(&self, image: &ImageRef, options: OpenOptions) -> Result<Image, Failure> {
         let (place, key, snap) = match image {
-            ImageRef::Name(spec) => (spec.pool_spec(), ImageKey::Name(&spec.image), spec.snap.as_deref()),
+            ImageRef::Name(spec) => (
+                spec.pool_spec(),
+                ImageKey::Name(&spec.image),
+                spec.snap.as_deref(),
+            ),
             ImageRef::Id { place, id, snap } => (place.clone(), ImageKey::Id(id), snap.as_deref()),
         };
         let io = self.place(&place).await?;

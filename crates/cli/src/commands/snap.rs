@@ -7,7 +7,7 @@ use ferry_store::{Errno, SnapId};
 
 use super::error::Explain as _;
 use super::session::Session;
-use crate::exit::Failure;
+use crate::exit::{ENOENT, Failure};
 use crate::output::{Align, Document, Node, TextTable, bytes, timestamp};
 use crate::spec::{Check, ImageQuery, SnapRule};
 
@@ -117,11 +117,16 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
     let image = match (&name, id) {
         (None, None) => return Err(Failure::invalid("snapshot name was not specified")),
         (Some(_), Some(_)) => {
-            return Err(Failure::invalid("trying to access snapshot using both name and id."));
+            return Err(Failure::invalid(
+                "trying to access snapshot using both name and id.",
+            ));
         }
         _ => session.image_ref(&spec, OpenOptions::read_write()).await?,
     };
     let record = find(&image, name.as_deref(), id);
+    if id.is_some() && record.is_none() {
+        return Err(Failure::errno("failed to remove snapshot", ENOENT));
+    }
     if args.flag("force")
         && let Some(record) = record.as_ref().filter(|record| is_protected(record))
     {
@@ -133,12 +138,17 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
     let task = session.task("Removing snap");
     let removed = match (name, id) {
         (Some(name), _) => image.snap_remove(&name, &task.library()).await,
-        (None, id) => image.snap_remove_by_id(SnapId(id.unwrap_or(0)), &task.library()).await,
+        (None, id) => {
+            image
+                .snap_remove_by_id(SnapId(id.unwrap_or(0)), &task.library())
+                .await
+        }
     };
     task.end(removed).map_err(|error| match (error.kind, &record) {
-        (ErrorKind::SnapProtected, Some(record)) => {
-            error.said(format!("rbd: snapshot '{}' is protected from removal.", record.name))
-        }
+        (ErrorKind::SnapProtected, Some(record)) => error.said(format!(
+            "rbd: snapshot '{}' is protected from removal.",
+            record.name
+        )),
         _ => error.failed("failed to remove snapshot"),
     })
 }
@@ -151,7 +161,14 @@ fn without_snap(image: crate::spec::ImageRef) -> (Option<String>, crate::spec::I
             let snap = spec.snap.take();
             (snap, ImageRef::Name(spec))
         }
-        ImageRef::Id { place, id, snap } => (snap, ImageRef::Id { place, id, snap: None }),
+        ImageRef::Id { place, id, snap } => (
+            snap,
+            ImageRef::Id {
+                place,
+                id,
+                snap: None,
+            },
+        ),
     }
 }
 
@@ -175,33 +192,30 @@ pub(super) async fn purge(session: &Session) -> Result<(), Failure> {
         return Ok(());
     }
     let total = snaps.len() as u64;
-    let (kept, going): (Vec<&SnapRecord>, Vec<&SnapRecord>) = snaps.into_iter().partition(|snap| is_protected(snap));
-    let task = session.task("Removing all snapshots");
-    let removed = async {
-        for (index, snap) in going.iter().enumerate() {
-            image
-                .snap_remove(&snap.name, &ferry_image::Progress::silent())
-                .await?;
-            task.update(index as u64 + 1, total);
-        }
-        Ok(())
+    let (kept, going): (Vec<&SnapRecord>, Vec<&SnapRecord>) =
+        snaps.into_iter().partition(|snap| is_protected(snap));
+    if !kept.is_empty() {
+        let names: Vec<String> = kept.iter().map(|snap| format!("'{}'", snap.name)).collect();
+        eprintln!(
+            "rbd: error removing snapshot(s) {}, which {} protected - these must be unprotected with `rbd snap unprotect`.",
+            names.join(", "),
+            if kept.len() == 1 { "is" } else { "are" }
+        );
     }
-    .await;
-    if let Err(error) = removed {
-        return task.end(Err(error)).map_err(|error: ferry_image::ImageError| {
-            error.failed("removing snaps failed")
-        });
+    let task = session.task("Removing all snapshots");
+    for (done, snap) in (1..).zip(&going) {
+        if let Err(error) = image
+            .snap_remove(&snap.name, &ferry_image::Progress::silent())
+            .await
+        {
+            return task.end(Err(error.failed("removing snaps failed")));
+        }
+        task.update(done, total);
     }
     if kept.is_empty() {
         return task.end(Ok(()));
     }
-    let names: Vec<String> = kept.iter().map(|snap| format!("'{}'", snap.name)).collect();
     // Ceph's exit code for this is 0: all that could be removed is.
-    eprintln!(
-        "rbd: error removing snapshot(s) {}, which {} protected - these must be unprotected with `rbd snap unprotect`.",
-        names.join(", "),
-        if kept.len() == 1 { "is" } else { "are" }
-    );
     drop(task);
     Ok(())
 }
@@ -235,7 +249,8 @@ pub(super) async fn rollback(session: &Session) -> Result<(), Failure> {
     let image = session.image(&spec, OpenOptions::read_write()).await?;
     let task = session.task("Rolling back to snapshot");
     let rolled_back = image.snap_rollback(&snap, &task.library()).await;
-    task.end(rolled_back).map_err(|error| error.failed("rollback failed"))
+    task.end(rolled_back)
+        .map_err(|error| error.failed("rollback failed"))
 }
 
 pub(super) async fn protect(session: &Session) -> Result<(), Failure> {

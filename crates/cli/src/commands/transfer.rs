@@ -20,7 +20,11 @@ use crate::spec::{Check, ImageQuery, ImageSpec, SnapRule};
 pub(super) async fn export(session: &Session) -> Result<(), Failure> {
     let args = session.args();
     let mut spec = args.image(ImageQuery::source().snap(SnapRule::Optional))?;
-    let path = match args.text("path").filter(|path| !path.is_empty()).or_else(|| args.next_positional()) {
+    let path = match args
+        .text("path")
+        .filter(|path| !path.is_empty())
+        .or_else(|| args.next_positional())
+    {
         Some(path) => path.to_owned(),
         // Ceph names the file after the image.
         None => match &spec.snap {
@@ -104,9 +108,14 @@ pub(super) async fn import(session: &Session) -> Result<(), Failure> {
             .unwrap_or(import::DEFAULT_SPARSE_SIZE_BYTES),
     };
     let io = session.place_of(&spec).await?;
-    if path != "-" && let Err(error) = std::fs::File::open(&path) {
+    if path != "-"
+        && let Err(error) = std::fs::File::open(&path)
+    {
         eprintln!("rbd: error opening {path}");
-        return Err(Failure::errno("import failed", error.raw_os_error().unwrap_or(crate::exit::EIO)));
+        return Err(Failure::errno(
+            "import failed",
+            error.raw_os_error().unwrap_or(crate::exit::EIO),
+        ));
     }
     let task = session.bytes_task("Importing image");
     let imported = if path == "-" {
@@ -126,7 +135,11 @@ pub(super) async fn import(session: &Session) -> Result<(), Failure> {
 /// `--dest` and its like, the old spelling `--image`, or the file's name.
 fn destination(args: &Args, path: &str) -> Result<ImageSpec, Failure> {
     let found = args.image_if_named(ImageQuery::dest().check(Check::Full))?;
-    let text = |option| args.text(option).filter(|text: &&str| !text.is_empty()).map(str::to_owned);
+    let text = |option| {
+        args.text(option)
+            .filter(|text: &&str| !text.is_empty())
+            .map(str::to_owned)
+    };
     let mut place = found.place;
     if text("dest-pool").is_none()
         && found.image.is_none()

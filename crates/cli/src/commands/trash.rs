@@ -3,13 +3,13 @@
 use ferry_cls::rbd::{TrashImageSource, TrashImageSpec};
 use ferry_image::admin::trash;
 use ferry_image::{ErrorKind, ImageError};
-use ferry_store::{Errno, Timestamp};
+use ferry_store::{Errno, IoCtx, Timestamp};
 use jiff::civil;
 use jiff::tz::TimeZone;
 
 use super::error::Explain as _;
 use super::lifecycle::remove_failed;
-use super::session::Session;
+use super::session::{Session, Task};
 use crate::exit::Failure;
 use crate::output::{Align, Document, Node, TextTable, timestamp};
 use crate::spec::ImageQuery;
@@ -33,7 +33,10 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
             if long {
                 table(&entries)
             } else {
-                entries.iter().map(|(id, entry)| format!("{id} {}\n", entry.name)).collect()
+                entries
+                    .iter()
+                    .map(|(id, entry)| format!("{id} {}\n", entry.name))
+                    .collect()
             }
         },
         || document(&entries, long),
@@ -42,7 +45,10 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
 
 /// What `trash ls` shows without `--all`: what a user put there.
 fn is_users(entry: &TrashImageSpec) -> bool {
-    matches!(entry.source, TrashImageSource::User | TrashImageSource::UserParent)
+    matches!(
+        entry.source,
+        TrashImageSource::User | TrashImageSource::UserParent
+    )
 }
 
 fn status(entry: &TrashImageSpec) -> String {
@@ -108,9 +114,16 @@ pub(super) async fn move_image(session: &Session) -> Result<(), Failure> {
 
 /// A date, or date and time, in the local zone; or seconds since 1970 behind `@`.
 fn date(option: &str, text: &str) -> Result<Timestamp, Failure> {
-    let local = |time: civil::DateTime| time.to_zoned(TimeZone::system()).ok().map(|zoned| zoned.timestamp());
+    let local = |time: civil::DateTime| {
+        time.to_zoned(TimeZone::system())
+            .ok()
+            .map(|zoned| zoned.timestamp())
+    };
     let parsed = match text.strip_prefix('@') {
-        Some(seconds) => seconds.parse().ok().and_then(|s| jiff::Timestamp::from_second(s).ok()),
+        Some(seconds) => seconds
+            .parse()
+            .ok()
+            .and_then(|s| jiff::Timestamp::from_second(s).ok()),
         None => text
             .parse::<jiff::Timestamp>()
             .ok()
@@ -122,7 +135,10 @@ fn date(option: &str, text: &str) -> Result<Timestamp, Failure> {
     };
     let seconds = parsed.and_then(|time| u32::try_from(time.as_second()).ok());
     seconds
-        .map(|seconds| Timestamp { seconds, nanoseconds: 0 })
+        .map(|seconds| Timestamp {
+            seconds,
+            nanoseconds: 0,
+        })
         .ok_or_else(|| {
             Failure::invalid(format_args!(
                 "--{option} '{text}' is not a date; use e.g. 2030-01-31 or '2030-01-31 18:00:00'"
@@ -140,10 +156,40 @@ pub(super) async fn purge(session: &Session) -> Result<(), Failure> {
     };
     let io = session.place(&place).await?;
     let task = session.task("Removing images");
-    let purged = trash::purge(&io, before, &task.library()).await;
+    let purged = match args.fraction("threshold") {
+        Some(share) => purge_down_to(&io, share, before, &task).await,
+        None => trash::purge(&io, before, &task.library()).await,
+    };
     task.end(purged)
         .map(|_| ())
         .map_err(|error| error.failed("trash purge error"))
+}
+
+/// Removes expired images, those that expired first first, until the data of the pool is down to `share` of its space.
+async fn purge_down_to(io: &IoCtx, share: f64, before: Timestamp, task: &Task) -> ferry_image::Result<usize> {
+    let mut due: Vec<(String, TrashImageSpec)> = trash::list(io)
+        .await?
+        .into_iter()
+        .filter(|(_, entry)| is_users(entry) && entry.deferment_end_time <= before)
+        .collect();
+    due.sort_by_key(|(_, entry)| entry.deferment_end_time);
+    let total = due.len() as u64;
+    for (removed, (id, _)) in due.iter().enumerate() {
+        let usage = io.store().pool_usage(io.pool()).await?;
+        let free_bytes = usage.free_bytes.ok_or_else(|| {
+            ImageError::new(
+                Errno::EOPNOTSUPP,
+                "the space that is free in the pool is not known",
+            )
+        })?;
+        let space_bytes = usage.used_bytes.saturating_add(free_bytes);
+        if usage.used_bytes as f64 <= share * space_bytes as f64 {
+            return Ok(removed);
+        }
+        trash::remove_image(io, id, true, &ferry_image::Progress::silent()).await?;
+        task.update(removed as u64 + 1, total);
+    }
+    Ok(due.len())
 }
 
 pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
@@ -153,7 +199,9 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
     let io = session.place(&place).await?;
     let task = session.task("Removing image");
     let removed = trash::remove_image(&io, &id, args.flag("force"), &task.library()).await;
-    let Err(error) = removed else { return task.end(Ok(())) };
+    let Err(error) = removed else {
+        return task.end(Ok(()));
+    };
     // Here Ceph says why before it ends the progress.
     let failure = trash_remove_failed(error);
     eprintln!("{}", failure.text());
@@ -179,14 +227,16 @@ pub(super) async fn restore(session: &Session) -> Result<(), Failure> {
     args.finish()?;
     let io = session.place(&place).await?;
     let name = args.text("image").filter(|name| !name.is_empty());
-    trash::restore(&io, &id, name).await.map_err(|error| match error.errno {
-        Errno::ENOENT => Failure::message("rbd: error: image does not exist in trash", error.errno.0),
-        Errno::EEXIST => Failure::message(
-            "rbd: error: an image with the same name already exists, try again with a different name",
-            error.errno.0,
-        ),
-        _ => error.failed("restore error"),
-    })
+    trash::restore(&io, &id, name)
+        .await
+        .map_err(|error| match error.errno {
+            Errno::ENOENT => Failure::message("rbd: error: image does not exist in trash", error.errno.0),
+            Errno::EEXIST => Failure::message(
+                "rbd: error: an image with the same name already exists, try again with a different name",
+                error.errno.0,
+            ),
+            _ => error.failed("restore error"),
+        })
 }
 
 #[cfg(test)]
@@ -195,8 +245,17 @@ mod tests {
 
     #[test]
     fn dates_are_read_in_the_forms_that_people_write() {
-        for text in ["2030-01-31", "2030-01-31 18:00:00", "2030-01-31T18:00", "@1900000000", "2030-01-31T18:00:00Z"] {
-            assert!(date("expires-at", text).is_ok_and(|t| t.seconds > 1_800_000_000), "{text}");
+        for text in [
+            "2030-01-31",
+            "2030-01-31 18:00:00",
+            "2030-01-31T18:00",
+            "@1900000000",
+            "2030-01-31T18:00:00Z",
+        ] {
+            assert!(
+                date("expires-at", text).is_ok_and(|t| t.seconds > 1_800_000_000),
+                "{text}"
+            );
         }
         for text in ["", "soon", "2030-13-01", "@-1", "2200-01-01"] {
             assert_eq!(date("expires-at", text).unwrap_err().code(), 22, "{text}");

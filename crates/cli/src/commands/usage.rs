@@ -1,7 +1,7 @@
 //! `rbd du`.
 
-use ferry_image::admin::usage::{self, ImageUsage, UsageRow};
 use ferry_image::admin::list;
+use ferry_image::admin::usage::{self, ImageUsage, UsageRow};
 use ferry_image::{ErrorKind, SnapKey};
 use ferry_store::IoCtx;
 
@@ -137,11 +137,7 @@ fn table(images: &[ImageUsage]) -> String {
     }
     if table.len() > 1 {
         let (provisioned_bytes, used_bytes) = totals(images);
-        table.row([
-            "<TOTAL>".to_owned(),
-            bytes(provisioned_bytes),
-            bytes(used_bytes),
-        ]);
+        table.row(["<TOTAL>".to_owned(), bytes(provisioned_bytes), bytes(used_bytes)]);
     }
     table.to_string()
 }

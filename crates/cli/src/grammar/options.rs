@@ -269,7 +269,7 @@ pub(super) const FLATTEN: Opt = Opt::switch(
 );
 pub(super) const FROM_SNAP: Opt = Opt::text("from-snap", "snapshot to start from");
 pub(super) const IGNORE_QUIESCE_ERROR: Opt =
-    Opt::switch("ignore-quiesce-error", "go on when a quiesce hook fails");
+    Opt::switch("ignore-quiesce-error", "go on when a quiesce hook fails").to_come();
 pub(super) const IMPORT_ONLY: Opt = Opt::switch(
     "import-only",
     "only read from the source, which may be a file or another cluster",
@@ -313,7 +313,7 @@ pub(super) const RW_MIX_READ: Opt = Opt::new(
 pub(super) const SIZE: Opt = Opt::new("size", Kind::ImageSize, "size of the image in M/G/T [default: M]")
     .short('s')
     .need(Need::ByCommand);
-pub(super) const SKIP_QUIESCE: Opt = Opt::switch("skip-quiesce", "do not run quiesce hooks");
+pub(super) const SKIP_QUIESCE: Opt = Opt::switch("skip-quiesce", "do not run quiesce hooks").to_come();
 pub(super) const SOCKET: Opt = Opt::text("socket", "path of the Unix socket to serve NBD on");
 pub(super) const SOURCE_SPEC: Opt = Opt::text("source-spec", "description of the source, as JSON");
 pub(super) const SOURCE_SPEC_PATH: Opt = Opt::text(

@@ -15,6 +15,7 @@
 #![allow(dead_code, reason = "every test binary uses its own part of the support code")]
 
 pub mod line;
+pub mod nbd;
 pub mod store;
 
 use std::collections::HashMap;

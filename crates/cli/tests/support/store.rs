@@ -124,7 +124,13 @@ impl Served {
     /// Asks it to end; gives what it said on stderr and its exit code.
     pub fn stop(mut self) -> (String, i32) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
         let mut said = String::new();
         self.stderr.read_to_string(&mut said).unwrap();
         (said, self.child.wait().unwrap().code().unwrap_or(-1))

@@ -62,7 +62,11 @@ impl BlockDevice for ImageDevice {
     }
 
     async fn read_sparse(&self, offset: u64, length: u32) -> Result<Vec<ReadExtent>, DeviceError> {
-        let runs = self.image.read_sparse(offset, length.into()).await.map_err(device_error)?;
+        let runs = self
+            .image
+            .read_sparse(offset, length.into())
+            .await
+            .map_err(device_error)?;
         let mut pieces = Vec::with_capacity(runs.len() * 2 + 1);
         let mut at = offset;
         let end = offset + u64::from(length);
@@ -83,7 +87,10 @@ impl BlockDevice for ImageDevice {
     }
 
     async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), DeviceError> {
-        self.image.discard(offset, length_bytes).await.map_err(device_error)?;
+        self.image
+            .discard(offset, length_bytes)
+            .await
+            .map_err(device_error)?;
         self.durable(fua).await
     }
 
@@ -111,7 +118,10 @@ impl BlockDevice for ImageDevice {
         length_bytes: u64,
         max_extents: usize,
     ) -> Result<Vec<Extent>, DeviceError> {
-        let mut extents = Extents { found: Vec::new(), max: max_extents.max(1) };
+        let mut extents = Extents {
+            found: Vec::new(),
+            max: max_extents.max(1),
+        };
         let mut at = offset;
         let end = offset + length_bytes;
         let mut data_bytes = 0;

@@ -142,7 +142,10 @@ impl StoreExports {
             let io = admin::pool::open(&self.store, &pool.name, "").await?;
             let namespaces = admin::namespace::list(&io).await?;
             for namespace in std::iter::once(String::new()).chain(namespaces) {
-                for image in admin::directory::list(&io.with_namespace(&namespace)).await?.into_keys() {
+                for image in admin::directory::list(&io.with_namespace(&namespace))
+                    .await?
+                    .into_keys()
+                {
                     if found.len() == MAX_LISTED {
                         return Ok(found);
                     }
@@ -169,9 +172,10 @@ fn export_info(name: String) -> ExportInfo {
 
 fn open_error(error: &ImageError) -> OpenError {
     let kind = match error.kind {
-        ErrorKind::ImageMissing | ErrorKind::PoolMissing | ErrorKind::NamespaceMissing | ErrorKind::SnapMissing => {
-            OpenErrorKind::Unknown
-        }
+        ErrorKind::ImageMissing
+        | ErrorKind::PoolMissing
+        | ErrorKind::NamespaceMissing
+        | ErrorKind::SnapMissing => OpenErrorKind::Unknown,
         ErrorKind::Migrating => OpenErrorKind::Policy,
         _ => OpenErrorKind::Io,
     };
@@ -222,8 +226,12 @@ impl Exports for StoreExports {
 
     async fn close(&self, closing: Arc<dyn BlockDevice>) -> Result<(), DeviceError> {
         let wanted = address(&closing);
-        let slots: Vec<(String, Arc<Slot>)> =
-            self.slots.lock().iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect();
+        let slots: Vec<(String, Arc<Slot>)> = self
+            .slots
+            .lock()
+            .iter()
+            .map(|(name, slot)| (name.clone(), Arc::clone(slot)))
+            .collect();
         for (name, slot) in slots {
             let mut device = slot.device.lock().await;
             let Some(found) = device.take_if(|device| address(device) == wanted) else {
@@ -231,7 +239,11 @@ impl Exports for StoreExports {
             };
             let is_kept = slot.kept.lock().is_some();
             // While the slot is locked: an open that comes now finds the image closed, not half closed.
-            let closed = if is_kept { Ok(()) } else { found.image().close().await };
+            let closed = if is_kept {
+                Ok(())
+            } else {
+                found.image().close().await
+            };
             drop(device);
             if !is_kept {
                 self.forget(&name, &slot);

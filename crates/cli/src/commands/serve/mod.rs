@@ -58,7 +58,11 @@ async fn serve(listener: Listener, exports: Arc<StoreExports>, signals: &mut Sig
     let names = exports.kept_names().await;
     let what = match names.as_slice() {
         [] => format!("every image of the store, as {}", listener.uri("POOL/IMAGE")),
-        names => names.iter().map(|name| listener.uri(name)).collect::<Vec<_>>().join(" "),
+        names => names
+            .iter()
+            .map(|name| listener.uri(name))
+            .collect::<Vec<_>>()
+            .join(" "),
     };
     eprintln!("rbd: serving {what}");
     let (trigger, shutdown) = shutdown_channel();
@@ -96,16 +100,26 @@ fn end(summary: &ServeSummary) -> Result<(), Failure> {
     }
     let mut problems = Vec::new();
     if summary.connections_aborted > 0 {
-        problems.push(format!("{} connection(s) cut off in the middle of requests", summary.connections_aborted));
+        problems.push(format!(
+            "{} connection(s) cut off in the middle of requests",
+            summary.connections_aborted
+        ));
     }
     if summary.close_failures > 0 {
         let last = summary.last_close_failure.as_deref().unwrap_or("unknown");
-        problems.push(format!("{} image(s) not flushed and closed, the last: {last}", summary.close_failures));
+        problems.push(format!(
+            "{} image(s) not flushed and closed, the last: {last}",
+            summary.close_failures
+        ));
     }
     if summary.devices_left_open > 0 {
-        problems.push(format!("{} image(s) not closed in time", summary.devices_left_open));
+        problems.push(format!(
+            "{} image(s) not closed in time",
+            summary.devices_left_open
+        ));
     }
-    Err(Failure::errno("serving ended with errors", EIO).with_line(format_args!("rbd: note: {}", problems.join("; "))))
+    Err(Failure::errno("serving ended with errors", EIO)
+        .with_line(format_args!("rbd: note: {}", problems.join("; "))))
 }
 
 fn tcp_address(text: &str) -> Result<SocketAddr, Failure> {

@@ -11,11 +11,11 @@ pub(super) const COMMANDS: &[Command] = &[
     )
     .positionals(&[any_number(
         "image-spec",
-        "images to serve, as [POOL/[NAMESPACE/]]IMAGE[@SNAP]; without any, every image of the pool",
+        "images to serve, as [POOL/[NAMESPACE/]]IMAGE[@SNAP]; without any, every image of the store",
     )])
     .options(&[&[SOCKET, LISTEN], POOL_NAMES])
     .notes(&[
-        "One of --socket and --listen is used. An image is an NBD export under the name that was given here.",
+        "An image is an NBD export under its spec; a name without a pool is looked up in the one that --pool says. Without --socket and --listen, the socket is run/nbd.sock in the directory of the store.",
         "An addition of Ferry.",
     ]),
     Command::new(

@@ -1,0 +1,263 @@
+//! What the recorded sessions do not show: pipes, interrupts, bad stores, pools, and what failures leave behind.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+
+use support::normalise;
+use support::store::TestStore;
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n / 4096 % 251) as u8).collect()
+}
+
+#[test]
+fn what_is_imported_from_a_pipe_is_exported_to_a_pipe() {
+    let store = TestStore::new();
+    let mut data = pattern(5 << 20);
+    data[1 << 20..3 << 20].fill(0);
+    data.truncate((5 << 20) - 777);
+    let mut child = store
+        .command(&["import", "-", "piped", "--no-progress"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&data).unwrap();
+    assert!(child.wait().unwrap().success());
+    let mut child = store
+        .command(&["export", "piped", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut back = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut back).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(back, data);
+    store.ok("export piped out.raw --no-progress");
+    assert_eq!(std::fs::read(store.directory().join("out.raw")).unwrap(), data);
+}
+
+#[test]
+fn an_image_is_named_after_its_file_and_a_file_after_its_image() {
+    let store = TestStore::new();
+    std::fs::write(store.directory().join("vm.raw"), pattern(64 << 10)).unwrap();
+    store.ok("import vm.raw --no-progress");
+    store.ok("import vm.raw --dest other --object-size 64K --no-progress");
+    assert_eq!(store.ok("ls"), "other\nvm.raw\n");
+    assert!(store.ok("info other").contains("order 16 (64 KiB objects)"));
+    store.ok("export other --no-progress");
+    assert!(store.directory().join("other").exists());
+    assert_eq!(
+        store.fails("import - --no-progress", 22),
+        "rbd: destination image name was not specified\n"
+    );
+}
+
+#[test]
+fn failed_commands_leave_nothing_behind() {
+    let store = TestStore::new();
+    store.ok("pool create fast");
+    store.ok("create --size 4M src");
+    for (line, code) in [
+        ("create --size 4M --data-pool nope x", 2),
+        ("create --size 4M --image-feature journaling x", 95),
+        ("create --size 4M --image-feature object-map x", 22),
+        (
+            "create --size 4M --stripe-unit 3K --stripe-count 7 --object-size 4K x",
+            22,
+        ),
+        ("import nofile x", 2),
+        ("migration prepare src nope/x", 2),
+        ("migration prepare src fast/x --data-pool nope", 2),
+        (
+            "migration prepare src fast/x --stripe-unit 8M --stripe-count 2",
+            22,
+        ),
+        ("export src /proc/nowhere/file", 2),
+    ] {
+        let said = store.fails(line, code);
+        assert!(said.contains("rbd: "), "{line}: {said}");
+        assert_eq!(store.ok("ls"), "src\n", "{line}");
+        assert_eq!(store.ok("ls fast"), "", "{line}");
+        assert_eq!(store.ok("trash ls --all"), "", "{line}");
+        assert_eq!(store.ok("status src"), "Watchers: none\n", "{line}");
+    }
+}
+
+#[test]
+fn an_interrupted_command_says_so_and_the_next_run_goes_on() {
+    let store = TestStore::new();
+    store.ok("create --size 64M --object-size 64K big");
+    store.ok("bench --io-type write --io-size 64K --io-total 64M --io-pattern full-seq big");
+    store.ok("migration prepare big big2");
+    let mut child = store
+        .command(&[
+            "migration",
+            "execute",
+            "big2",
+            "--rbd_concurrent_management_ops=1",
+        ])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let mut seen = vec![0; 40];
+    stderr.read_exact(&mut seen).unwrap();
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!((status.signal(), status.code()), (None, Some(130)), "{said}");
+    assert!(
+        said.ends_with("rbd: interrupted; run the command again to go on\n"),
+        "{said}"
+    );
+    let status = store.ok("status big2");
+    assert!(
+        status.starts_with("Watchers: none\n") && status.contains("state: executing"),
+        "{status}"
+    );
+    store.ok("migration execute big2 --no-progress");
+    store.ok("migration commit big2 --no-progress");
+    assert_eq!(store.ok("trash ls --all"), "");
+}
+
+#[test]
+fn pools_and_namespaces_hold_images_of_their_own() {
+    let store = TestStore::new();
+    assert_eq!(store.ok("pool ls"), "rbd\n");
+    let data = store.directory().join("elsewhere");
+    store.ok(&format!("pool create fast --path {}", data.display()));
+    assert_eq!(store.ok("pool ls"), "fast\nrbd\n");
+    store.ok("namespace create fast/team");
+    store.ok("create --size 4M fast/team/disk");
+    assert_eq!(store.ok("ls fast/team"), "disk\n");
+    assert_eq!(store.ok("ls fast"), "");
+    let said = store.fails("pool rm fast", 16);
+    assert!(
+        said.starts_with("rbd: failed to remove pool 'fast': (16) Device or resource busy\n"),
+        "{said}"
+    );
+    let said = store.fails("ls fast/nobody", 2);
+    assert!(
+        said.starts_with("rbd: namespace 'nobody' does not exist.\n"),
+        "{said}"
+    );
+    let said = store.fails("pool create fast", 17);
+    assert!(
+        said.starts_with("rbd: failed to create pool 'fast': (17) File exists\n"),
+        "{said}"
+    );
+    let said = store.fails("info nopool/x", 2);
+    assert!(
+        said.contains("rbd pool create nopool"),
+        "it says what to do: {said}"
+    );
+    store.ok("rm fast/team/disk --no-progress");
+    store.ok("namespace rm fast/team");
+    store.ok("pool rm fast");
+    assert_eq!(
+        store.ok("pool ls --format json"),
+        store.ok("pool ls --format json")
+    );
+    assert_eq!(store.ok("pool ls"), "rbd\n");
+}
+
+#[test]
+fn pool_stats_count_images_and_trash() {
+    let store = TestStore::new();
+    store.ok("create --size 4M a");
+    store.ok("create --size 8M b");
+    store.ok("snap create a@s --no-progress");
+    assert_eq!(
+        store.ok("pool stats"),
+        "Total Images: 2\nTotal Snapshots: 1\nProvisioned Size: 12 MiB\n"
+    );
+    store.ok("trash mv b");
+    assert_eq!(
+        store.ok("pool stats"),
+        "Total Images: 1 (1 in trash)\nTotal Snapshots: 1 (0 in trash)\nProvisioned Size: 4 MiB (8 MiB in trash)\n"
+    );
+    // Nothing is above a threshold of everything.
+    store.ok("trash purge --threshold 1.0 --no-progress");
+    assert!(store.ok("trash ls").ends_with(" b\n"));
+    store.ok("trash purge --no-progress");
+    assert_eq!(store.ok("trash ls"), "");
+}
+
+#[test]
+fn a_directory_that_is_no_store_is_left_alone() {
+    let store = TestStore::new();
+    std::fs::create_dir(store.root()).unwrap();
+    std::fs::write(store.root().join("letter.txt"), "dear").unwrap();
+    let said = store.fails("ls", 22);
+    assert!(
+        said.starts_with("rbd: cannot open the store '") && said.contains("not a Ferry store"),
+        "{said}"
+    );
+    // A command line that asks for nothing sensible touches nothing.
+    let fresh = TestStore::new();
+    fresh.fails("info", 22);
+    assert!(!fresh.root().exists());
+}
+
+#[test]
+fn thick_provisioning_takes_all_the_space() {
+    let store = TestStore::new();
+    let said = store.ok("create --size 8M --thick-provision thick");
+    assert_eq!(normalise(&said), "Thick provisioning: 100% complete...done.\n");
+    let du = store.ok("du thick");
+    assert!(du.contains("thick         8 MiB  8 MiB"), "{du}");
+}
+
+#[test]
+fn serving_ends_cleanly_and_says_why_it_cannot_begin() {
+    let store = TestStore::new();
+    store.ok("create --size 4M disk");
+    let served = store.serve("disk");
+    let said = store.fails("serve disk", 98);
+    assert!(
+        said.contains("another server is listening on this socket"),
+        "{said}"
+    );
+    assert_eq!(served.stop(), (String::new(), 0));
+    assert!(
+        store
+            .fails("serve nosuch", 2)
+            .starts_with("rbd: error opening image rbd/nosuch: (2)")
+    );
+    assert!(
+        store
+            .fails("serve --listen nowhere disk", 22)
+            .starts_with("rbd: --listen 'nowhere'")
+    );
+    assert_eq!(
+        store.fails("serve --listen 127.0.0.1:0 --socket s disk", 22),
+        "rbd: cannot specify both socket and listen\n"
+    );
+    assert_eq!(store.ok("status disk"), "Watchers: none\n");
+}
+
+#[test]
+fn migration_sources_outside_the_store_are_still_to_come() {
+    let store = TestStore::new();
+    for line in [
+        "migration prepare --import-only --source-spec-path s.json x",
+        "migration prepare --import-only p/i@s x",
+    ] {
+        let said = store.fails(line, 95);
+        assert!(said.contains("is not implemented yet in Ferry"), "{said}");
+    }
+}
