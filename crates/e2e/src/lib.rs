@@ -1,0 +1,25 @@
+//! Ferry from outside: what the end-to-end tests in `tests/` share.
+//!
+//! Promise: every test has a store of its own and drives the real `rbd` binary as a user would, by words, exit codes
+//! and NBD sockets; nothing is left running or mounted when a test ends, however it ends. What this crate does not
+//! know: any library behind the binary except the NBD client, which plays the part of a client that keeps books.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`ferry`] | a store, commands on it, a server on it |
+//! | [`process`] | commands with their output, children that die with their owner |
+//! | [`load`] | a client that writes and remembers what was flushed |
+//! | [`mount`] | file systems on a served image |
+//! | [`tools`] | which programs and rights a test needs |
+//!
+//! The binary is the one named by `FERRY_RBD`, else the one that lies in the build directory of the running test;
+//! `cargo test -p ferry-e2e` alone does not build it.
+
+pub mod ferry;
+pub mod load;
+pub mod mount;
+pub mod process;
+pub mod tools;
+
+pub use ferry::{Ferry, Served};
+pub use process::{Background, Finished, run, run_ok};

@@ -1,0 +1,321 @@
+//! `kill -9` of the real processes at random moments: nothing that was flushed is lost, and every verb can be run
+//! again. `FERRY_KILLS` sets how many, `FERRY_SEED` replays the choices (not the moments).
+
+use std::time::Duration;
+
+use ferry_e2e::load::{BLOCK_BYTES, Journal, connect, read_all, write_until_gone};
+use ferry_e2e::tools::{kills, seed};
+use ferry_e2e::{Ferry, Served};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::runtime::Runtime;
+
+const BLOCKS: u32 = 2048;
+const LAYOUTS: [&[&str]; 4] = [
+    &["--object-size", "256K"],
+    &["--object-size", "1M"],
+    &["--object-size", "64K"],
+    &[
+        "--object-size",
+        "512K",
+        "--stripe-unit",
+        "64K",
+        "--stripe-count",
+        "2",
+    ],
+];
+
+/// An image that is on its way, and what is known of it.
+struct Traveller {
+    ferry: Ferry,
+    rng: StdRng,
+    journal: Journal,
+    runtime: Runtime,
+    /// Pool where the image is, or where it is going to.
+    pool: usize,
+    /// Snapshot taken before the last prepare, with its bytes.
+    snapshot: Option<(String, Vec<u8>)>,
+    migrations: u32,
+}
+
+impl Traveller {
+    fn new(name: &str) -> Self {
+        let ferry = Ferry::new();
+        let mut rng = StdRng::seed_from_u64(seed(name));
+        let journal = Journal::filled(BLOCKS, 60, &mut rng);
+        ferry.import(&journal.bytes(), "rbd/disk", &["--object-size", "1M"]);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            ferry,
+            rng,
+            journal,
+            runtime,
+            pool: 0,
+            snapshot: None,
+            migrations: 0,
+        }
+    }
+
+    fn spec(&self) -> String {
+        format!("{}/disk", ["rbd", "fast"][self.pool])
+    }
+
+    fn pause(&mut self, longest_ms: u64) {
+        let pause = Duration::from_micros(self.rng.random_range(0..longest_ms * 1000));
+        std::thread::sleep(pause);
+    }
+
+    /// Takes a snapshot and prepares a migration to the other pool.
+    fn prepare(&mut self) {
+        let from = self.spec();
+        if let Some((old, _)) = self.snapshot.take() {
+            self.ferry
+                .ok(&["snap", "rm", "--no-progress", &format!("{from}@{old}")]);
+        }
+        let name = format!("s{}", self.migrations);
+        self.ferry
+            .ok(&["snap", "create", "--no-progress", &format!("{from}@{name}")]);
+        self.snapshot = Some((name, self.journal.bytes()));
+        self.pool = 1 - self.pool;
+        let to = self.spec();
+        let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
+        let words: Vec<_> = ["migration", "prepare", &from, &to]
+            .into_iter()
+            .chain(layout.iter().copied())
+            .collect();
+        self.ferry.ok(&words);
+        self.migrations += 1;
+    }
+
+    /// Reads everything through a server and compares it with what must be there.
+    fn check(&mut self, served: &Served, what: &str) {
+        let spec = self.spec();
+        let image = self.runtime.block_on(async {
+            let client = connect(&served.socket, &spec).await;
+            let image = read_all(&client).await;
+            client.disconnect().await.unwrap();
+            image
+        });
+        if let Err(error) = self.journal.settle(&image) {
+            panic!("{what}: {error}");
+        }
+        if let Some((name, bytes)) = &self.snapshot {
+            let export = format!("{spec}@{name}");
+            let image = self.runtime.block_on(async {
+                let client = connect(&served.socket, &export).await;
+                read_all(&client).await
+            });
+            assert!(&image == bytes, "{what}: the snapshot has changed");
+        }
+    }
+
+    /// Writes until the server is gone; `meanwhile` sees to that.
+    fn under_load<T>(&mut self, served: &Served, requests: u32, meanwhile: impl FnOnce(&mut Self) -> T) -> T {
+        let spec = self.spec();
+        let client = self.runtime.block_on(connect(&served.socket, &spec));
+        let load = self.runtime.spawn(write_until_gone(
+            client,
+            self.journal.clone(),
+            8,
+            requests,
+            self.rng.random(),
+        ));
+        let result = meanwhile(self);
+        self.journal = self.runtime.block_on(load).unwrap();
+        result
+    }
+
+    fn serve(&self) -> Served {
+        self.ferry.serve(&[])
+    }
+}
+
+#[test]
+fn killed_servers_under_load_lose_nothing_that_was_flushed() {
+    let mut traveller = Traveller::new("killed_servers");
+    let count = kills(40);
+    for kill in 0..count {
+        let spec = traveller.spec();
+        let state = traveller.ferry.migration_state(&spec);
+        match state.as_str() {
+            "" => traveller.prepare(),
+            "executed" => {
+                traveller
+                    .ferry
+                    .ok(&["migration", "commit", "--no-progress", &spec]);
+                let served = traveller.serve();
+                traveller.check(&served, "after a commit");
+                served.stop();
+                traveller.prepare();
+            }
+            _ => {}
+        }
+        let spec = traveller.spec();
+        let served = traveller.serve();
+        traveller.check(&served, &format!("before kill {kill} in state {state:?}"));
+        let socket = served.socket.clone();
+        let mut served = Some(served);
+        let migrate = traveller.rng.random_range(0..3) > 0;
+        let wait = traveller.rng.random_range(0..2) == 0;
+        let holder = Served {
+            process: served.take().unwrap().process,
+            socket: socket.clone(),
+        };
+        let spec_of_load = spec.clone();
+        let client = traveller.runtime.block_on(connect(&socket, &spec_of_load));
+        let load = traveller.runtime.spawn(write_until_gone(
+            client,
+            traveller.journal.clone(),
+            8,
+            u32::MAX,
+            traveller.rng.random(),
+        ));
+        let execute = migrate.then(|| traveller.ferry.start(&["migration", "execute", &spec]));
+        traveller.pause(250);
+        holder.kill();
+        traveller.journal = traveller.runtime.block_on(load).unwrap();
+        if let Some(execute) = execute {
+            if wait {
+                // It was forwarded or never started: either way it goes on alone, without anybody's help.
+                execute.finish().ok();
+            } else {
+                traveller.pause(50);
+                execute.kill();
+            }
+        }
+    }
+    let served = traveller.serve();
+    traveller.check(&served, "at the end");
+    served.stop();
+    println!("{count} kills of serve, {} migrations", traveller.migrations);
+    assert!(traveller.migrations > 0);
+}
+
+#[test]
+fn killed_executes_beside_a_writer_are_continued_by_the_next() {
+    let mut traveller = Traveller::new("killed_executes");
+    let count = kills(40);
+    let mut killed = 0;
+    while killed < count {
+        let spec = traveller.spec();
+        match traveller.ferry.migration_state(&spec).as_str() {
+            "" => traveller.prepare(),
+            "executed" => {
+                let commit = ["migration", "commit", "--no-progress", &spec];
+                traveller.ferry.ok(&commit);
+                traveller.prepare();
+            }
+            _ => {}
+        }
+        let spec = traveller.spec();
+        let alone = traveller.rng.random_range(0..2) == 0;
+        if alone {
+            let execute = traveller.ferry.start(&["migration", "execute", &spec]);
+            traveller.pause(120);
+            execute.kill();
+        } else {
+            let served = traveller.serve();
+            traveller.under_load(&served, 1500, |traveller| {
+                traveller.pause(60);
+                let execute = traveller.ferry.start(&["migration", "execute", &spec]);
+                traveller.pause(120);
+                execute.kill();
+            });
+            // The writer is still there, so its flush counts as well.
+            traveller.check(&served, &format!("in the server, after kill {killed}"));
+            served.stop();
+        }
+        killed += 1;
+        let served = traveller.serve();
+        traveller.check(&served, &format!("after kill {killed}"));
+        served.stop();
+    }
+    let spec = traveller.spec();
+    if traveller.ferry.migration_state(&spec) != "executed" {
+        traveller
+            .ferry
+            .ok(&["migration", "execute", "--no-progress", &spec]);
+    }
+    traveller
+        .ferry
+        .ok(&["migration", "commit", "--no-progress", &spec]);
+    let served = traveller.serve();
+    traveller.check(&served, "after the last commit");
+    served.stop();
+    assert_eq!(traveller.ferry.ok(&["trash", "ls", "--all"]), "");
+    println!("{count} kills of execute, {} migrations", traveller.migrations);
+}
+
+/// Runs a verb again until it succeeds or says that it has already been done.
+fn run_again(ferry: &Ferry, words: &[&str], done: i32) {
+    let finished = ferry.rbd(words);
+    assert!(finished.code == 0 || finished.code == done, "{finished}");
+}
+
+#[test]
+fn every_verb_killed_at_any_moment_finishes_when_it_is_run_again() {
+    let mut rng = StdRng::seed_from_u64(seed("killed_verbs"));
+    let count = kills(40);
+    let ferry = Ferry::new();
+    let mut journal = Journal::filled(BLOCKS / 4, 60, &mut rng);
+    let bytes = journal.bytes();
+    ferry.import(&bytes, "rbd/disk", &["--object-size", "256K"]);
+    ferry.ok(&["snap", "create", "--no-progress", "rbd/disk@s"]);
+    let names = ["rbd/disk", "fast/disk"];
+    let mut at = 0;
+    let mut killed = 0;
+    while killed < count {
+        let (from, to) = (names[at], names[1 - at]);
+        let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
+        let prepare: Vec<_> = ["migration", "prepare", from, to]
+            .into_iter()
+            .chain(layout.iter().copied())
+            .collect();
+        let abort = rng.random_range(0..3) == 0;
+        let last: &[&str] = if abort {
+            &["migration", "abort", to]
+        } else {
+            &["migration", "commit", to]
+        };
+        let verbs: [(&[&str], i32); 3] = [
+            (&prepare, 2),
+            (&["migration", "execute", to], 22),
+            // After the last step the image takes part in no migration; after an abort it has no name.
+            (last, if abort { 2 } else { 22 }),
+        ];
+        for (words, done) in verbs {
+            let process = ferry.start(words);
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..150_000)));
+            process.kill();
+            killed += 1;
+            if abort && words[1] == "abort" {
+                // Once its name is gone, the migration is found by the source's.
+                let again = ferry.rbd(words);
+                if again.code == 2 {
+                    run_again(&ferry, &["migration", "abort", from], 22);
+                } else {
+                    assert_eq!(again.code, 0, "{again}");
+                }
+            } else {
+                run_again(&ferry, words, done);
+            }
+        }
+        if !abort {
+            at = 1 - at;
+        }
+        let image = ferry.export(names[at]);
+        assert_eq!(journal.settle(&image), Ok(()), "after {killed} kills");
+        assert!(
+            ferry.export(&format!("{}@s", names[at])) == bytes,
+            "snapshot after {killed} kills"
+        );
+        assert_eq!(ferry.ok(&["trash", "ls", "--all"]), "", "after {killed} kills");
+        assert_eq!(ferry.ok(&["ls", names[1 - at].split('/').next().unwrap()]), "");
+        assert_eq!(image.len(), (BLOCKS / 4 * BLOCK_BYTES) as usize);
+    }
+    println!("{killed} kills of verbs");
+}
