@@ -68,7 +68,7 @@ fn failed_commands_leave_nothing_behind() {
         ("create --size 4M --image-feature journaling x", 95),
         ("create --size 4M --image-feature object-map x", 22),
         (
-            "create --size 4M --stripe-unit 3K --stripe-count 7 --object-size 4K x",
+            "create --size 4M --stripe-unit 8K --stripe-count 7 --object-size 4K x",
             22,
         ),
         ("import nofile x", 2),
@@ -219,7 +219,7 @@ fn thick_provisioning_takes_all_the_space() {
     let said = store.ok("create --size 8M --thick-provision thick");
     assert_eq!(normalise(&said), "Thick provisioning: 100% complete...done.\n");
     let du = store.ok("du thick");
-    assert!(du.contains("thick         8 MiB  8 MiB"), "{du}");
+    assert!(du.contains("thick        8 MiB  8 MiB"), "{du}");
 }
 
 #[test]
