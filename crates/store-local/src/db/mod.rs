@@ -272,7 +272,7 @@ impl Db {
                 Err(error) => refuse(batch, error),
             };
             for finish in finishes {
-                finish(outcome.as_ref().map(|()| ()));
+                finish(outcome.as_ref().copied());
             }
         }
     }

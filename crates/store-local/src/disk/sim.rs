@@ -172,7 +172,9 @@ impl State {
     }
 
     fn used_bytes(&self) -> u64 {
-        let sectors: usize = self.inodes.values().map(|inode| inode.sectors.len()).sum();
+        let named: BTreeSet<u64> = self.names.values().copied().collect();
+        let inodes = self.inodes.iter().filter(|(id, _)| named.contains(id));
+        let sectors: usize = inodes.map(|(_, inode)| inode.sectors.len()).sum();
         sectors as u64 * SECTOR_BYTES
     }
 
@@ -305,10 +307,17 @@ impl DiskFile for SimFile {
             state.fails(Fault::Reads)?;
             let inode = self.inode(state)?;
             let count = inode.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
-            for (index, byte) in buffer[..count].iter_mut().enumerate() {
-                let at = offset + index as u64;
-                let sector = inode.sectors.get(&(at / SECTOR_BYTES));
-                *byte = sector.map_or(0, |bytes| bytes[(at % SECTOR_BYTES) as usize]);
+            let mut done = 0;
+            while done < count {
+                let at = offset + done as u64;
+                let inside = (at % SECTOR_BYTES) as usize;
+                let length = (count - done).min(SECTOR_BYTES as usize - inside);
+                let part = &mut buffer[done..done + length];
+                match inode.sectors.get(&(at / SECTOR_BYTES)) {
+                    Some(bytes) => part.copy_from_slice(&bytes[inside..inside + length]),
+                    None => part.fill(0),
+                }
+                done += length;
             }
             Ok(count)
         })

@@ -4,6 +4,7 @@
 //! forgets them (which leaves their names in `doomed`); the slot's generation is raised before anything changes.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use ferry_store::{Durability, Errno, Extent, Result, SnapId, StoreError, Timestamp};
 use rusqlite::Connection;
@@ -115,9 +116,11 @@ impl Pool {
             Ok(lid) => lid,
             Err(error) => {
                 self.removed.lock().extend(forget);
-                // After an I/O error the commit may still turn up in the log; then its file must be there.
-                if let Some(new) = new.as_ref().filter(|_| error.errno == Errno::ENOSPC) {
-                    self.discard(&new.file);
+                match &new {
+                    Some(new) if error.errno == Errno::ENOSPC => self.discard(&new.file),
+                    // After an I/O error the commit may still turn up in the log; then its file must be there.
+                    Some(_) => self.leaked.store(true, Ordering::Relaxed),
+                    None => {}
                 }
                 return Err(error);
             }

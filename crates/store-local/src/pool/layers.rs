@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ferry_store::{Errno, Result, StoreError};
 use rusqlite::Connection;
@@ -65,10 +66,10 @@ impl Pool {
         Ok(())
     }
 
-    /// Says that all files of this client have rows or are gone.
+    /// Says that all files of this client have rows or are gone, if that is so.
     pub(crate) fn unregister_creator(&self) -> Result<()> {
         let mut registered = self.creator.lock();
-        if *registered {
+        if *registered && !self.leaked.load(Ordering::Relaxed) {
             let (gid, path) = (self.gid, self.db.path().to_owned());
             self.db.write(Commit::Full, move |connection| {
                 connection
@@ -161,6 +162,7 @@ impl Pool {
     /// Removes a file that will get no row.
     pub(crate) fn discard(&self, name: &str) {
         if let Err(error) = self.files.remove(name) {
+            self.leaked.store(true, Ordering::Relaxed);
             tracing::warn!(%error, "a file without a row stays until this client has ended");
         }
     }

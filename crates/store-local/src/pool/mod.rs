@@ -18,6 +18,7 @@ pub(crate) mod snaps;
 pub(crate) mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use ferry_store::class::{CallContext, ClassRegistry};
 use ferry_store::{Errno, PoolId, PoolUsage, ReadOp, ReadReply, Result, SnapId, SnapSet, StoreError};
@@ -53,6 +54,8 @@ pub(crate) struct Pool {
     pub(crate) dirty: Dirty,
     /// Whether the row that lets others collect files of this client is there.
     creator: Mutex<bool>,
+    /// Whether a file of this client may have been left without a row.
+    leaked: AtomicBool,
     /// Removed files whose `doomed` row is still there.
     removed: Mutex<Vec<String>>,
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use ferry_store::class::ClassRegistry;
 use ferry_store::{Errno, PoolId, Result, StoreError};
@@ -188,6 +189,7 @@ impl PoolPlace {
             gid,
             dirty: Dirty::default(),
             creator: Mutex::new(false),
+            leaked: AtomicBool::new(false),
             removed: Mutex::default(),
         };
         {

@@ -123,11 +123,10 @@ impl Pool {
             return Ok(());
         }
         let source = target.cloned();
-        if let Some(lid) = source.as_ref().and_then(|body| body.layer) {
-            if object.depth(lid) >= super::compact::CHAIN_MAX {
-                self.flatten(key, object, lid)?;
-                return self.rollback(key, snapc, snap, durability);
-            }
+        let deep = |lid: &i64| object.depth(*lid) >= super::compact::CHAIN_MAX;
+        if let Some(lid) = source.as_ref().and_then(|body| body.layer).filter(deep) {
+            self.flatten(key, object, lid)?;
+            return self.rollback(key, snapc, snap, durability);
         }
         let mut changes = Vec::new();
         if object.head.is_some() {

@@ -1,0 +1,316 @@
+//! What the engine does when the medium fails, is full, is gone, or is of a newer program.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{at, buffered, context, files_below, full, head, io, open};
+use ferry_store::{Errno, IoCtx, PoolOptions, ReadOp, Scope, SnapId, Store, WriteOp};
+use ferry_store_local::disk::sim::{Fault, SimDisk};
+use rusqlite::Connection;
+
+fn two_threads() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn a_read_error_is_an_error_and_never_zeros() {
+    two_threads().block_on(async {
+        let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
+        let store = open(&dir.path().join("s"), Some(&sim)).unwrap();
+        let io = io(&store);
+        io.write_meta("o", full().write(0, vec![7; 10_000]))
+            .await
+            .unwrap();
+        sim.fail(Fault::Reads, 1);
+        let error = io
+            .read("o", SnapId::HEAD, ReadOp::new().read(0, 100))
+            .await
+            .unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+        assert!(error.what.contains("data/"), "'{error}' names no file");
+        assert_eq!(head(&io, "o").await.unwrap(), vec![7; 10_000]);
+    });
+}
+
+#[test]
+fn a_failed_sync_fails_the_flush_and_poisons_these_objects_only() {
+    two_threads().block_on(async {
+        let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
+        let store = open(&dir.path().join("s"), Some(&sim)).unwrap();
+        let io = io(&store);
+        for name in ["a.1", "b.1"] {
+            io.write_meta(name, buffered().write(0, vec![1; 5000]))
+                .await
+                .unwrap();
+        }
+        sim.fail(Fault::Syncs, 1);
+        assert_eq!(store.flush(io.scope(), "a.").await.unwrap_err().errno, Errno::EIO);
+        assert_eq!(store.flush(io.scope(), "a.").await.unwrap_err().errno, Errno::EIO);
+        let refused = io.write_meta("a.2", buffered().write(0, "x")).await.unwrap_err();
+        assert_eq!(refused.errno, Errno::EIO);
+        io.write_meta("b.1", buffered().write(0, "x")).await.unwrap();
+        store.flush(io.scope(), "b.").await.unwrap();
+    });
+}
+
+#[test]
+fn a_failed_sync_fails_the_full_write_that_needed_it() {
+    two_threads().block_on(async {
+        let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
+        let store = open(&dir.path().join("s"), Some(&sim)).unwrap();
+        let io = io(&store);
+        io.write_meta("o", full().write(0, vec![1; 5000])).await.unwrap();
+        sim.fail(Fault::Syncs, 1);
+        let made = io.write_meta("new", full().write(0, "x")).await.unwrap_err();
+        assert_eq!(made.errno, Errno::EIO);
+        assert!(head(&io, "new").await.is_none(), "half-made");
+        sim.fail(Fault::Syncs, 1);
+        let error = io
+            .write_meta("o", full().write(0, vec![2; 5000]))
+            .await
+            .unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+        let found = head(&io, "o").await.unwrap();
+        assert!(
+            found == vec![1; 5000] || found == vec![2; 5000],
+            "a mixture of old and new"
+        );
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_leaves_nothing_half_made() {
+    two_threads().block_on(async {
+        let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
+        let store = open(&dir.path().join("s"), Some(&sim)).unwrap();
+        let io = io(&store);
+        io.write_meta("o", full().write(0, vec![1; 100_000]))
+            .await
+            .unwrap();
+        let snap = store.snap_id_create(io.pool()).await.unwrap();
+        sim.set_capacity(Some(sim.used_bytes() + 20_000));
+        let files = sim.file_names();
+        for op in [full(), buffered()] {
+            let error = io
+                .write_meta("new", op.write(0, vec![2; 50_000]))
+                .await
+                .unwrap_err();
+            assert_eq!(error.errno, Errno::ENOSPC);
+        }
+        for op in [full(), buffered()] {
+            let grown = io
+                .write_meta("o", op.clone().write(90_000, vec![2; 90_000]))
+                .await
+                .unwrap_err();
+            assert_eq!(grown.errno, Errno::ENOSPC);
+            let cloned = io
+                .write("o", &context(&[snap]), op.write(0, vec![3; 90_000]))
+                .await
+                .unwrap_err();
+            assert_eq!(cloned.errno, Errno::ENOSPC);
+        }
+        assert_eq!(sim.file_names(), files, "files of refused writes");
+        assert!(head(&io, "new").await.is_none());
+        assert_eq!(head(&io, "o").await.unwrap(), vec![1; 100_000]);
+        assert_eq!(
+            io.list_snaps("o").await.unwrap().clones.len(),
+            1,
+            "clones of refused writes"
+        );
+        sim.set_capacity(None);
+        io.write("o", &context(&[snap]), full().write(0, vec![3; 90_000]))
+            .await
+            .unwrap();
+        assert_eq!(at(&io, "o", snap).await.unwrap(), vec![1; 100_000]);
+    });
+}
+
+#[test]
+fn a_missing_or_short_data_file_is_an_error_with_its_place() {
+    two_threads().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        {
+            let store = open(&root, None).unwrap();
+            io(&store)
+                .write_meta("short", full().write(0, vec![1; 9000]))
+                .await
+                .unwrap();
+            let snap = store.snap_id_create(io(&store).pool()).await.unwrap();
+            io(&store)
+                .write("short", &context(&[snap]), full().write(0, "x"))
+                .await
+                .unwrap();
+            store.shutdown().await.unwrap();
+        }
+        let data = root.join("pools/1/data");
+        let mut files: Vec<_> = files_below(&data)
+            .into_iter()
+            .filter(|file| file.extension().is_none_or(|end| end != "map"))
+            .collect();
+        files.sort_by_key(|file| file.metadata().unwrap().modified().unwrap());
+        assert_eq!(files.len(), 2);
+        std::fs::File::options()
+            .write(true)
+            .open(&files[0])
+            .unwrap()
+            .set_len(5000)
+            .unwrap();
+        let store = open(&root, None).unwrap();
+        let whole = ReadOp::new().read(0, 9000);
+        let error = io(&store)
+            .read("short", SnapId::HEAD, whole.clone())
+            .await
+            .unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+        assert!(
+            error.what.contains(files[0].to_str().unwrap()),
+            "'{error}' does not name the file"
+        );
+        drop(store);
+        std::fs::remove_file(&files[1]).unwrap();
+        let store = open(&root, None).unwrap();
+        let error = io(&store).read("short", SnapId::HEAD, whole).await.unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+        assert!(
+            error.what.contains(files[1].to_str().unwrap()),
+            "'{error}' does not name the file"
+        );
+    });
+}
+
+#[test]
+fn a_store_or_pool_of_a_newer_format_is_refused() {
+    two_threads().block_on(async {
+        for (file, opens) in [("store.db", false), ("pools/1/pool.db", true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("s");
+            drop(open(&root, None).unwrap());
+            let raise = |format: i64| {
+                let connection = Connection::open(root.join(file)).unwrap();
+                connection
+                    .execute("UPDATE meta SET value = ?1 WHERE key = 'format'", [format])
+                    .unwrap();
+            };
+            raise(99);
+            let error = match open(&root, None) {
+                Err(error) => error,
+                Ok(store) => {
+                    assert!(opens, "{file} of format 99 was opened");
+                    io(&store)
+                        .write_meta("o", WriteOp::new().create(true))
+                        .await
+                        .unwrap_err()
+                }
+            };
+            assert_eq!(error.errno, Errno::EOPNOTSUPP, "{error}");
+            assert!(
+                error.what.contains(file) && error.what.contains("99"),
+                "'{error}'"
+            );
+            raise(1);
+            let store = open(&root, None).unwrap();
+            io(&store)
+                .write_meta("o", WriteOp::new().create(true))
+                .await
+                .unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_damaged_database_is_an_error_with_its_path() {
+    two_threads().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        drop(open(&root, None).unwrap());
+        let database = root.join("pools/1/pool.db");
+        std::fs::write(&database, vec![0x5a; 8192]).unwrap();
+        let store = open(&root, None).unwrap();
+        let error = io(&store)
+            .read("o", SnapId::HEAD, ReadOp::new().stat())
+            .await
+            .unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+        assert!(
+            error.what.contains(database.to_str().unwrap()),
+            "'{error}' does not name the file"
+        );
+    });
+}
+
+#[test]
+fn a_pool_whose_directory_is_gone_is_named_and_others_go_on() {
+    two_threads().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, disk) = (dir.path().join("s"), dir.path().join("disk"));
+        let pool = {
+            let store = open(&root, None).unwrap();
+            let options = PoolOptions {
+                dir: Some(disk.clone()),
+            };
+            let pool = store.pool_create("far", options.clone()).await.unwrap();
+            let again = store.pool_create("other", options).await.unwrap_err();
+            assert_eq!(again.errno, Errno::ENOTEMPTY, "{again}");
+            let far = IoCtx::new(store.clone(), Scope::new(pool));
+            far.write_meta("o", full().write(0, "far away")).await.unwrap();
+            pool
+        };
+        let aside = dir.path().join("aside");
+        std::fs::rename(&disk, &aside).unwrap();
+        for replaced in [false, true] {
+            if replaced {
+                std::fs::create_dir(&disk).unwrap();
+            }
+            let store = open(&root, None).unwrap();
+            let far = IoCtx::new(store.clone(), Scope::new(pool));
+            let error = far
+                .read("o", SnapId::HEAD, ReadOp::new().stat())
+                .await
+                .unwrap_err();
+            assert_eq!(error.errno, Errno::EIO);
+            let text = error.to_string();
+            assert!(
+                text.contains("'far'") && text.contains(disk.to_str().unwrap()),
+                "{text}"
+            );
+            io(&store).write_meta("o", full().write(0, "near")).await.unwrap();
+            assert_eq!(store.pool_list().await.unwrap().len(), 2);
+        }
+        std::fs::remove_dir(&disk).unwrap();
+        std::fs::rename(&aside, &disk).unwrap();
+        let store = open(&root, None).unwrap();
+        let far = IoCtx::new(store.clone(), Scope::new(pool));
+        assert_eq!(head(&far, "o").await.unwrap(), "far away");
+        store.pool_remove("far").await.unwrap();
+        assert!(!disk.exists(), "the directory of a removed pool stays");
+    });
+}
+
+#[test]
+fn a_directory_with_other_things_is_neither_taken_for_a_store_nor_for_a_pool() {
+    two_threads().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::write(&precious, "data").unwrap();
+        assert_eq!(open(dir.path(), None).unwrap_err().errno, Errno::EINVAL);
+        let store = open(&dir.path().join("s"), None).unwrap();
+        for (path, errno) in [
+            (dir.path().to_owned(), Errno::ENOTEMPTY),
+            ("relative".into(), Errno::EINVAL),
+        ] {
+            let error = store
+                .pool_create("p", PoolOptions { dir: Some(path) })
+                .await
+                .unwrap_err();
+            assert_eq!(error.errno, errno, "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "data");
+        assert_eq!(store.pool_list().await.unwrap().len(), 1);
+    });
+}
