@@ -268,6 +268,16 @@ fn watch_prints_every_notification_until_its_input_ends() {
             "{wanted}: {operations:?}"
         );
     }
+    store.ok("snap create se@t --skip-quiesce --no-progress");
+    // What the first command still told; the second one's own change comes last.
+    let mut seen = Vec::new();
+    while seen
+        .last()
+        .is_none_or(|last: &String| !last.ends_with("notify_op=HeaderUpdate"))
+    {
+        seen.push(lines.next().unwrap());
+    }
+    assert!(seen.iter().all(|line| !line.ends_with("uiesce")), "{seen:?}");
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(store.ok("status se"), "Watchers: none\n");

@@ -82,9 +82,11 @@ pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -
             size_bytes,
             allow_shrink,
         } => crate::resize::resize_here(image, *size_bytes, *allow_shrink, progress).await,
-        Request::SnapCreate { name, namespace, .. } => {
-            crate::snapshot::create_here(image, name, namespace.clone(), progress).await
-        }
+        Request::SnapCreate {
+            name,
+            namespace,
+            flags,
+        } => crate::snapshot::create_here(image, name, namespace.clone(), *flags, progress).await,
         Request::SnapRemove { name, namespace } => {
             crate::snapshot::remove_here(image, name, namespace, progress).await
         }

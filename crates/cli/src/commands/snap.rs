@@ -16,7 +16,11 @@ pub(super) async fn create(session: &Session) -> Result<(), Failure> {
     session.args().finish()?;
     let image = session.image(&spec, OpenOptions::read_write()).await?;
     let task = session.task("Creating snap");
-    let created = image.snap_create(&snap, &task.library()).await;
+    let created = if session.args().flag("skip-quiesce") {
+        image.snap_create_unquiesced(&snap, &task.library()).await
+    } else {
+        image.snap_create(&snap, &task.library()).await
+    };
     task.end(created)
         .map_err(|error| error.failed("failed to create snapshot"))
 }

@@ -313,7 +313,8 @@ pub(super) const RW_MIX_READ: Opt = Opt::new(
 pub(super) const SIZE: Opt = Opt::new("size", Kind::ImageSize, "size of the image in M/G/T [default: M]")
     .short('s')
     .need(Need::ByCommand);
-pub(super) const SKIP_QUIESCE: Opt = Opt::switch("skip-quiesce", "do not run quiesce hooks").to_come();
+pub(super) const SKIP_QUIESCE: Opt =
+    Opt::switch("skip-quiesce", "do not ask the image's users to hold writes back");
 pub(super) const SOCKET: Opt = Opt::text("socket", "path of the Unix socket to serve NBD on");
 pub(super) const SOURCE_SPEC: Opt = Opt::text("source-spec", "description of the source, as JSON");
 pub(super) const SOURCE_SPEC_PATH: Opt = Opt::text(

@@ -15,10 +15,15 @@ use crate::watch::{self};
 /// How often a new id is tried when another one came in between (`ESTALE`).
 const MAX_ID_RACES: usize = 20;
 
+/// Flag of a request to take a snapshot: nobody is asked to hold writes back (librbd's
+/// `SNAP_CREATE_FLAG_SKIP_NOTIFY_QUIESCE`).
+pub(super) const SKIP_QUIESCE: u64 = 1 << 0;
+
 pub(crate) async fn create_here(
     image: &Image,
     name: &str,
     namespace: SnapshotNamespace,
+    flags: u64,
     progress: &Progress,
 ) -> Result<()> {
     names::check_snap_name(name)?;
@@ -27,7 +32,11 @@ pub(crate) async fn create_here(
     }
     progress.update(1, 10);
     image.acquire_lock().await?;
-    let quiesce = image.next_request_id();
+    let quiesce = if flags & SKIP_QUIESCE == 0 {
+        image.next_request_id()
+    } else {
+        None
+    };
     if let Some(id) = quiesce {
         watch::tell(image, Message::Quiesce(id)).await;
     }

@@ -23,11 +23,21 @@ use crate::watch::messages::Request;
 impl Image {
     /// Takes a snapshot of the head. `EEXIST`; `EDQUOT` at the snapshot limit.
     pub async fn snap_create(&self, name: &str, progress: &Progress) -> Result<()> {
+        self.snap_create_flagged(name, 0, progress).await
+    }
+
+    /// The same without asking the image's other users to hold their writes back meanwhile.
+    pub async fn snap_create_unquiesced(&self, name: &str, progress: &Progress) -> Result<()> {
+        self.snap_create_flagged(name, change::SKIP_QUIESCE, progress)
+            .await
+    }
+
+    async fn snap_create_flagged(&self, name: &str, flags: u64, progress: &Progress) -> Result<()> {
         crate::names::check_snap_name(name)?;
         let request = Request::SnapCreate {
             name: name.to_owned(),
             namespace: SnapshotNamespace::User,
-            flags: 0,
+            flags,
         };
         self.maintain(&request, progress).await
     }
