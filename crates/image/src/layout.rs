@@ -76,7 +76,7 @@ impl Layout {
                 ImageError::new(Errno::EINVAL, "stripe unit and stripe count").hint("give both, or neither")
             );
         }
-        if unit > object_size || object_size % unit != 0 {
+        if unit > object_size || !object_size.is_multiple_of(unit) {
             return Err(ImageError::new(
                 Errno::EINVAL,
                 format!(

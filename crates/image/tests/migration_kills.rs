@@ -3,6 +3,8 @@
 //! A kill is a client whose operations all fail from the nth change on, before or after that change took effect, and
 //! whose watches are gone; with it the power may go, so that what was not flushed is lost.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
+
 mod support;
 
 use std::sync::Arc;
@@ -13,11 +15,11 @@ use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result};
-use ferry_store::memory::MemoryCluster;
-use ferry_store::wrappers::{FaultyStore, Moment};
+use ferry_store::wrappers::Moment;
 use ferry_store::{IoCtx, Scope, Store};
+use rand::RngExt as _;
 use support::reference::Reference;
-use support::{TestLayout, pool};
+use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 256 << 10;
 /// More steps than any verb has here; reaching it means that a verb does not end.
@@ -31,9 +33,9 @@ enum Verb {
     Abort,
 }
 
-/// A cluster with a source, and what it must show.
+/// A store with a source, and what it must show.
 struct World {
-    cluster: MemoryCluster,
+    engine: Engine,
     from: Scope,
     to: Scope,
     target: &'static str,
@@ -45,9 +47,8 @@ impl World {
         IoCtx::new(store, scope.clone())
     }
 
-    async fn new(in_place: bool) -> Self {
-        let cluster = MemoryCluster::new(ferry_cls::registry());
-        let store: Arc<dyn Store> = cluster.connect();
+    async fn new(engine: Engine, in_place: bool) -> Self {
+        let store = engine.connect().await;
         let io = pool(&store, "rbd").await;
         let other = pool(&store, "p2").await;
         create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE))
@@ -77,7 +78,7 @@ impl World {
             (other.scope().clone(), "dst")
         };
         Self {
-            cluster,
+            engine,
             from: io.scope().clone(),
             to,
             target,
@@ -87,7 +88,7 @@ impl World {
 
     /// Runs a verb to its end with a fresh client.
     async fn run(&self, verb: Verb) -> Result<()> {
-        self.run_on(self.cluster.connect(), verb).await
+        self.run_on(self.engine.connect().await, verb).await
     }
 
     async fn run_on(&self, store: Arc<dyn Store>, verb: Verb) -> Result<()> {
@@ -109,7 +110,7 @@ impl World {
 
     /// What a client does with the prepared target; all of it flushed.
     async fn use_target(&mut self) {
-        let store = self.cluster.connect();
+        let store = self.engine.connect().await;
         let io = self.io(store, &self.to);
         let image = Image::open(&io, ImageKey::Name(self.target), OpenOptions::read_write())
             .await
@@ -125,14 +126,14 @@ impl World {
     }
 
     async fn check(&self, scope: &Scope, name: &str, when: &str) {
-        let io = self.io(self.cluster.connect(), scope);
+        let io = self.io(self.engine.connect().await, scope);
         self.reference.check_all(&io, name, when).await;
     }
 
     /// Nothing but the image called `name` is left.
     async fn check_only(&self, scope: &Scope, name: &str, when: &str) {
         self.check(scope, name, when).await;
-        let store: Arc<dyn Store> = self.cluster.connect();
+        let store = self.engine.connect().await;
         let mut headers = 0;
         for pool in store.pool_list().await.unwrap() {
             let io = self.io(store.clone(), &Scope::new(pool.id));
@@ -147,18 +148,9 @@ impl World {
     }
 }
 
-/// A client that dies at its nth change.
-fn doomed(cluster: &MemoryCluster, nth: u64, moment: Moment) -> Arc<FaultyStore> {
-    let inner = cluster.connect();
-    let dying = inner.clone();
-    let store = FaultyStore::with_death(inner, move || dying.kill());
-    store.hook().kill_at(nth, moment);
-    store
-}
-
 /// Brings a fresh world to where `verb` can run.
-async fn before(verb: Verb, in_place: bool) -> World {
-    let mut world = World::new(in_place).await;
+async fn before(engine: Engine, verb: Verb, in_place: bool) -> World {
+    let mut world = World::new(engine, in_place).await;
     if verb != Verb::Prepare {
         world.run(Verb::Prepare).await.unwrap();
         world.use_target().await;
@@ -179,7 +171,7 @@ enum Then {
 
 async fn finish(world: &World, verb: Verb, then: Then, when: &str) {
     if then == Then::AgainAfterPowerLoss {
-        world.cluster.power_loss(7);
+        world.engine.power_loss(7);
     }
     match (verb, then) {
         (Verb::Prepare, Then::Abort) => {
@@ -187,7 +179,7 @@ async fn finish(world: &World, verb: Verb, then: Then, when: &str) {
                 Ok(()) => {}
                 // Killed before the first step, or before the target was known by its name.
                 Err(error) if matches!(error.kind, ErrorKind::ImageMissing | ErrorKind::NotMigrating) => {
-                    let io = world.io(world.cluster.connect(), &world.from);
+                    let io = world.io(world.engine.connect().await, &world.from);
                     match abort(&io, "src", AbortOptions::default(), &Progress::silent()).await {
                         Ok(()) => {}
                         Err(error) => assert_eq!(error.kind, ErrorKind::NotMigrating, "{when}: {error}"),
@@ -257,7 +249,7 @@ async fn finish(world: &World, verb: Verb, then: Then, when: &str) {
                 ),
             }
             // The target's name may be forgotten before the source's mark is off; the source's name always works.
-            let io = world.io(world.cluster.connect(), &world.from);
+            let io = world.io(world.engine.connect().await, &world.from);
             match abort(&io, "src", AbortOptions::default(), &Progress::silent()).await {
                 Ok(()) => {}
                 Err(error) => assert_eq!(error.kind, ErrorKind::NotMigrating, "{when}: {error}"),
@@ -273,7 +265,7 @@ async fn finish_commit(world: &World, when: &str) {
         Err(error) => assert_eq!(error.kind, ErrorKind::NotMigrating, "{when}: {error}"),
     }
     // A trash entry without a header can only be named by the source.
-    let io = world.io(world.cluster.connect(), &world.from);
+    let io = world.io(world.engine.connect().await, &world.from);
     match commit(&io, "src", &Progress::silent()).await {
         Ok(()) => {}
         Err(error) => assert!(
@@ -283,24 +275,39 @@ async fn finish_commit(world: &World, when: &str) {
     }
 }
 
-/// Kills `verb` at step 1, 2, 3, ... until it gets through.
-async fn kill_everywhere(verb: Verb, in_place: bool, then: Then) {
+/// Kills `verb` at step `first`, `first + stride`, ... until it gets through.
+async fn kill_at(engine: &str, first: u64, stride: u64, verb: Verb, in_place: bool, then: Then) {
     for moment in [Moment::Before, Moment::After] {
-        for nth in 1.. {
+        for nth in (first..).step_by(stride as usize) {
             assert!(nth < MAX_STEPS, "{verb:?} does not end");
-            let world = before(verb, in_place).await;
-            let when = format!("after {verb:?} was killed {moment:?} step {nth}, then {then:?}");
-            let store = doomed(&world.cluster, nth, moment);
-            let result = world.run_on(store.clone(), verb).await;
-            if !store.hook().is_dead() {
+            let world = before(Engine::named(engine), verb, in_place).await;
+            let when = format!("after {verb:?} on {engine} was killed {moment:?} step {nth}, then {then:?}");
+            let doomed = world.engine.doomed(nth, moment).await;
+            let result = world.run_on(doomed.store.clone(), verb).await;
+            let died = doomed.is_dead();
+            doomed.bury().await;
+            if !died {
                 result.unwrap_or_else(|error| panic!("{verb:?} without a kill: {error}"));
                 assert!(nth > 5, "{verb:?} has only {nth} steps");
                 break;
             }
-            // Whatever of the dead process still runs can change nothing any more.
             finish(&world, verb, then, &when).await;
         }
     }
+}
+
+async fn kill_everywhere(verb: Verb, in_place: bool, then: Then) {
+    kill_at("memory", 1, 1, verb, in_place, then).await;
+}
+
+/// The local engine over the simulated disk, which loses its power too. Every `FERRY_KILL_STRIDE`th step, from a random
+/// one on; a campaign sets it to 1.
+async fn kill_on_the_simulated_disk(verb: Verb, then: Then) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let stride = number("FERRY_KILL_STRIDE").unwrap_or(12).max(1);
+    let first = number("FERRY_SEED").unwrap_or_else(|| rand::rng().random()) % stride + 1;
+    println!("FERRY_SEED={} FERRY_KILL_STRIDE={stride}", first - 1);
+    kill_at("simulated", first, stride, verb, false, then).await;
 }
 
 macro_rules! kills {
@@ -312,6 +319,25 @@ macro_rules! kills {
             }
         )*
     };
+}
+
+macro_rules! simulated_kills {
+    ($($name:ident: $verb:ident, $then:ident;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                kill_on_the_simulated_disk(Verb::$verb, Then::$then).await;
+            }
+        )*
+    };
+}
+
+simulated_kills! {
+    prepare_on_the_simulated_disk_is_finished_after_power_loss: Prepare, AgainAfterPowerLoss;
+    execute_on_the_simulated_disk_is_finished_after_power_loss: Execute, AgainAfterPowerLoss;
+    commit_on_the_simulated_disk_is_finished_after_power_loss: Commit, AgainAfterPowerLoss;
+    abort_on_the_simulated_disk_is_finished_after_power_loss: Abort, AgainAfterPowerLoss;
+    execute_on_the_simulated_disk_can_be_aborted: Execute, Abort;
 }
 
 kills! {

@@ -1,5 +1,7 @@
 //! One migration from end to end, with a client that writes, discards, snapshots and resizes in every state.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
+
 mod support;
 
 use ferry_image::admin::{create, trash};

@@ -4,6 +4,8 @@
 //! operation is done to the image and to the reference; everything readable is compared again and again, through the
 //! writing handle, through a second client, and at every snapshot.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
+
 mod support;
 
 use ferry_image::admin::create;

@@ -315,12 +315,11 @@ pub(crate) async fn release(image: &Image) -> Result<()> {
 /// Last act of a handle: flushes and gives the lock up, telling others before the watch goes.
 pub(crate) async fn close(image: &Image) -> Result<()> {
     let was_owner = image.inner.lock.is_owner();
-    let released = if was_owner {
+    if was_owner {
         release(image).await
     } else {
         image.flush_data().await
-    };
-    released
+    }
 }
 
 /// After a lost watch was registered anew: moves the lock to the new cookie, or drops it.

@@ -29,7 +29,7 @@ pub struct AbortOptions {
 /// Runs the verb for the migration that `name` belongs to.
 pub async fn abort(io: &IoCtx, name: &str, options: AbortOptions, progress: &Progress) -> Result<()> {
     match pair::find(io, name).await? {
-        Found::Pair(pair) => abort_pair(pair, options, progress).await,
+        Found::Pair(pair) => abort_pair(*pair, options, progress).await,
         Found::TrashEntry(side) => {
             // The header is marked before the image goes to the trash, so this is somebody else's interrupted prepare, or
             // what an interrupted commit left.

@@ -38,7 +38,7 @@ pub fn set_concurrent_objects(objects: usize) {
 /// Runs the verb for the migration that `name` belongs to.
 pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
     let mut pair = match pair::find(io, name).await? {
-        Found::Pair(pair) => pair,
+        Found::Pair(pair) => *pair,
         Found::NotMigrating(side) => return Err(pair::not_migrating(&side)),
         Found::TrashEntry(side) => {
             return Err(

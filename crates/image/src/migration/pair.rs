@@ -11,7 +11,7 @@ use crate::header;
 #[derive(Debug, Clone)]
 pub enum Found {
     /// A migration.
-    Pair(Pair),
+    Pair(Box<Pair>),
     /// A source whose record never came to be, or whose header is gone: only the trash entry is left.
     TrashEntry(Side),
     /// A source whose target is an ordinary image already: a commit was interrupted.
@@ -96,11 +96,11 @@ async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
             if other_exists && other.spec.is_none() && is_committed(&spec) {
                 return Ok(Found::Leftover(side));
             }
-            Ok(Found::Pair(Pair {
+            Ok(Found::Pair(Box::new(Pair {
                 source: side,
                 target: other,
                 target_exists: other_exists,
-            }))
+            })))
         }
         MigrationHeaderType::Destination => {
             if !other_exists {
@@ -113,11 +113,11 @@ async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
                     ),
                 ));
             }
-            Ok(Found::Pair(Pair {
+            Ok(Found::Pair(Box::new(Pair {
                 source: other,
                 target: side,
                 target_exists: true,
-            }))
+            })))
         }
     }
 }

@@ -88,7 +88,7 @@ async fn take_back_interrupted(io: &IoCtx, name: &str) -> Result<()> {
         ));
     }
     tracing::info!(image = name, "taking back an interrupted prepare");
-    super::abort::undo(pair, &Progress::silent()).await
+    super::abort::undo(*pair, &Progress::silent()).await
 }
 
 async fn with_source(

@@ -7,12 +7,16 @@ use std::sync::Arc;
 
 use ferry_image::admin::create::CreateOptions;
 use ferry_store::memory::MemoryCluster;
+use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{IoCtx, PoolOptions, Scope, Store};
+use ferry_store_local::disk::sim::SimDisk;
 
 /// A store that can be opened several times, as by several processes.
 pub enum Engine {
     Memory(MemoryCluster),
     Local(tempfile::TempDir),
+    /// The local engine over the simulated disk.
+    Simulated(tempfile::TempDir, Arc<SimDisk>),
 }
 
 impl Engine {
@@ -24,11 +28,45 @@ impl Engine {
         Self::Local(tempfile::tempdir().unwrap())
     }
 
+    pub fn simulated() -> Self {
+        Self::Simulated(tempfile::tempdir().unwrap(), Arc::new(SimDisk::new()))
+    }
+
+    /// A client that dies at its `nth` change: that and every later operation of it fail.
+    pub async fn doomed(&self, nth: u64, moment: Moment) -> Doomed {
+        let (inner, store): (Arc<dyn Store>, Arc<FaultyStore>) = match self {
+            Self::Memory(cluster) => {
+                let inner = cluster.connect();
+                let dying = inner.clone();
+                (
+                    inner.clone(),
+                    FaultyStore::with_death(inner, move || dying.kill()),
+                )
+            }
+            _ => {
+                let inner = self.connect().await;
+                (inner.clone(), FaultyStore::with_death(inner, || {}))
+            }
+        };
+        store.hook().kill_at(nth, moment);
+        Doomed { inner, store }
+    }
+
+    /// Takes the power away: what was not flushed may be lost. All clients must have ended.
+    pub fn power_loss(&self, seed: u64) {
+        match self {
+            Self::Memory(cluster) => cluster.power_loss(seed),
+            Self::Simulated(_, disk) => disk.crash(seed),
+            Self::Local(_) => panic!("a real disk keeps its power"),
+        }
+    }
+
     /// By name, for test matrices.
     pub fn named(name: &str) -> Self {
         match name {
             "memory" => Self::memory(),
             "local" => Self::local(),
+            "simulated" => Self::simulated(),
             other => panic!("no engine '{other}'"),
         }
     }
@@ -37,15 +75,34 @@ impl Engine {
     pub async fn connect(&self) -> Arc<dyn Store> {
         match self {
             Self::Memory(cluster) => cluster.connect(),
-            Self::Local(dir) => open_local(dir.path()),
+            Self::Local(dir) => open_local(dir.path(), None),
+            Self::Simulated(dir, disk) => open_local(dir.path(), Some(disk.clone())),
         }
     }
 }
 
-pub fn open_local(path: &std::path::Path) -> Arc<dyn Store> {
+/// A client that is made to die.
+pub struct Doomed {
+    inner: Arc<dyn Store>,
+    pub store: Arc<FaultyStore>,
+}
+
+impl Doomed {
+    pub fn is_dead(&self) -> bool {
+        self.store.hook().is_dead()
+    }
+
+    /// Waits until nothing of it is left: its watches, as the death of its process ends them.
+    pub async fn bury(self) {
+        let _ = self.inner.shutdown().await;
+    }
+}
+
+pub fn open_local(path: &std::path::Path, disk: Option<Arc<SimDisk>>) -> Arc<dyn Store> {
+    let disk = disk.map(|disk| disk as Arc<dyn ferry_store_local::disk::Disk>);
     let options = ferry_store_local::LocalOptions {
         registry: ferry_cls::registry(),
-        disk: None,
+        disk,
     };
     ferry_store_local::LocalStore::open(path, options).unwrap()
 }
