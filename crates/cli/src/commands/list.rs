@@ -14,9 +14,10 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let place = args.pool_spec()?;
     let format = args.output_format()?;
     args.finish()?;
+    session.store().await?;
     let io = match session.place(&place).await {
         Ok(io) => io,
-        // Ceph says both.
+        // Ceph says both that the pool cannot be opened and that nothing can be listed.
         Err(failure) => {
             let errno = failure.code().into();
             return Err(failure.with_line(Failure::errno(WHAT, errno)));

@@ -28,6 +28,8 @@ pub(super) struct StoreExports {
     store: Arc<dyn Store>,
     place: PoolSpec,
     slots: Mutex<HashMap<String, Arc<Slot>>>,
+    /// Slots of the devices that are open, by [`address`].
+    open: Mutex<HashMap<usize, String>>,
     /// Exports on the command line, in its order; when there are some, nothing else is served.
     kept: AsyncMutex<Vec<String>>,
 }
@@ -46,6 +48,7 @@ impl StoreExports {
             store,
             place,
             slots: Mutex::default(),
+            open: Mutex::default(),
             kept: AsyncMutex::default(),
         })
     }
@@ -136,30 +139,38 @@ impl StoreExports {
         }
     }
 
+    /// All images of the store that can be found; a pool that cannot be read keeps no other from being listed.
     async fn all_exports(&self) -> ferry_image::Result<Vec<ExportInfo>> {
         let mut found = Vec::new();
         for pool in admin::pool::list(&self.store).await? {
-            let io = admin::pool::open(&self.store, &pool.name, "").await?;
-            let namespaces = admin::namespace::list(&io).await?;
-            for namespace in std::iter::once(String::new()).chain(namespaces) {
-                for image in admin::directory::list(&io.with_namespace(&namespace))
-                    .await?
-                    .into_keys()
-                {
-                    if found.len() == MAX_LISTED {
-                        return Ok(found);
-                    }
-                    let spec = ImageSpec {
-                        pool: pool.name.clone(),
-                        namespace: namespace.clone(),
-                        image,
-                        snap: None,
-                    };
-                    found.push(export_info(spec.to_string()));
-                }
+            if let Err(error) = self.exports_of(&pool.name, &mut found).await {
+                tracing::error!(pool = pool.name, %error, "cannot list the images of a pool");
             }
         }
         Ok(found)
+    }
+
+    async fn exports_of(&self, pool: &str, found: &mut Vec<ExportInfo>) -> ferry_image::Result<()> {
+        let io = admin::pool::open(&self.store, pool, "").await?;
+        let namespaces = admin::namespace::list(&io).await?;
+        for namespace in std::iter::once(String::new()).chain(namespaces) {
+            for image in admin::directory::list(&io.with_namespace(&namespace))
+                .await?
+                .into_keys()
+            {
+                if found.len() == MAX_LISTED {
+                    return Ok(());
+                }
+                let spec = ImageSpec {
+                    pool: pool.to_owned(),
+                    namespace: namespace.clone(),
+                    image,
+                    snap: None,
+                };
+                found.push(export_info(spec.to_string()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -213,6 +224,7 @@ impl Exports for StoreExports {
         match image {
             Ok(image) => {
                 let opened = Arc::new(ImageDevice::new(image));
+                self.open.lock().insert(address(&opened), name);
                 *device = Some(Arc::clone(&opened));
                 Ok(opened)
             }
@@ -225,31 +237,22 @@ impl Exports for StoreExports {
     }
 
     async fn close(&self, closing: Arc<dyn BlockDevice>) -> Result<(), DeviceError> {
-        let wanted = address(&closing);
-        let slots: Vec<(String, Arc<Slot>)> = self
-            .slots
-            .lock()
-            .iter()
-            .map(|(name, slot)| (name.clone(), Arc::clone(slot)))
-            .collect();
-        for (name, slot) in slots {
-            let mut device = slot.device.lock().await;
-            let Some(found) = device.take_if(|device| address(device) == wanted) else {
-                continue;
-            };
-            let is_kept = slot.kept.lock().is_some();
-            // While the slot is locked: an open that comes now finds the image closed, not half closed.
-            let closed = if is_kept {
-                Ok(())
-            } else {
-                found.image().close().await
-            };
-            drop(device);
-            if !is_kept {
-                self.forget(&name, &slot);
-            }
-            return closed.map_err(device_error);
+        let name = self.open.lock().remove(&address(&closing));
+        let Some(name) = name else { return Ok(()) };
+        let slot = self.slots.lock().get(&name).cloned();
+        let Some(slot) = slot else { return Ok(()) };
+        let mut device = slot.device.lock().await;
+        let found = device.take();
+        let is_kept = slot.kept.lock().is_some();
+        // While the slot is locked: an open that comes now finds the image closed, not half closed.
+        let closed = match found {
+            Some(found) if !is_kept => found.image().close().await,
+            _ => Ok(()),
+        };
+        drop(device);
+        if !is_kept {
+            self.forget(&name, &slot);
         }
-        Ok(())
+        closed.map_err(device_error)
     }
 }
