@@ -243,6 +243,7 @@ fn fio_finds_no_wrong_byte_while_the_image_migrates() {
             "--fsync=64",
             "--loops=2",
             "--verify=crc32c",
+            "--verify_state_save=0",
             "--verify_fatal=1",
             "--do_verify=1",
         ]),
