@@ -105,6 +105,8 @@ pub(crate) struct Inner {
     pub lock: ExclusiveLock,
     pub head_map: HeadMap,
     pub complete: CompleteObjects,
+    /// Second of the last note in the header that the image was written to; 0: none by this handle.
+    pub modify_noted: AtomicU64,
     name: RwLock<String>,
     header: RwLock<Arc<Header>>,
     source: RwLock<Option<Arc<MigrationSource>>>,
@@ -157,6 +159,7 @@ impl Image {
             lock: ExclusiveLock::default(),
             head_map: HeadMap::default(),
             complete: CompleteObjects::default(),
+            modify_noted: AtomicU64::new(0),
             name: RwLock::new(name),
             header: RwLock::new(Arc::new(header)),
             source: RwLock::new(None),

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ferry_cls::lock::{self, LockInfo, LockKind};
+use ferry_cls::rbd::client;
 use ferry_store::{Errno, Timestamp, WatchCookie};
 use tokio::sync::{Mutex, Notify, RwLockReadGuard};
 
@@ -22,6 +23,8 @@ use crate::watch::{self};
 
 /// How long a writer asks a living owner for the lock before it gives up.
 const REQUEST_LIMIT_MS: u64 = 60_000;
+/// How often a writer notes the time in the header (`rbd_mtime_update_interval`).
+const MODIFY_NOTE_SECONDS: u64 = 60;
 /// Pause between two looks at a lock that somebody else holds, if nothing tells of a change.
 const RETRY_MS: u64 = 200;
 
@@ -81,9 +84,34 @@ impl Image {
             self.refresh_if_needed().await?;
             let gate = self.inner.gate.read().await;
             if self.inner.lock.is_owner() || !self.header().needs_lock() {
+                self.note_modification();
                 return Ok(WriteGuard { _gate: gate });
             }
         }
+    }
+
+    /// Notes in the header, at most once in [`MODIFY_NOTE_SECONDS`], that the image is being written to.
+    fn note_modification(&self) {
+        let now = u64::from(Timestamp::now().seconds);
+        let last = self.inner.modify_noted.load(Ordering::Relaxed);
+        if now.saturating_sub(last) < MODIFY_NOTE_SECONDS
+            || self
+                .inner
+                .modify_noted
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        let image = self.clone();
+        tokio::spawn(async move {
+            let call = client::set_modify_timestamp();
+            // A header that is gone, or a store that is shut down, has nobody left to read the time.
+            if let Err(error) = ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await
+            {
+                tracing::debug!(image = image.name(), %error, "cannot note the time of a write");
+            }
+        });
     }
 
     /// Whether this handle owns the exclusive lock.
