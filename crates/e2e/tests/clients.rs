@@ -246,6 +246,7 @@ fn fio_finds_no_wrong_byte_while_the_image_migrates() {
             "--verify_state_save=0",
             "--verify_fatal=1",
             "--do_verify=1",
+            "--verify_state_save=0",
         ]),
         &ferry.path(""),
         "fio",
