@@ -309,7 +309,9 @@ impl Client {
         }
         self.watches.lose_all(None);
         self.pools.lock().clear();
-        self.life.lock().take();
+        if let Some(life) = self.life.lock().take() {
+            life.release();
+        }
     }
 }
 

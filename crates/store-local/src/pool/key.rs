@@ -86,9 +86,12 @@ mod tests {
 
     #[test]
     fn the_hash_is_the_one_of_the_format() {
-        let key = ObjectKey::new(&"".into(), "rbd_data.1.0000000000000000");
-        assert_eq!(key.tag() & 1, 1);
-        assert_eq!(hash("", ""), hash("", ""));
-        assert_ne!(hash("a", "b"), hash("", "ab"));
+        assert_eq!(hash("", "rbd_data.1.0000000000000000"), 0xfb6b22aae9316b13);
+        assert_eq!(hash("ns", "name"), 0xc8f7cafd6c548d7e);
+        assert_ne!(
+            hash("a", "b"),
+            hash("", "ab"),
+            "the border between namespace and name counts"
+        );
     }
 }

@@ -16,7 +16,7 @@ use super::words::SharedWords;
 /// This client's own life.
 #[derive(Debug)]
 pub(crate) struct Life {
-    _file: File,
+    file: File,
     path: PathBuf,
     words: SharedWords,
 }
@@ -41,10 +41,17 @@ impl Life {
             SharedWords::map(&file, 1)?.ok_or_else(|| io::Error::other("the liveness file shrank"))?;
         words.word(0).store(0, Ordering::SeqCst);
         Ok(Self {
-            _file: file,
+            file,
             path,
             words,
         })
+    }
+
+    /// Counts as dead from now on, whatever is still under way: for imitating a kill.
+    pub(crate) fn release(&self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the liveness lock stays");
+        }
     }
 
     /// Counts an operation in.

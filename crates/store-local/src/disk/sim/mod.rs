@@ -11,6 +11,8 @@
 //! another one. Every choice is drawn from the seed given to `crash`. Metadata in SQLite is not simulated: its full
 //! commits are taken for durable.
 
+mod inode;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,15 +24,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::{BootId, Disk, DiskFile, FileStat};
+use inode::Inode;
 
 /// What is lost or kept as one.
 pub const SECTOR_BYTES: u64 = 512;
 /// What space is given out in.
 const BLOCK_SECTORS: u64 = 8;
-
-type Sector = [u8; SECTOR_BYTES as usize];
-/// A sector's content; `None`: a hole.
-type Content = Option<Box<Sector>>;
 
 /// What is to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,98 +61,6 @@ struct State {
     /// How many more calls fail.
     faults: HashMap<Fault, u64>,
     writes: u64,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Inode {
-    size: u64,
-    sectors: BTreeMap<u64, Box<Sector>>,
-    durable_size: u64,
-    durable: BTreeMap<u64, Box<Sector>>,
-    /// Contents that sectors had since the last sync, oldest first.
-    history: BTreeMap<u64, Vec<Content>>,
-    /// Lengths since the last sync.
-    sizes: Vec<u64>,
-    mtime: Timestamp,
-}
-
-impl Inode {
-    fn note(&mut self, sector: u64) {
-        let content = self.sectors.get(&sector).cloned();
-        self.history.entry(sector).or_default().push(content);
-    }
-
-    fn put(&mut self, sector: u64, content: Content) {
-        match content {
-            Some(bytes) => self.sectors.insert(sector, bytes),
-            None => self.sectors.remove(&sector),
-        };
-        self.note(sector);
-    }
-
-    fn resize(&mut self, size: u64) {
-        if size < self.size {
-            let inside = (size % SECTOR_BYTES) as usize;
-            let first = size.div_ceil(SECTOR_BYTES);
-            if inside > 0
-                && let Some(bytes) = self.sectors.get_mut(&(size / SECTOR_BYTES))
-            {
-                bytes[inside..].fill(0);
-                self.note(size / SECTOR_BYTES);
-            }
-            let gone: Vec<u64> = self.sectors.range(first..).map(|(sector, _)| *sector).collect();
-            for sector in gone {
-                self.put(sector, None);
-            }
-        }
-        self.size = size;
-        self.sizes.push(size);
-    }
-
-    fn sync(&mut self) {
-        for sector in std::mem::take(&mut self.history).into_keys() {
-            match self.sectors.get(&sector) {
-                Some(bytes) => self.durable.insert(sector, bytes.clone()),
-                None => self.durable.remove(&sector),
-            };
-        }
-        if !std::mem::take(&mut self.sizes).is_empty() {
-            self.durable_size = self.size;
-        }
-    }
-
-    fn forget_unsynced(&mut self) {
-        self.history.clear();
-        self.sizes.clear();
-    }
-
-    /// What a power loss makes of it.
-    fn lose(&mut self, rng: &mut StdRng) {
-        self.size = self.durable_size;
-        let lengths = self.sizes.len();
-        if lengths > 0 && rng.random_bool(0.7) {
-            self.size = self.sizes[rng.random_range(0..lengths)];
-        }
-        self.sectors = std::mem::take(&mut self.durable);
-        for (sector, contents) in std::mem::take(&mut self.history) {
-            if rng.random_bool(0.5) {
-                match &contents[rng.random_range(0..contents.len())] {
-                    Some(bytes) => self.sectors.insert(sector, bytes.clone()),
-                    None => self.sectors.remove(&sector),
-                };
-            }
-        }
-        let (size, inside) = (self.size, (self.size % SECTOR_BYTES) as usize);
-        self.sectors.retain(|sector, _| sector * SECTOR_BYTES < size);
-        if inside > 0
-            && let Some(bytes) = self.sectors.get_mut(&(size / SECTOR_BYTES))
-        {
-            bytes[inside..].fill(0);
-        }
-        self.durable = self.sectors.clone();
-        self.durable_size = size;
-        self.sizes.clear();
-    }
 }
 
 fn error(errno: ferry_store::Errno) -> io::Error {
