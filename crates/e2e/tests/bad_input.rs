@@ -1,6 +1,8 @@
 //! What goes wrong outside: a full disk, an unreadable, newer or damaged store, a pool whose directory is gone. Ferry
 //! says what, where and what to do; nothing half-made remains, and what is not concerned goes on.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Real NBD clients against `rbd serve`: QEMU's tools, libnbd's tools, fio.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::process::Command;
 
 use ferry_e2e::tools::{installed, seed};

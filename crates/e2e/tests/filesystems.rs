@@ -1,5 +1,7 @@
 //! File systems, loop-mounted over `nbdfuse` on a served image, live through a whole migration with files changing.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

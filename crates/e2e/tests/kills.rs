@@ -1,6 +1,8 @@
 //! `kill -9` of the real processes at random moments: nothing that was flushed is lost, and every verb can be run
 //! again. `FERRY_KILLS` sets how many, `FERRY_SEED` replays the choices (not the moments).
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::time::Duration;
 
 use ferry_e2e::load::{BLOCK_BYTES, Journal, connect, read_all, write_until_gone};

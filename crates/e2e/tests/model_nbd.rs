@@ -1,6 +1,8 @@
 //! The random history of `ferry-image`'s model test, through the real binary: a client on NBD writes, trims, zeroes and
 //! reads, the command snapshots, resizes, rolls back and migrates, and everything is compared byte for byte.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! Two processes on one image: what the one does, the other sees, and nobody steps on the other's toes.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::time::Duration;
 
 use bytes::Bytes;
