@@ -16,6 +16,7 @@ use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions, SnapKey, find_snap};
 use crate::layout::ObjectNo;
 use crate::object_map;
+use crate::snapshot::diff::{changed_runs, serving};
 
 /// Names of objects read in one listing.
 const LIST_PAGE: usize = 1000;
@@ -223,7 +224,7 @@ async fn object(image: &Image, spans: &[Span], object_no: ObjectNo, exact: bool)
     let mut out = Vec::with_capacity(spans.len());
     for span in spans {
         let limit = object_bytes(image, object_no, span.size_bytes);
-        let runs = changed_runs(&set, span.before, span.snap);
+        let runs = present_runs(&set, span.before, span.snap, image.layout().object_size_bytes());
         out.push(if runs.is_empty() {
             0
         } else if exact {
@@ -260,51 +261,17 @@ async fn data_bytes(image: &Image, name: &str, snap: SnapId, runs: &[(u64, u64)]
     Ok(sum.min(limit))
 }
 
-/// Index of the version that serves a snapshot, if the object exists there.
-fn serving(set: &SnapSet, snap: SnapId) -> Option<usize> {
-    set.clones.iter().position(|clone| {
-        if clone.id.is_head() {
-            snap.is_head() || snap.0 > set.seq
-        } else {
-            clone.snaps.contains(&snap)
-        }
-    })
-}
-
-/// Runs (from, to) of an object that exist at `now` and differ from `before`, in object order.
-fn changed_runs(set: &SnapSet, before: Option<SnapId>, now: SnapId) -> Vec<(u64, u64)> {
-    let Some(last) = serving(set, now) else {
+/// Runs of an object that exist at `now` and differ from `before`.
+fn present_runs(set: &SnapSet, before: Option<SnapId>, now: SnapId, object_size: u64) -> Vec<(u64, u64)> {
+    let Some(version) = serving(set, now) else {
         return Vec::new();
     };
-    let size_bytes = set.clones[last].size_bytes;
-    let first = match before.and_then(|snap| serving(set, snap)) {
-        Some(first) if first <= last => first,
-        _ => return vec![(0, size_bytes)],
-    };
-    let mut changed: Vec<(u64, u64)> = Vec::new();
-    for clone in &set.clones[first..last] {
-        let mut at = 0;
-        for same in &clone.overlap {
-            if same.offset > at {
-                changed.push((at, same.offset));
-            }
-            at = at.max(same.end());
-        }
-        changed.push((at, u64::MAX));
-    }
-    changed.sort_unstable();
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    for (start, end) in changed {
-        let end = end.min(size_bytes);
-        if start >= end {
-            continue;
-        }
-        match out.last_mut() {
-            Some(run) if start <= run.1 => run.1 = run.1.max(end),
-            _ => out.push((start, end)),
-        }
-    }
-    out
+    let size_bytes = set.clones[version].size_bytes;
+    changed_runs(set, before, now, object_size)
+        .into_iter()
+        .map(|(start, end)| (start, end.min(size_bytes)))
+        .filter(|(start, end)| start < end)
+        .collect()
 }
 
 #[cfg(test)]
@@ -335,20 +302,26 @@ mod tests {
                 version(SnapId::HEAD, &[], &[], 60),
             ],
         };
-        assert_eq!(changed_runs(&set, None, SnapId(4)), [(0, 100)]);
-        assert_eq!(changed_runs(&set, Some(SnapId(4)), SnapId(5)), [(10, 20)]);
-        assert_eq!(changed_runs(&set, Some(SnapId(5)), SnapId::HEAD), [(50, 60)]);
+        assert_eq!(present_runs(&set, None, SnapId(4), 1 << 22), [(0, 100)]);
         assert_eq!(
-            changed_runs(&set, Some(SnapId(4)), SnapId::HEAD),
+            present_runs(&set, Some(SnapId(4)), SnapId(5), 1 << 22),
+            [(10, 20)]
+        );
+        assert_eq!(
+            present_runs(&set, Some(SnapId(5)), SnapId::HEAD, 1 << 22),
+            [(50, 60)]
+        );
+        assert_eq!(
+            present_runs(&set, Some(SnapId(4)), SnapId::HEAD, 1 << 22),
             [(10, 20), (50, 60)]
         );
         assert_eq!(
-            changed_runs(&set, Some(SnapId(3)), SnapId(4)),
+            present_runs(&set, Some(SnapId(3)), SnapId(4), 1 << 22),
             [(0, 100)],
             "absent before"
         );
         assert_eq!(
-            changed_runs(&set, Some(SnapId(6)), SnapId::HEAD),
+            present_runs(&set, Some(SnapId(6)), SnapId::HEAD, 1 << 22),
             [],
             "written under seq 5, unchanged since 6"
         );

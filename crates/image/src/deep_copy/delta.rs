@@ -12,6 +12,7 @@ use crate::error::{Result, optional};
 use crate::image::Image;
 use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::MigrationSource;
+use crate::snapshot::diff::{changed_runs, serving};
 
 /// One version of the object: at a snapshot of the target, or its head.
 #[derive(Debug)]
@@ -132,17 +133,6 @@ async fn snapsets(source: &MigrationSource, pieces: &[Piece]) -> Result<BTreeMap
     Ok(out)
 }
 
-/// Index of the clone that serves `snap`, if the object exists there.
-pub(crate) fn serving(set: &SnapSet, snap: SnapId) -> Option<usize> {
-    set.clones.iter().position(|clone| {
-        if clone.id.is_head() {
-            snap.is_head() || snap.0 > set.seq
-        } else {
-            clone.snaps.contains(&snap)
-        }
-    })
-}
-
 fn exists_at(
     source: &MigrationSource,
     pieces: &[Piece],
@@ -157,55 +147,6 @@ fn exists_at(
                 .get(&extent.object_no)
                 .is_some_and(|set| serving(set, snap).is_some())
         })
-}
-
-/// Runs of one source object that differ between two snapshots (`before` absent: all of it).
-pub(crate) fn changed_runs(
-    set: &SnapSet,
-    before: Option<SnapId>,
-    now: SnapId,
-    object_size: u64,
-) -> Vec<(u64, u64)> {
-    let from = before.and_then(|snap| serving(set, snap));
-    let to = serving(set, now);
-    match (from, to) {
-        (None, None) => Vec::new(),
-        (None, Some(to)) => vec![(0, set.clones[to].size_bytes)],
-        (Some(from), None) => vec![(0, set.clones[from].size_bytes)],
-        (Some(from), Some(to)) if from == to => Vec::new(),
-        (Some(from), Some(to)) if from < to => {
-            let mut changed = Vec::new();
-            for index in from..to {
-                let clone = &set.clones[index];
-                let end = clone.size_bytes.max(set.clones[index + 1].size_bytes);
-                let mut at = 0;
-                for same in &clone.overlap {
-                    if same.offset > at {
-                        changed.push((at, same.offset));
-                    }
-                    at = at.max(same.end());
-                }
-                if at < end {
-                    changed.push((at, end));
-                }
-            }
-            merge(changed)
-        }
-        // Snapshots out of order can't be; take the whole object as changed.
-        (Some(_), Some(_)) => vec![(0, object_size)],
-    }
-}
-
-fn merge(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    runs.sort_unstable();
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    for (start, end) in runs {
-        match out.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => out.push((start, end)),
-        }
-    }
-    out
 }
 
 /// Pieces of the target's object that differ between two versions, ascending, adjoining ones joined.

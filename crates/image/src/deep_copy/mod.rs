@@ -8,7 +8,7 @@
 //! Invariants: every write is atomic and durable when it returns; the object is complete (see
 //! [`crate::migration::source`]) only after the last one. Object maps say "exists" before the object does.
 
-pub(crate) mod delta;
+mod delta;
 
 use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ferry_cls::CallExt as _;
 use ferry_cls::lock;
 use ferry_cls::rbd::{client, feature};
-use ferry_store::{Errno, IoCtx, PoolId, ReadOp, SnapId};
+use ferry_store::{Errno, IoCtx, PoolId, ReadOp, SnapId, StoreError};
 
 use super::{Fixed, Header, ParentLink, SnapRecord, damaged, stored_layout};
 use crate::error::{ErrorKind, ImageError, Result, optional};
@@ -36,17 +36,10 @@ pub async fn load_fixed(io: &IoCtx, id: &str) -> Result<Fixed> {
         .class_call(&feature_bits)
         .class_call(&data_pool)
         .class_call(&created);
-    let reply = io.read(&object, SnapId::HEAD, op).await.map_err(|error| {
-        if error.errno == Errno::ENOENT {
-            ImageError::of(
-                ErrorKind::ImageMissing,
-                Errno::ENOENT,
-                format!("image with id '{id}'"),
-            )
-        } else {
-            error.into()
-        }
-    })?;
+    let reply = io
+        .read(&object, SnapId::HEAD, op)
+        .await
+        .map_err(|error| missing_image(id, error))?;
     let size = size.decode(reply.output(0))?;
     let feature_bits = feature_bits.decode(reply.output(2))?;
     let (unit, count) = if feature_bits.features & feature::STRIPINGV2 != 0 {
@@ -78,6 +71,18 @@ pub async fn load(io: &IoCtx, id: &str, read_only: bool) -> Result<Header> {
     ))
 }
 
+fn missing_image(id: &str, error: StoreError) -> ImageError {
+    if error.errno == Errno::ENOENT {
+        ImageError::of(
+            ErrorKind::ImageMissing,
+            Errno::ENOENT,
+            format!("image with id '{id}'"),
+        )
+    } else {
+        error.into()
+    }
+}
+
 async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header>> {
     let object = names::header_object(id);
     let size = client::get_size(SnapId::HEAD);
@@ -101,17 +106,10 @@ async fn try_load(io: &IoCtx, id: &str, read_only: bool) -> Result<Option<Header
         .class_call(&op_features)
         .class_call(&accessed)
         .class_call(&modified);
-    let reply = io.read(&object, SnapId::HEAD, op).await.map_err(|error| {
-        if error.errno == Errno::ENOENT {
-            ImageError::of(
-                ErrorKind::ImageMissing,
-                Errno::ENOENT,
-                format!("image with id '{id}'"),
-            )
-        } else {
-            error.into()
-        }
-    })?;
+    let reply = io
+        .read(&object, SnapId::HEAD, op)
+        .await
+        .map_err(|error| missing_image(id, error))?;
     let feature_bits = feature_bits.decode(reply.output(1))?;
     let migration = if feature_bits.features & feature::MIGRATING != 0 {
         match optional(ferry_cls::exec_read(io, &object, client::migration_get()).await) {

@@ -5,11 +5,11 @@ use ferry_cls::rbd::{ObjectState, client, feature, flag};
 use ferry_store::{Errno, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
-use crate::deep_copy::delta;
 use crate::error::{ImageError, Result, optional};
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::progress::Progress;
+use crate::snapshot::diff;
 use crate::watch::messages::Request;
 
 /// Objects looked at at the same time.
@@ -189,10 +189,10 @@ async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) 
     Ok(versions
         .iter()
         .map(|&(snap, _)| {
-            let state = match (delta::serving(&snapset, snap), before) {
+            let state = match (diff::serving(&snapset, snap), before) {
                 (None, _) => ObjectState::Nonexistent,
                 (Some(_), Some(before))
-                    if delta::changed_runs(&snapset, Some(before), snap, object_size).is_empty() =>
+                    if diff::changed_runs(&snapset, Some(before), snap, object_size).is_empty() =>
                 {
                     ObjectState::ExistsClean
                 }

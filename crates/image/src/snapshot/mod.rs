@@ -4,6 +4,7 @@
 //! is taken no write is under way and what was written before is flushed. Everything here may be killed and run again.
 
 mod change;
+pub(crate) mod diff;
 mod rollback;
 
 pub(crate) use change::{
