@@ -10,6 +10,7 @@ use super::compact::CHAIN_MAX;
 use super::key::ObjectKey;
 use super::{Place, Pool, redo};
 use crate::db::{Commit, SqlContext};
+use crate::object::combine::combine;
 use crate::object::data::{Bulk, DataStep};
 use crate::object::plan::{Change, Judge, Plan};
 use crate::object::rows::{Layer, Object};
@@ -57,7 +58,7 @@ impl Pool {
         }
         if let Some(object) = object
             && op.durability == Durability::Buffered
-            && let Some(done) = self.overwrite(key, object, snapc, &plan)?
+            && let Some(done) = self.overwrite(key, object, snapc, size_before, &plan)?
         {
             return Ok(done);
         }
@@ -96,12 +97,13 @@ impl Pool {
         key: &ObjectKey,
         object: &Object,
         snapc: &SnapContext,
+        size_before: u64,
         plan: &Plan,
     ) -> Result<Option<WriteReply>> {
         let Some(layer) = object.head_layer() else {
             return Ok(None);
         };
-        let Some(steps) = in_place_steps(layer, &plan.changes) else {
+        let Some(steps) = in_place_steps(layer, size_before, &plan.changes) else {
             return Ok(None);
         };
         if snapc.seq() > object.snap_seq {
@@ -254,22 +256,23 @@ fn write_at_start(data: &Bytes) -> DataStep {
 }
 
 /// The changes as steps that may be done in the layer's file without touching rows; `None` when rows must change.
-fn in_place_steps(layer: &Layer, changes: &[Change]) -> Option<Vec<DataStep>> {
+fn in_place_steps(layer: &Layer, size_before: u64, changes: &[Change]) -> Option<Vec<DataStep>> {
     let mut steps = Vec::with_capacity(changes.len());
     for change in changes {
         match change {
             Change::Data(step) => steps.push(step.clone()),
             Change::Replace(data) => {
-                if !data.is_empty() {
-                    steps.push(write_at_start(data));
-                }
                 steps.push(DataStep::Truncate {
                     size_bytes: data.len() as u64,
                 });
+                if !data.is_empty() {
+                    steps.push(write_at_start(data));
+                }
             }
             _ => return None,
         }
     }
+    let steps = combine(size_before, &steps);
     let severs = |step: &DataStep| matches!(step, DataStep::Truncate { size_bytes } if layer.parent.is_some() && *size_bytes < layer.covered_bytes);
     (!steps.iter().any(severs)).then_some(steps)
 }

@@ -40,11 +40,7 @@ impl Life {
         let words =
             SharedWords::map(&file, 1)?.ok_or_else(|| io::Error::other("the liveness file shrank"))?;
         words.word(0).store(0, Ordering::SeqCst);
-        Ok(Self {
-            file,
-            path,
-            words,
-        })
+        Ok(Self { file, path, words })
     }
 
     /// Counts as dead from now on, whatever is still under way: for imitating a kill.
