@@ -272,6 +272,7 @@ fn every_verb_killed_at_any_moment_finishes_when_it_is_run_again() {
     let mut killed = 0;
     while killed < count {
         let (from, to) = (names[at], names[1 - at]);
+        let from_pool = ["rbd", "fast"][at];
         let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
         let prepare: Vec<_> = ["migration", "prepare", from, to]
             .into_iter()
@@ -304,6 +305,11 @@ fn every_verb_killed_at_any_moment_finishes_when_it_is_run_again() {
                 }
             } else {
                 run_again(&ferry, words, done);
+                if words[1] == "commit" && !ferry.ok(&["trash", "ls", "--all", from_pool]).is_empty() {
+                    // Killed before its last step: the target is an ordinary image by now, and what is left is found
+                    // by the source's name (docs/migration.md, commit, row 3).
+                    ferry.ok(&["migration", "commit", "--no-progress", from]);
+                }
             }
         }
         if !abort {
@@ -315,7 +321,10 @@ fn every_verb_killed_at_any_moment_finishes_when_it_is_run_again() {
             ferry.export(&format!("{}@s", names[at])) == bytes,
             "snapshot after {killed} kills"
         );
-        assert_eq!(ferry.ok(&["trash", "ls", "--all"]), "", "after {killed} kills");
+        for pool in ["rbd", "fast"] {
+            let trash = ferry.ok(&["trash", "ls", "--all", pool]);
+            assert_eq!(trash, "", "in pool {pool} after {killed} kills");
+        }
         assert_eq!(ferry.ok(&["ls", names[1 - at].split('/').next().unwrap()]), "");
         assert_eq!(image.len(), (BLOCKS / 4 * BLOCK_BYTES) as usize);
     }
