@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use ferry_e2e::load::{BLOCK_BYTES, Journal, connect, read_all, write_until_gone};
+use ferry_e2e::process::LIMIT;
 use ferry_e2e::tools::{kills, seed};
 use ferry_e2e::{Ferry, Served};
 use rand::rngs::StdRng;
@@ -96,7 +97,7 @@ impl Traveller {
     /// Reads everything through a server and compares it with what must be there.
     fn check(&mut self, served: &Served, what: &str) {
         let spec = self.spec();
-        let image = self.runtime.block_on(async {
+        let image = self.within_limit(async {
             let client = connect(&served.socket, &spec).await;
             let image = read_all(&client).await;
             client.disconnect().await.unwrap();
@@ -107,7 +108,7 @@ impl Traveller {
         }
         if let Some((name, bytes)) = &self.snapshot {
             let export = format!("{spec}@{name}");
-            let image = self.runtime.block_on(async {
+            let image = self.within_limit(async {
                 let client = connect(&served.socket, &export).await;
                 read_all(&client).await
             });
@@ -127,12 +128,21 @@ impl Traveller {
             self.rng.random(),
         ));
         let result = meanwhile(self);
-        self.journal = self.runtime.block_on(load).unwrap();
+        self.journal = self.within_limit(load).unwrap();
         result
     }
 
     fn serve(&self) -> Served {
         self.ferry.serve(&[])
+    }
+
+    /// Waits for a client; one that gets no answer is a failure, not a test that never ends.
+    #[track_caller]
+    fn within_limit<F: Future>(&self, client: F) -> F::Output {
+        let answered = self
+            .runtime
+            .block_on(async { tokio::time::timeout(LIMIT, client).await });
+        answered.expect("an answer from the server in time")
     }
 }
 
@@ -141,6 +151,9 @@ fn killed_servers_under_load_lose_nothing_that_was_flushed() {
     let mut traveller = Traveller::new("killed_servers");
     let count = kills(40);
     for kill in 0..count {
+        if kill % 20 == 0 {
+            println!("killed_servers: {kill} of {count}");
+        }
         let spec = traveller.spec();
         let state = traveller.ferry.migration_state(&spec);
         match state.as_str() {
@@ -179,7 +192,7 @@ fn killed_servers_under_load_lose_nothing_that_was_flushed() {
         let execute = migrate.then(|| traveller.ferry.start(&["migration", "execute", &spec]));
         traveller.pause(250);
         holder.kill();
-        traveller.journal = traveller.runtime.block_on(load).unwrap();
+        traveller.journal = traveller.within_limit(load).unwrap();
         if let Some(execute) = execute {
             if wait {
                 // It was forwarded or never started: either way it goes on alone, without anybody's help.
