@@ -283,10 +283,14 @@ impl Image {
         self.inner.refresh_wanted.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Whether the header is not known to have changed since it was read.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.inner.refresh_done.load(Ordering::SeqCst) == self.inner.refresh_wanted.load(Ordering::SeqCst)
+    }
+
     /// Reads the header again if it is known to have changed.
     pub async fn refresh_if_needed(&self) -> Result<()> {
-        if self.inner.refresh_done.load(Ordering::SeqCst) == self.inner.refresh_wanted.load(Ordering::SeqCst)
-        {
+        if self.is_fresh() {
             return Ok(());
         }
         let _one_at_a_time = self.inner.refreshing.lock().await;
@@ -298,6 +302,9 @@ impl Image {
         check_features(&header, self.inner.read_only)?;
         if header.migration_source().is_some() && !self.inner.read_only && !self.inner.ignore_migration {
             return Err(being_migrated());
+        }
+        if !self.inner.ignore_migration {
+            check_target_usable(&header)?;
         }
         if !self.inner.read_snap.is_head() && !header.snaps.contains_key(&self.inner.read_snap) {
             return Err(ImageError::of(
@@ -387,6 +394,25 @@ fn check_features(header: &Header, read_only: bool) -> Result<()> {
     Ok(())
 }
 
+/// A target that is not prepared yet, or is being taken back, has no source to show.
+fn check_target_usable(header: &Header) -> Result<()> {
+    match header.migration_target().map(|spec| spec.state) {
+        Some(MigrationState::Preparing) => Err(ImageError::of(
+            ErrorKind::Migrating,
+            Errno::EBUSY,
+            "migration is not prepared yet",
+        )
+        .hint("if 'rbd migration prepare' was interrupted, run it again or run 'rbd migration abort'")),
+        Some(MigrationState::Aborting) => {
+            Err(
+                ImageError::of(ErrorKind::Migrating, Errno::EROFS, "migration is being aborted")
+                    .hint("finish it with 'rbd migration abort'"),
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
 fn being_migrated() -> ImageError {
     ImageError::of(ErrorKind::Migrating, Errno::EROFS, "image is being migrated")
         .hint("use the migration target, or run 'rbd migration abort' to get the source back")
@@ -403,23 +429,10 @@ async fn wait_until_prepared(io: &IoCtx, id: &str, read_only: bool, mut header: 
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 header = header::load(io, id, read_only).await?;
             }
-            Some(MigrationState::Preparing) => {
-                return Err(ImageError::of(
-                    ErrorKind::Migrating,
-                    Errno::EBUSY,
-                    "migration is not prepared yet",
-                )
-                .hint(
-                    "if 'rbd migration prepare' was interrupted, run it again or run 'rbd migration abort'",
-                ));
+            _ => {
+                check_target_usable(&header)?;
+                return Ok(header);
             }
-            Some(MigrationState::Aborting) => {
-                return Err(
-                    ImageError::of(ErrorKind::Migrating, Errno::EROFS, "migration is being aborted")
-                        .hint("finish it with 'rbd migration abort'"),
-                );
-            }
-            _ => return Ok(header),
         }
     }
 }

@@ -24,25 +24,31 @@ impl Image {
             ));
         }
         let mut last = None;
+        let mut may_be_done = false;
         for _ in 0..MAX_ATTEMPTS {
             self.refresh_if_needed().await?;
             match self.try_acquire_lock().await? {
                 Holder::Us => match run(self, request, progress).await {
                     // The lock was handed over in the middle; what is done stays done.
                     Err(error) if error.errno == Errno::ERESTART => last = Some(error),
-                    Err(error) if last.is_some() && is_done(request, &error) => return Ok(()),
+                    Err(error) if may_be_done && is_done(request, &error) => return Ok(()),
                     result => return result,
                 },
                 Holder::Nobody | Holder::Dead(_) => {}
                 Holder::Alive(_) => match remote::forward(self, request, progress).await {
-                    Err(error)
-                        if matches!(error.errno, Errno::ERESTART | Errno::ETIMEDOUT | Errno::EAGAIN) =>
+                    Ok(()) => return Ok(()),
+                    Err(failed)
+                        if matches!(
+                            failed.error.errno,
+                            Errno::ERESTART | Errno::ETIMEDOUT | Errno::EAGAIN
+                        ) =>
                     {
-                        last = Some(error);
+                        may_be_done |= failed.accepted;
+                        last = Some(failed.error);
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                     }
-                    Err(error) if last.is_some() && is_done(request, &error) => return Ok(()),
-                    result => return result,
+                    Err(failed) if may_be_done && is_done(request, &failed.error) => return Ok(()),
+                    Err(failed) => return Err(failed.error),
                 },
                 Holder::External(who) => {
                     return Err(ImageError::of(

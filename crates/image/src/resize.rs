@@ -65,6 +65,8 @@ pub(crate) async fn resize_here(
             ferry_cls::exec_write(&image.inner.io, header_object, set_size).await?;
             crate::object_map::head::shrink(image, objects).await?;
         }
+        // Before anybody writes again, by the old size.
+        image.refresh().await?;
     }
     image.header_changed().await?;
     progress.update(1, 1);

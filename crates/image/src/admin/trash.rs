@@ -146,6 +146,12 @@ pub(crate) async fn settle(io: &IoCtx, name: &str, id: &str, entry: &TrashImageS
     }
 }
 
+/// Whether the image's data is being removed, or was when that was interrupted.
+pub(crate) async fn is_being_removed(io: &IoCtx, id: &str) -> Result<bool> {
+    let entry = optional(ferry_cls::exec_read(io, names::TRASH, client::trash_get(id)).await)?;
+    Ok(entry.is_some_and(|entry| entry.state == TrashImageState::Removing))
+}
+
 /// Takes the entry of image `id` away. Fine if it is gone.
 pub async fn forget(io: &IoCtx, id: &str) -> Result<()> {
     absent_is_fine(ferry_cls::exec_write(io, names::TRASH, client::trash_remove(id)).await)

@@ -11,7 +11,7 @@ use ferry_store::{SnapId, SnapSet, WriteStep};
 use crate::error::{Result, optional};
 use crate::image::Image;
 use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
-use crate::migration::source::MigrationSource;
+use crate::migration::source::{MigratedSnap, MigrationSource};
 use crate::snapshot::diff::{changed_runs, serving};
 
 /// One version of the object: at a snapshot of the target, or its head.
@@ -19,6 +19,8 @@ use crate::snapshot::diff::{changed_runs, serving};
 pub(super) struct Version {
     /// The target's snapshot, or the head.
     pub snap: SnapId,
+    /// Whether the target still has it.
+    pub living: bool,
     /// Whether the object exists at this version.
     pub exists: bool,
     /// How it differs from the version before; `None`: not at all.
@@ -54,24 +56,23 @@ pub(super) async fn versions(
 ) -> Result<Vec<Version>> {
     let pieces = pieces(target, object_no);
     let snapsets = snapsets(source, &pieces).await?;
-    let header = target.header();
-    let points: Vec<(SnapId, SnapId)> = source
-        .snaps()
-        .iter()
-        .map(|(target_snap, source_snap)| (*target_snap, *source_snap))
-        .chain([(SnapId::HEAD, SnapId::HEAD)])
-        .collect();
-    let mut out = Vec::with_capacity(points.len());
+    let source_header = source.image().header();
+    let head = MigratedSnap {
+        target: SnapId::HEAD,
+        source: SnapId::HEAD,
+        living: true,
+    };
+    let mut out = Vec::with_capacity(source.history().len() + 1);
     let mut before: Option<SnapId> = None;
     let mut size = 0;
     let mut existed = false;
-    for (target_snap, source_snap) in points {
-        let overlap = source.view(&header, target_snap).map_or(0, |(_, bytes)| bytes);
-        let overlap = if target_snap.is_head() {
-            // The head may have shrunk since; snapshots taken in between still need what it had.
+    for point in source.history().iter().copied().chain([head]) {
+        let source_snap = point.source;
+        // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.
+        let overlap = if source_snap.is_head() {
             source.head_overlap_bytes()
         } else {
-            overlap
+            source_header.size_at(source_snap).unwrap_or(0)
         };
         let changed = changed_pieces(source, &pieces, &snapsets, before, source_snap);
         let exists = exists_at(source, &pieces, &snapsets, source_snap);
@@ -93,7 +94,8 @@ pub(super) async fn versions(
             None => existed,
         };
         out.push(Version {
-            snap: target_snap,
+            snap: point.target,
+            living: point.living,
             exists: existed,
             change,
         });

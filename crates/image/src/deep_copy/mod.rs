@@ -67,7 +67,7 @@ async fn copy(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> 
     if versions.iter().all(|version| version.change.is_none()) {
         return Ok(Copied::default());
     }
-    mark_maps(target, &versions, object_no).await?;
+    mark_maps(target, source, &versions, object_no).await?;
     let object_size = target.layout().object_size_bytes();
     let object = target.data_object(object_no.0);
     let mut copied = Copied {
@@ -114,11 +114,12 @@ fn guarded(seq: u64) -> WriteOp {
     WriteOp::new().class_call(&client::assert_snapc_seq(seq, SnapcAssertion::GreaterThanObject))
 }
 
-/// The context of a write that only the snapshots of `versions` precede.
+/// The context of a write that only `versions` precede. Removed snapshots count for the sequence, which says how far the
+/// history has got, but get no clones.
 fn older_than(versions: &[Version]) -> SnapContext {
-    let ids: Vec<SnapId> = versions.iter().rev().map(|version| version.snap).collect();
-    let seq = ids.first().map_or(0, |id| id.0);
-    SnapContext::new(seq, ids).unwrap_or_default()
+    let seq = versions.last().map_or(0, |version| version.snap.0);
+    let living = versions.iter().rev().filter(|version| version.living);
+    SnapContext::new(seq, living.map(|version| version.snap).collect()).unwrap_or_default()
 }
 
 fn versions_end_absent(versions: &[Version]) -> bool {
@@ -140,9 +141,17 @@ async fn write(target: &Image, object: &str, context: &SnapContext, op: WriteOp)
 }
 
 /// Tells the object maps of the target's snapshots and head what will exist.
-async fn mark_maps(target: &Image, versions: &[Version], object_no: ObjectNo) -> Result<()> {
+async fn mark_maps(
+    target: &Image,
+    source: &MigrationSource,
+    versions: &[Version],
+    object_no: ObjectNo,
+) -> Result<()> {
     let header = target.header();
-    for version in versions.iter().filter(|version| !version.snap.is_head()) {
+    for version in versions
+        .iter()
+        .filter(|version| version.living && !version.snap.is_head())
+    {
         if let Some(state) = state_of(version) {
             crate::object_map::snap::set(target, version.snap, object_no, state).await?;
         }
@@ -150,18 +159,13 @@ async fn mark_maps(target: &Image, versions: &[Version], object_no: ObjectNo) ->
     let Some(head) = versions.last() else {
         return Ok(());
     };
-    let newest_migrated = versions
-        .iter()
-        .rev()
-        .find(|v| !v.snap.is_head())
-        .map_or(0, |v| v.snap.0);
     // A head that the source had removed may become an empty object, to say how far the history has got.
     let history = versions
         .iter()
         .any(|version| version.exists)
         .then_some(ObjectState::Exists);
     let mut state = state_of(head).or(history);
-    for snap in header.snaps.range(SnapId(newest_migrated + 1)..) {
+    for snap in header.snaps.range(SnapId(source.base_seq() + 1)..) {
         // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.
         if let Some(seen) = state {
             crate::object_map::snap::set(target, *snap.0, object_no, seen).await?;

@@ -83,6 +83,9 @@ impl Image {
             self.acquire_lock().await?;
             self.refresh_if_needed().await?;
             let gate = self.inner.gate.read().await;
+            if !self.is_fresh() {
+                continue;
+            }
             if self.inner.lock.is_owner() || !self.header().needs_lock() {
                 self.note_modification();
                 return Ok(WriteGuard { _gate: gate });
@@ -340,14 +343,10 @@ pub(crate) async fn release(image: &Image) -> Result<()> {
     flushed.and(unloaded).and(unlocked)
 }
 
-/// Last act of a handle: flushes and gives the lock up, telling others before the watch goes.
+/// Last act of a handle: flushes and gives the lock up, also one that it is just about to get.
 pub(crate) async fn close(image: &Image) -> Result<()> {
-    let was_owner = image.inner.lock.is_owner();
-    if was_owner {
-        release(image).await
-    } else {
-        image.flush_data().await
-    }
+    let flushed = image.flush_data().await;
+    flushed.and(release(image).await)
 }
 
 /// After a lost watch was registered anew: moves the lock to the new cookie, or drops it.

@@ -1,6 +1,7 @@
 //! Reads: from the image's own objects, and through absent ones from the migration source.
 
 use bytes::{Bytes, BytesMut};
+use ferry_cls::rbd::{MigrationHeaderType, MigrationState};
 use ferry_store::{Errno, ReadOp, ReadResult, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
@@ -86,7 +87,9 @@ impl Image {
             source: source.as_deref(),
         };
         if let [extent] = extents.as_slice() {
-            return view.object(*extent).await;
+            let found = view.object(*extent).await?;
+            self.check_not_removed(found.some_absent).await?;
+            return Ok(found);
         }
         let mut parts: Vec<Found> = futures::stream::iter(extents)
             .map(|extent| view.object(extent))
@@ -94,9 +97,35 @@ impl Image {
             .try_collect()
             .await?;
         let some_absent = parts.iter().any(|part| part.some_absent);
+        self.check_not_removed(some_absent).await?;
         let mut runs: Vec<Run> = parts.iter_mut().flat_map(|part| part.runs.drain(..)).collect();
         runs.sort_by_key(|(at, _)| *at);
         Ok(Found { runs, some_absent })
+    }
+}
+
+impl Image {
+    /// A handle that does not watch is not in the way of a commit or a removal; it must not take what these removed for
+    /// holes. `ESTALE` when the image is gone or going.
+    async fn check_not_removed(&self, some_absent: bool) -> Result<()> {
+        if !some_absent || !self.inner.read_only || self.inner.ignore_migration {
+            return Ok(());
+        }
+        let gone = match crate::migration::record::read(&self.inner.io, self.id()).await? {
+            None => true,
+            Some(None) => false,
+            Some(Some(spec)) => {
+                spec.header_type == MigrationHeaderType::Source
+                    && matches!(spec.state, MigrationState::Executed | MigrationState::Aborting)
+            }
+        };
+        if gone || crate::admin::trash::is_being_removed(&self.inner.io, self.id()).await? {
+            return Err(
+                ImageError::new(Errno::ESTALE, format!("image '{}' was removed", self.name()))
+                    .hint("if it was migrated, open the target"),
+            );
+        }
+        Ok(())
     }
 }
 

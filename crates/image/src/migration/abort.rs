@@ -4,7 +4,8 @@
 //! and check that it is; note that in the source's record; remove the target; put the source back under its name; take
 //! its record off. Each step may be killed and run again. What cannot be kept is named before anything is touched.
 
-use ferry_cls::rbd::{MigrationState, client};
+use ferry_cls::encoding::MAX_OBJECTS;
+use ferry_cls::rbd::{MigrationState, client, feature};
 use ferry_store::{Errno, IoCtx};
 
 use super::pair::{self, Found, Pair};
@@ -28,6 +29,10 @@ pub struct AbortOptions {
 
 /// Runs the verb for the migration that `name` belongs to.
 pub async fn abort(io: &IoCtx, name: &str, options: AbortOptions, progress: &Progress) -> Result<()> {
+    if let Found::Pair(pair) = pair::find(io, name).await? {
+        // A prepare, commit or abort under way keeps the source open. What it does is looked at anew when it is not.
+        check_no_watchers(&pair.source).await?;
+    }
     match pair::find(io, name).await? {
         Found::Pair(pair) => abort_pair(*pair, options, progress).await,
         Found::TrashEntry(side) => {
@@ -82,18 +87,31 @@ async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) 
         if !options.force {
             check_keepable(&pair).await?;
         }
-        if pair.target.state() != Some(MigrationState::Aborting) {
-            pair.source.set_state(MigrationState::Aborting, "").await?;
-            pair.target.set_state(MigrationState::Aborting, "").await?;
-        }
-        // A client that opened the target just before the mark shows now; later ones are refused.
-        check_no_watchers(&pair.target).await?;
+        mark(&mut pair).await?;
         copy_back::copy_back(&pair, progress).await?;
         pair.source
             .set_state(MigrationState::Aborting, COPIED_BACK)
             .await?;
     }
     undo(pair, progress).await
+}
+
+/// Marks both sides. A client that opened the target just before shows now, and gets its migration back; later ones are
+/// refused.
+async fn mark(pair: &mut Pair) -> Result<()> {
+    let before = (pair.source.state(), pair.target.state());
+    if pair.target.state() != Some(MigrationState::Aborting) {
+        pair.source.set_state(MigrationState::Aborting, "").await?;
+        pair.target.set_state(MigrationState::Aborting, "").await?;
+    }
+    let free = check_no_watchers(&pair.target).await;
+    if free.is_err()
+        && let (Some(source), Some(target)) = before
+    {
+        pair.target.set_state(target, "").await?;
+        pair.source.set_state(source, "").await?;
+    }
+    free
 }
 
 /// Removes the target, whatever there is of it, and puts the source back. Used by abort and by a failed prepare.
@@ -137,10 +155,7 @@ async fn check_no_watchers(target: &Side) -> Result<()> {
     Err(ImageError::of(
         ErrorKind::HasWatchers,
         Errno::EBUSY,
-        format!(
-            "migration target '{}' is in use by {}",
-            target.name, watchers[0].client
-        ),
+        format!("image '{}' is in use by {}", target.name, watchers[0].client),
     )
     .hint("stop the clients of the image and run 'rbd migration abort' again"))
 }
@@ -151,6 +166,7 @@ async fn check_keepable(pair: &Pair) -> Result<()> {
         return Ok(());
     };
     let header = crate::header::load(&pair.target.io, &pair.target.id, true).await?;
+    check_fits(&pair.source, header.size_bytes).await?;
     let lost: Vec<String> = header
         .user_snaps()
         .filter(|snap| !spec.snap_seqs.values().any(|id| *id == snap.id))
@@ -169,6 +185,24 @@ async fn check_keepable(pair: &Pair) -> Result<()> {
         ),
     )
     .hint("export or remove them first, or run 'rbd migration abort --force' to drop them"))
+}
+
+/// The source must be able to take the target's size; better to know before anything is marked.
+async fn check_fits(source: &Side, size_bytes: u64) -> Result<()> {
+    let fixed = crate::header::load_fixed(&source.io, &source.id).await?;
+    let header = crate::header::load(&source.io, &source.id, true).await?;
+    let objects = fixed.layout.object_count(size_bytes);
+    if header.has(feature::OBJECT_MAP) && objects > MAX_OBJECTS {
+        return Err(ImageError::of(
+            ErrorKind::WouldLose,
+            Errno::EFBIG,
+            format!(
+                "the source cannot take the target's {size_bytes} bytes: its object map would be too large"
+            ),
+        )
+        .hint("shrink the target first"));
+    }
+    Ok(())
 }
 
 /// Opens an image of the pair as it is.

@@ -72,8 +72,12 @@ async fn tidy_target(source: &Side) -> Result<()> {
         .io
         .with_pool(spec.pool_id)
         .with_namespace(&spec.pool_namespace);
-    if header::load(&io, &spec.image_id, true).await?.size_bytes >= overlap_bytes {
-        return Ok(());
+    match header::load(&io, &spec.image_id, true).await {
+        Ok(target) if target.size_bytes < overlap_bytes && target.migration.is_none() => {}
+        // Large enough, or on its way elsewhere, or removed by its user: nothing to tidy, or nobody to miss it.
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
+        Err(error) => return Err(error),
     }
     let target = Image::open(&io, ImageKey::Id(&spec.image_id), OpenOptions::read_write()).await?;
     let tidied = crate::io::trim::remove_hiding(&target, overlap_bytes).await;

@@ -56,22 +56,36 @@ pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> 
         }
         _ => return Err(pair::wrong_state(&pair, "prepared", "rbd migration abort")),
     }
-    pair.source.set_state(MigrationState::Executing, "").await?;
-    pair.target.set_state(MigrationState::Executing, "").await?;
+    // Open from before the first mark until after the last: an abort sees the watch, and waits its turn.
     let image = Image::open(
         &pair.target.io,
         ImageKey::Id(&pair.target.id),
         OpenOptions::read_write(),
     )
     .await?;
-    let copied = copy(&image, &pair, progress).await;
-    let closed = image.close().await;
-    copied?;
-    closed?;
-    pair.source.set_state(MigrationState::Executed, "").await?;
-    pair.target.set_state(MigrationState::Executed, "").await?;
+    let executed = with_target(&image, &mut pair, progress).await;
+    executed.and(image.close().await)?;
     progress.update(1, 1);
     Ok(())
+}
+
+async fn with_target(image: &Image, pair: &mut Pair, progress: &Progress) -> Result<()> {
+    image.refresh().await?;
+    match image.header().migration_target().map(|spec| spec.state) {
+        Some(MigrationState::Prepared | MigrationState::Executing) => {}
+        _ => {
+            return Err(
+                pair::wrong_state(pair, "prepared", "rbd status").context("the migration went on meanwhile")
+            );
+        }
+    }
+    // The target first: if a commit has just taken its record off, the source must not be touched any more.
+    pair.target.set_state(MigrationState::Executing, "").await?;
+    pair.source.set_state(MigrationState::Executing, "").await?;
+    copy(image, pair, progress).await?;
+    // The source first: a target that says "executed" may be committed, and then the source must say so too.
+    pair.source.set_state(MigrationState::Executed, "").await?;
+    pair.target.set_state(MigrationState::Executed, "").await
 }
 
 async fn copy(image: &Image, pair: &Pair, progress: &Progress) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Finds both images of a migration from the name of either, whatever step it was interrupted at.
 
-use ferry_cls::rbd::{MigrationHeaderType, MigrationSpec, TrashImageSource, client};
+use ferry_cls::rbd::{MigrationHeaderType, MigrationSpec, MigrationState, TrashImageSource, client};
 use ferry_store::{Errno, IoCtx};
 
 use super::record::{self, Side};
@@ -91,40 +91,50 @@ async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
         spec: other_spec.flatten(),
     };
     side.spec = Some(spec.clone());
+    let matches = other
+        .spec
+        .as_ref()
+        .is_some_and(|other| names(other, &spec, &side));
     match spec.header_type {
-        MigrationHeaderType::Source => {
-            if other_exists && other.spec.is_none() && is_committed(&spec) {
-                return Ok(Found::Leftover(side));
-            }
-            Ok(Found::Pair(Box::new(Pair {
-                source: side,
-                target: other,
-                target_exists: other_exists,
-            })))
-        }
-        MigrationHeaderType::Destination => {
-            if !other_exists {
-                return Err(ImageError::of(
-                    ErrorKind::Damaged,
-                    Errno::EIO,
-                    format!(
-                        "image '{name}': migration source '{}' (id {}) is gone",
-                        other.name, other.id
-                    ),
-                ));
-            }
-            Ok(Found::Pair(Box::new(Pair {
-                source: other,
-                target: side,
-                target_exists: true,
-            })))
-        }
+        MigrationHeaderType::Source if matches => Ok(pair(side, other, true)),
+        // Once the source is prepared, only a commit takes the record off the target. What has become of the target
+        // since (another migration, removal) is no business of this one.
+        MigrationHeaderType::Source if was_prepared(&spec) => Ok(Found::Leftover(side)),
+        MigrationHeaderType::Source if other.spec.is_none() => Ok(pair(side, other, other_exists)),
+        MigrationHeaderType::Destination if matches => Ok(pair(other, side, true)),
+        _ => Err(ImageError::of(
+            ErrorKind::Damaged,
+            Errno::EIO,
+            format!(
+                "image '{name}': its migration record and that of '{}' (id {}) do not match",
+                other.name, other.id
+            ),
+        )),
     }
 }
 
-/// Once a source says "executed", only a commit takes the record off the target.
-fn is_committed(source: &MigrationSpec) -> bool {
-    source.state == ferry_cls::rbd::MigrationState::Executed
+fn pair(source: Side, target: Side, target_exists: bool) -> Found {
+    Found::Pair(Box::new(Pair {
+        source,
+        target,
+        target_exists,
+    }))
+}
+
+/// Whether `other`, the record on the other side of `spec`, names `side`.
+fn names(other: &MigrationSpec, spec: &MigrationSpec, side: &Side) -> bool {
+    other.header_type != spec.header_type
+        && other.pool_id == side.io.pool()
+        && *other.pool_namespace == *side.io.scope().namespace
+        && other.image_id == side.id
+}
+
+/// Whether clients may have used the target.
+fn was_prepared(source: &MigrationSpec) -> bool {
+    matches!(
+        source.state,
+        MigrationState::Prepared | MigrationState::Executing | MigrationState::Executed
+    )
 }
 
 pub(crate) async fn is_in_migration_trash(io: &IoCtx, id: &str) -> Result<bool> {
@@ -139,7 +149,7 @@ async fn leftover(target: &Side) -> Result<Option<Side>> {
         spec.pool_id == target.io.pool()
             && *spec.pool_namespace == *target.io.scope().namespace
             && spec.image_id == target.id
-            && is_committed(spec)
+            && was_prepared(spec)
     };
     find_source(&target.io, is_ours).await
 }

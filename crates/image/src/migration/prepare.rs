@@ -87,6 +87,15 @@ async fn take_back_interrupted(io: &IoCtx, name: &str) -> Result<()> {
             format!("image '{name}' is being prepared by another process"),
         ));
     }
+    // Whoever watched may have finished between the two looks.
+    let pair = match pair::find(io, name).await? {
+        Found::Pair(now)
+            if now.source.state() == pair.source.state() && now.target.state() == pair.target.state() =>
+        {
+            now
+        }
+        _ => return Ok(()),
+    };
     tracing::info!(image = name, "taking back an interrupted prepare");
     super::abort::undo(*pair, &Progress::silent()).await
 }

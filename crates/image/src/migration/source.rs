@@ -15,12 +15,26 @@ use crate::image::{Image, ImageKey, OpenOptions};
 use crate::io::read::Found;
 use crate::layout::{ObjectNo, ObjectOffset};
 
+/// A snapshot that came with the migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MigratedSnap {
+    /// The target's snapshot.
+    pub target: SnapId,
+    /// Its twin on the source.
+    pub source: SnapId,
+    /// Whether the target still has it.
+    pub living: bool,
+}
+
 /// An open source, and the mapping that the target's record holds.
 #[derive(Debug)]
 pub struct MigrationSource {
     image: Image,
     /// Living snapshots that came with the migration: target id to source id, ascending.
     snaps: BTreeMap<SnapId, SnapId>,
+    /// All snapshots that came with the migration, removed ones too, ascending by target id. An object half copied when
+    /// one of them was removed goes on where it stopped.
+    history: Vec<MigratedSnap>,
     /// Newest snapshot id of the target that came with the migration, living or removed since; 0 without.
     base_seq: u64,
     /// Size of the source's head at prepare.
@@ -69,16 +83,27 @@ impl MigrationSource {
             })
             .map(|(source, target)| (*target, *source))
             .collect();
-        let sizes = snaps
-            .keys()
-            .filter_map(|target| header.snaps.get(target))
-            .map(|snap| snap.size_bytes);
+        let mut history: Vec<MigratedSnap> = spec
+            .snap_seqs
+            .iter()
+            .filter(|(source, _)| source_header.snaps.contains_key(source))
+            .map(|(source, target)| MigratedSnap {
+                target: *target,
+                source: *source,
+                living: header.snaps.contains_key(target),
+            })
+            .collect();
+        history.sort_by_key(|snap| snap.target);
+        let sizes = history
+            .iter()
+            .filter_map(|snap| source_header.size_at(snap.source));
         let copy_overlap_bytes = sizes.chain([spec.overlap_bytes]).max().unwrap_or(0);
         // Removed ones count: an object half copied when its newest snapshot was removed is still half copied.
         let base_seq = spec.snap_seqs.values().map(|id| id.0).max().unwrap_or(0);
         Self {
             image,
             snaps,
+            history,
             base_seq,
             overlap_bytes: spec.overlap_bytes,
             copy_overlap_bytes,
@@ -99,6 +124,16 @@ impl MigrationSource {
     /// Living snapshots that came with the migration, target id to source id, ascending.
     pub fn snaps(&self) -> &BTreeMap<SnapId, SnapId> {
         &self.snaps
+    }
+
+    /// All snapshots that came with the migration, removed ones too, ascending by target id.
+    pub(crate) fn history(&self) -> &[MigratedSnap] {
+        &self.history
+    }
+
+    /// Newest snapshot id of the target that came with the migration; 0 without.
+    pub(crate) fn base_seq(&self) -> u64 {
+        self.base_seq
     }
 
     /// Largest extent of the image at which the source may have data.
@@ -228,8 +263,8 @@ impl SourceMaps {
     /// Loads the maps of the head and of the migrated snapshots.
     pub(crate) async fn load(source: &MigrationSource) -> Result<Self> {
         let mut maps = vec![crate::object_map::snap::load(&source.image, SnapId::HEAD).await?];
-        for snap in source.snaps.values() {
-            maps.push(crate::object_map::snap::load(&source.image, *snap).await?);
+        for snap in &source.history {
+            maps.push(crate::object_map::snap::load(&source.image, snap.source).await?);
         }
         Ok(Self { maps })
     }

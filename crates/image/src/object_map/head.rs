@@ -145,10 +145,11 @@ pub(crate) async fn unload(image: &Image) -> Result<()> {
 
 /// Marks the head's map as not to be believed, in the header and in memory.
 pub(crate) async fn invalidate(image: &Image) -> Result<()> {
-    image.inner.head_map.clear();
     let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
     let call = client::set_flags(bits, bits, SnapId::HEAD);
     ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    // Only now: without a map nobody marks what he writes, which is right only if nobody believes the stored one.
+    image.inner.head_map.clear();
     image.want_refresh();
     Ok(())
 }

@@ -62,13 +62,18 @@ pub(crate) async fn set(image: &Image, snap: SnapId, object_no: ObjectNo, state:
         Err(error) if error.errno == Errno::ESHUTDOWN => Err(error.into()),
         Err(error) => {
             tracing::error!(image = image.name(), snap = snap.0, %error, "object map update failed");
-            let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
-            let call = client::set_flags(bits, bits, snap);
-            ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
-            image.want_refresh();
-            Ok(())
+            invalidate(image, snap).await
         }
     }
+}
+
+/// Marks a snapshot's map as not to be believed.
+pub(crate) async fn invalidate(image: &Image, snap: SnapId) -> Result<()> {
+    let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
+    let call = client::set_flags(bits, bits, snap);
+    ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await?;
+    image.want_refresh();
+    Ok(())
 }
 
 /// Folds the map of a snapshot that is going away into the next newer one, and removes it.

@@ -47,8 +47,10 @@ pub(crate) async fn create_here(
     if let Some(id) = quiesce {
         watch::tell(image, Message::Unquiesce(id)).await;
     }
+    // Also after a failure: the header may name the snapshot already.
+    let told = image.header_changed().await;
     added?;
-    image.header_changed().await?;
+    told?;
     progress.update(10, 10);
     Ok(())
 }
@@ -64,10 +66,9 @@ async fn add(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result
         let call = client::snapshot_add(name, snap, namespace);
         match ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
             Ok(()) => {
-                // Its map before anything is written under the new context.
-                crate::object_map::snap::create_from_head(image, snap).await?;
-                crate::object_map::head::snapshot_taken(image).await?;
-                return image.refresh().await;
+                // The snapshot exists: whatever fails now, nobody may write by the old context any more.
+                image.refresh().await?;
+                return make_map(image, snap).await;
             }
             Err(error) => {
                 store.snap_id_remove(pool, snap).await?;
@@ -83,6 +84,21 @@ async fn add(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result
         Errno::EAGAIN,
         format!("image '{}': snapshot ids keep changing", image.name()),
     ))
+}
+
+/// Makes the object map of a new snapshot. A map that cannot be made is marked as not to be believed.
+async fn make_map(image: &Image, snap: SnapId) -> Result<()> {
+    let made = async {
+        crate::object_map::snap::create_from_head(image, snap).await?;
+        crate::object_map::head::snapshot_taken(image).await
+    }
+    .await;
+    if let Err(error) = made {
+        tracing::error!(image = image.name(), snap = snap.0, %error, "object map of a new snapshot");
+        crate::object_map::snap::invalidate(image, snap).await?;
+        crate::object_map::head::invalidate(image).await?;
+    }
+    Ok(())
 }
 
 fn exists(image: &Image, name: &str) -> ImageError {
@@ -176,6 +192,7 @@ pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress
             .snap_id_remove(image.inner.data_io.pool(), snap)
             .await?;
         absent_is_fine(ferry_cls::exec_write(io, header_object, client::snapshot_remove(snap)).await)?;
+        image.refresh().await?;
     }
     image.header_changed().await?;
     progress.update(1, 1);

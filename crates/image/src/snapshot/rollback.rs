@@ -16,16 +16,24 @@ pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) ->
     image.refresh_if_needed().await?;
     let snap = find_snap(&image.header(), &SnapKey::Name(name.to_owned()))?;
     image.acquire_lock().await?;
-    let size_bytes = image.header().size_at(snap).unwrap_or(0);
+    // Looked up again whenever somebody may have removed it meanwhile: a snapshot that is gone has no size and no bytes.
+    let size_bytes = size_of(image, snap)?;
     crate::resize::resize_here(image, size_bytes, true, &Progress::silent()).await?;
     {
         let _gate = image.inner.gate.write().await;
         crate::resize::still_ours(image)?;
         image.refresh_if_needed().await?;
+        let size_bytes = size_of(image, snap)?;
         objects(image, snap, size_bytes, progress).await?;
         image.flush_data().await?;
     }
     image.header_changed().await
+}
+
+fn size_of(image: &Image, snap: SnapId) -> Result<u64> {
+    let header = image.header();
+    let snap = find_snap(&header, &SnapKey::Id(snap))?;
+    Ok(header.snaps[&snap].size_bytes)
 }
 
 async fn objects(image: &Image, snap: SnapId, size_bytes: u64, progress: &Progress) -> Result<()> {

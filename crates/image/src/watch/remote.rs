@@ -19,6 +19,8 @@ use crate::progress::Progress;
 
 /// How long an asker waits without a sign of progress (`rbd_request_timed_out_seconds`).
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
+/// How often an asker looks whether a silent owner still lives.
+const LIVENESS_MS: u64 = 500;
 /// Requests of others that an owner works on at the same time.
 const MAX_TAKEN_ON: usize = 64;
 /// Pause between two progress messages.
@@ -82,7 +84,7 @@ impl Pending {
 }
 
 /// Asks the lock owner to do `request`, and waits until it is done.
-pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progress) -> Result<()> {
+pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progress) -> Result<(), Failed> {
     let id = image.next_request_id().ok_or_else(|| {
         ImageError::new(
             Errno::ENOTCONN,
@@ -111,7 +113,7 @@ async fn ask(
     id: AsyncRequestId,
     progress: &Progress,
     events: &mut mpsc::Receiver<Event>,
-) -> Result<()> {
+) -> Result<(), Failed> {
     let message = Message::Request {
         request: request.clone(),
         id: Some(id),
@@ -123,7 +125,23 @@ async fn ask(
             message.name()
         )
     };
-    let reply = super::notify(&image.inner.io, &image.inner.header_object, &message).await?;
+    let owner = offer(image, &message, id, what).await?;
+    wait(image, owner, events, progress, what)
+        .await
+        .map_err(|error| Failed {
+            error,
+            accepted: true,
+        })
+}
+
+/// Sends the request; the owner, who is named, takes it on or says why not.
+async fn offer(
+    image: &Image,
+    message: &Message,
+    id: AsyncRequestId,
+    what: impl Fn() -> String,
+) -> Result<ClientId> {
+    let reply = super::notify(&image.inner.io, &image.inner.header_object, message).await?;
     let mut answers = reply.acks.iter().filter(|(_, _, payload)| !payload.is_empty());
     let Some((gid, cookie, payload)) = answers.next() else {
         return Err(ImageError::new(
@@ -137,32 +155,56 @@ async fn ask(
             format!("{}: two owners answered", what()),
         ));
     }
+    let owner = ClientId {
+        gid: *gid,
+        handle: cookie.0,
+    };
     if let Some(asked) = image.inner.watch.remote.asked.lock().get_mut(&id) {
-        asked.owner = Some(ClientId {
-            gid: *gid,
-            handle: cookie.0,
-        });
+        asked.owner = Some(owner);
     }
     let accepted = decode_response(payload)
         .map_err(|error| ImageError::new(Errno::EIO, format!("{}: {error}", what())))?;
     check(accepted, what)?;
+    Ok(owner)
+}
+
+/// Waits for the end of a request that was taken on. The death of the owner is noticed by the watch that it had.
+async fn wait(
+    image: &Image,
+    owner: ClientId,
+    events: &mut mpsc::Receiver<Event>,
+    progress: &Progress,
+    what: impl Fn() -> String,
+) -> Result<()> {
+    let mut silent_ms = 0;
     loop {
-        let limit = Duration::from_millis(REQUEST_TIMEOUT_MS);
-        match tokio::time::timeout(limit, events.recv()).await {
-            Ok(Some(Event::Progress(done, total))) => progress.update(done, total),
+        let slice = Duration::from_millis(LIVENESS_MS);
+        match tokio::time::timeout(slice, events.recv()).await {
+            Ok(Some(Event::Progress(done, total))) => {
+                silent_ms = 0;
+                progress.update(done, total);
+            }
             Ok(Some(Event::Complete(result))) => return check(result, what),
             Ok(Some(Event::OwnerChanged)) => {
-                return Err(ImageError::new(
-                    Errno::ERESTART,
-                    format!("{}: the lock changed hands", what()),
-                ));
+                let message = format!("{}: the lock changed hands", what());
+                return Err(ImageError::new(Errno::ERESTART, message));
             }
-            Ok(None) | Err(_) => {
-                return Err(ImageError::new(
-                    Errno::ETIMEDOUT,
-                    format!("{}: no sign of progress", what()),
-                ));
+            Ok(None) => silent_ms = REQUEST_TIMEOUT_MS,
+            Err(_) => {
+                silent_ms += LIVENESS_MS;
+                let watchers = image.watchers().await?;
+                if !watchers
+                    .iter()
+                    .any(|w| w.client.gid == owner.gid && w.cookie.0 == owner.handle)
+                {
+                    let message = format!("{}: client.{} is gone", what(), owner.gid);
+                    return Err(ImageError::new(Errno::ERESTART, message));
+                }
             }
+        }
+        if silent_ms >= REQUEST_TIMEOUT_MS {
+            let message = format!("{}: no sign of progress", what());
+            return Err(ImageError::new(Errno::ETIMEDOUT, message));
         }
     }
 }
@@ -177,6 +219,24 @@ fn check(result: i32, what: impl Fn() -> String) -> Result<()> {
                 _ => ErrorKind::Other,
             };
             Err(ImageError::of(kind, errno, what()))
+        }
+    }
+}
+
+/// Why a request to the lock owner came to nothing.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// What went wrong.
+    pub error: ImageError,
+    /// Whether the owner had taken the request on: then its work may be done all the same.
+    pub accepted: bool,
+}
+
+impl From<ImageError> for Failed {
+    fn from(error: ImageError) -> Self {
+        Self {
+            error,
+            accepted: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Only objects that hold the target's own data are looked at; all others show the source anyway. Bytes are compared,
 //! and only what differs is written, so that running it again costs reads only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ferry_cls::rbd::client;
@@ -199,17 +200,41 @@ async fn copy_metadata(source: &Image, target: &Image) -> Result<()> {
     Ok(())
 }
 
+/// Gives the source's snapshots the names that the target's have now. Names may have been swapped, or given on after a
+/// removal, so all that change go through names that nobody has; a snapshot that only the source still has gives way.
 async fn rename_snaps(source: &Image, target: &Image, pair: &Pair) -> Result<()> {
     let Some(spec) = &pair.target.spec else {
         return Ok(());
     };
-    for (source_id, target_id) in &spec.snap_seqs {
-        let (ours, theirs) = (source.header(), target.header());
-        if let (Some(old), Some(new)) = (ours.snaps.get(source_id), theirs.snaps.get(target_id))
-            && old.name != new.name
-        {
-            crate::snapshot::rename_here(source, *source_id, &new.name).await?;
+    let theirs = target.header();
+    let wanted: BTreeMap<SnapId, String> = spec
+        .snap_seqs
+        .iter()
+        .filter_map(|(ours, id)| Some((*ours, theirs.snaps.get(id)?.name.clone())))
+        .collect();
+    let ours = source.header();
+    let mut moving = Vec::new();
+    for snap in ours.user_snaps() {
+        match wanted.get(&snap.id) {
+            Some(name) if *name == snap.name => {}
+            Some(name) => moving.push((snap.id, name.clone())),
+            None if wanted.values().any(|name| *name == snap.name) => {
+                let new_name = format!("{}.{}", snap.name, snap.id);
+                tracing::warn!(
+                    snapshot = snap.name,
+                    new_name,
+                    "another snapshot has this name now"
+                );
+                moving.push((snap.id, new_name));
+            }
+            None => {}
         }
+    }
+    for (id, _) in &moving {
+        crate::snapshot::rename_here(source, *id, &format!(".migration-abort.{id}")).await?;
+    }
+    for (id, name) in moving {
+        crate::snapshot::rename_here(source, id, &name).await?;
     }
     Ok(())
 }
