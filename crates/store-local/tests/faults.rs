@@ -314,3 +314,51 @@ fn a_directory_with_other_things_is_neither_taken_for_a_store_nor_for_a_pool() {
         assert_eq!(store.pool_list().await.unwrap().len(), 1);
     });
 }
+
+#[test]
+fn a_flush_beside_one_that_fails_fails_too() {
+    two_threads().block_on(async {
+        let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
+        let store = open(&dir.path().join("s"), Some(&sim)).unwrap();
+        let io = io(&store);
+        for round in 0..50 {
+            let prefix = format!("r{round}.");
+            io.write_meta(&format!("{prefix}x"), buffered().write(0, vec![1; 5000]))
+                .await
+                .unwrap();
+            sim.fail(Fault::Syncs, 1);
+            let flush = || {
+                let (io, prefix) = (io.clone(), prefix.clone());
+                tokio::spawn(async move { io.store().flush(io.scope(), &prefix).await })
+            };
+            let (one, other) = (flush(), flush());
+            let (one, other) = (one.await.unwrap(), other.await.unwrap());
+            assert!(
+                one.is_err() && other.is_err(),
+                "round {round}: {one:?}, {other:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_pool_whose_making_was_cut_short_is_made_at_the_next_try() {
+    two_threads().block_on(async {
+        for marker in ["", "fe"] {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("s");
+            drop(open(&root, None).unwrap());
+            let pool = dir.path().join("disk");
+            std::fs::create_dir(&pool).unwrap();
+            std::fs::write(pool.join("ferry-pool"), marker).unwrap();
+            let store = open(&root, None).unwrap();
+            let options = PoolOptions { dir: Some(pool) };
+            let made = store.pool_create("p", options).await;
+            let whole = std::fs::read_to_string(dir.path().join("disk/ferry-pool")).unwrap();
+            assert!(
+                made.is_ok() && whole.starts_with(marker),
+                "marker '{marker}': {made:?}"
+            );
+        }
+    });
+}

@@ -262,15 +262,23 @@ impl Db {
 
     fn run(&self, side: &File, connection: &Connection, queue: &Receiver<Job>) {
         let mut current = None;
+        let mut broken: Option<StoreError> = None;
         while let Ok(first) = queue.recv() {
             let hold = self.lock(side);
             // Taken only now: what queued up while waiting for other processes goes into the same transaction.
             let mut batch = vec![first];
             batch.extend(queue.try_iter().take(BATCH_MAX - 1));
-            let (finishes, outcome) = match hold {
-                Ok(_hold) => self.run_batch(connection, &mut current, batch),
-                Err(error) => refuse(batch, error),
+            let (finishes, outcome) = match (hold, &broken) {
+                (Ok(_hold), None) => self.run_batch(connection, &mut current, batch),
+                (Ok(_hold), Some(error)) => refuse(batch, error.clone()),
+                (Err(error), _) => refuse(batch, error),
             };
+            // A log that could not be written or synced may have a hole; what is committed behind it would be lost with it.
+            if let Err(error) = &outcome
+                && error.errno == Errno::EIO
+            {
+                broken.get_or_insert_with(|| error.clone());
+            }
             for finish in finishes {
                 finish(outcome.as_ref().copied());
             }

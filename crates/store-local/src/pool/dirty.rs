@@ -2,7 +2,8 @@
 //!
 //! Keeps invariant: a layer is entered after its bytes are in the file and before the write returns; a flush takes
 //! entries out, reads the live map, syncs the file, and only then makes the map durable, so the durable map never
-//! promises a block whose bytes might be lost. A failed sync poisons: the kernel may have dropped the bytes, and a second
+//! promises a block whose bytes might be lost. One flush at a time: a second one finds nothing to do only after the first
+//! has made it durable, or has failed and said so. A failed sync poisons: the kernel may have dropped the bytes, and a second
 //! sync would claim success.
 
 use std::collections::HashMap;
@@ -34,6 +35,8 @@ const SYNC_BATCH: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
     entries: Mutex<HashMap<String, Entry>>,
+    /// Held from taking entries out until they are durable or poisoned. Never taken while waiting for a slot's holder.
+    flushing: Mutex<()>,
     poisoned: Mutex<Vec<(String, String)>>,
     all_poisoned: AtomicBool,
 }
@@ -115,13 +118,17 @@ impl Pool {
             entries.len() > DIRTY_MAX
         };
         match full {
-            true => self.flush_where(|_| true),
+            true => {
+                let _alone = self.dirty.flushing.lock();
+                self.flush_where(|_| true)
+            }
             false => Ok(()),
         }
     }
 
     /// Makes this handle's writes to objects of `namespace` below `prefix` durable.
     pub(crate) fn flush(&self, namespace: &str, prefix: &str) -> Result<()> {
+        let _alone = self.dirty.flushing.lock();
         if self.dirty.is_poisoned_below(namespace, prefix) {
             return Err(StoreError::new(
                 Errno::EIO,
@@ -132,6 +139,7 @@ impl Pool {
             .inspect_err(|_| self.dirty.poison(namespace, prefix))
     }
 
+    /// The caller holds `flushing`.
     fn flush_where(&self, wanted: impl Fn(&ObjectKey) -> bool) -> Result<()> {
         let entries = self.dirty.take(wanted);
         let flushed = self.flush_entries(&entries);
@@ -160,6 +168,10 @@ impl Pool {
             let synced = self.files.disk().sync_all(self.files.data());
             synced
                 .map_err(|error| StoreError::io(&error, format!("sync {}", self.files.data().display())))?;
+            // Clean by now, so it costs little; and an error that somebody else's syncfs has taken shows here.
+            for (name, entry) in entries {
+                self.files.at(entry.file.sync_data(), "sync", name)?;
+            }
         } else {
             let mut dirs = Vec::new();
             for (name, entry) in entries {
@@ -204,6 +216,7 @@ impl Pool {
 
     /// Makes every client's writes to objects of `namespace` below `prefix` durable.
     pub(crate) fn sync_all(&self, namespace: &str, prefix: &str) -> Result<()> {
+        let _alone = self.dirty.flushing.lock();
         let mine = |key: &ObjectKey| key.namespace() == namespace && key.name().starts_with(prefix);
         let taken = self.dirty.take(mine);
         let synced = self.sync_everyones(namespace, prefix);

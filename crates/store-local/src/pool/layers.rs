@@ -40,8 +40,21 @@ pub(crate) fn settled(connection: &Connection, path: &Path, lid: i64, map: &Bitm
 }
 
 impl Pool {
-    /// Makes content and, of a provisional layer, name of a layer durable. A failure poisons the object for this handle.
+    /// Makes content and, of a provisional layer, name of a layer durable. A failure poisons the object for this handle;
+    /// `EIO` if an earlier one has: the bytes that were lost then are not on the medium, whatever another sync says.
     pub(crate) fn sync_layer(&self, key: &ObjectKey, layer: &Layer) -> Result<()> {
+        if self.dirty.is_poisoned(key.namespace(), key.name()) {
+            return Err(StoreError::new(
+                Errno::EIO,
+                format!("sync of object '{}': an earlier sync failed", key.name()),
+            ));
+        }
+        self.sync_written(key, layer)
+    }
+
+    /// The same for one who has just written anew, from a record, all that an earlier failed sync may have lost of its
+    /// writes.
+    pub(crate) fn sync_written(&self, key: &ObjectKey, layer: &Layer) -> Result<()> {
         let file = self.files.open(&layer.file)?;
         let synced = self.files.at(file.sync_data(), "sync", &layer.file);
         let synced = match layer.provisional {
@@ -203,7 +216,7 @@ impl Pool {
             }
             let scene = self.scene(&layer, below);
             let bulk = Bulk::new(&self.files, &scene);
-            bulk.reserve(&layer, std::slice::from_ref(step))?;
+            bulk.reserve(&layer, std::slice::from_ref(step), false)?;
             bulk.apply(&layer, step)?;
         }
         Ok(layer)

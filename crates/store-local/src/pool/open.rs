@@ -64,6 +64,7 @@ impl PoolPlace {
     pub(crate) fn make(&self, disk: &dyn Disk) -> Result<()> {
         let failed = |error: &io::Error| self.io(error, &self.dir, "make");
         std::fs::create_dir_all(&self.dir).map_err(|error| failed(&error))?;
+        self.clear_torn_marker().map_err(|error| failed(&error))?;
         let mut entries = std::fs::read_dir(&self.dir).map_err(|error| failed(&error))?;
         if entries.next().is_some() {
             return Err(StoreError::new(
@@ -81,7 +82,10 @@ impl PoolPlace {
             file.write_all(self.marker().as_bytes())?;
             file.sync_all()
         };
-        write().map_err(|error| self.io(&error, &marker, "make"))?;
+        if let Err(error) = write() {
+            let _ = std::fs::remove_file(&marker);
+            return Err(self.io(&error, &marker, "make"));
+        }
         let data = self.dir.join(DATA);
         for number in 0..FAN_OUT {
             let dir = data.join(format!("{number:02x}"));
@@ -98,9 +102,33 @@ impl PoolPlace {
         let sync = |dir: &Path| std::fs::File::open(dir).and_then(|dir| dir.sync_all());
         sync(&self.dir).map_err(|error| failed(&error))?;
         match self.dir.parent() {
-            Some(parent) => sync(parent).map_err(|error| self.io(&error, parent, "sync")),
+            Some(parent) => {
+                sync(parent).map_err(|error| self.io(&error, parent, "sync"))?;
+                // The parent may have been made just now too; if its parent cannot be opened, it was not by us.
+                match parent.parent().map(std::fs::File::open) {
+                    Some(Ok(above)) => above.sync_all().map_err(|error| self.io(&error, parent, "sync")),
+                    _ => Ok(()),
+                }
+            }
             None => Ok(()),
         }
+    }
+
+    /// Removes a marker that was cut short by a kill or a full disk, if the directory holds nothing else.
+    fn clear_torn_marker(&self) -> io::Result<()> {
+        let names: Vec<_> = std::fs::read_dir(&self.dir)?
+            .take(2)
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<io::Result<_>>()?;
+        if !matches!(names.as_slice(), [name] if *name == *MARKER) {
+            return Ok(());
+        }
+        let marker = self.dir.join(MARKER);
+        let text = std::fs::read(&marker)?;
+        if text.len() < self.marker().len() && self.marker().as_bytes().starts_with(&text) {
+            std::fs::remove_file(&marker)?;
+        }
+        Ok(())
     }
 
     /// Whether the directory is there and is this pool's.

@@ -69,7 +69,21 @@ pub(crate) fn decode(mut bytes: &[u8]) -> Option<Vec<DataStep>> {
 
 impl Pool {
     /// Does what the object's record says, durably. Only under the exclusive hold, after the generation was raised.
+    /// The change counts already, so a full disk is no refusal of it: that is `EIO`, until there is room again.
     pub(crate) fn redo(&self, key: &ObjectKey, object: &Object) -> Result<()> {
+        self.redo_steps(key, object).map_err(|error| match error.errno {
+            Errno::ENOSPC => StoreError::new(
+                Errno::EIO,
+                format!(
+                    "pool {} {key}: committed, not yet applied; free space on the pool's disk ({error})",
+                    self.id
+                ),
+            ),
+            _ => error,
+        })
+    }
+
+    fn redo_steps(&self, key: &ObjectKey, object: &Object) -> Result<()> {
         let damaged = |what: &str| StoreError::new(Errno::EIO, format!("pool {} {key}: {what}", self.id));
         let record = object.redo.as_deref().unwrap_or_default();
         let steps = decode(record).ok_or_else(|| damaged("the record of its last change is damaged"))?;
@@ -81,7 +95,7 @@ impl Pool {
             bulk.apply(layer, step)?;
         }
         let map = bulk.map_now(layer)?;
-        self.sync_layer(key, layer)?;
+        self.sync_written(key, layer)?;
         let (oid, lid) = (object.oid, layer.lid);
         let path = self.db.path().to_owned();
         self.db.write(Commit::Full, move |connection| {
