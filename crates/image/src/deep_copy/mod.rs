@@ -148,23 +148,32 @@ async fn mark_maps(
     object_no: ObjectNo,
 ) -> Result<()> {
     let header = target.header();
-    for version in versions
-        .iter()
-        .filter(|version| version.living && !version.snap.is_head())
-    {
-        if let Some(state) = state_of(version) {
+    // What changed at a snapshot that was removed since has changed for the next one that lives.
+    let mut changed = false;
+    let mut head_state = None;
+    for version in versions {
+        changed |= version.change.is_some();
+        if !version.living {
+            continue;
+        }
+        let state = match (version.exists, changed) {
+            (false, _) => None,
+            (true, true) => Some(ObjectState::Exists),
+            (true, false) => Some(ObjectState::ExistsClean),
+        };
+        changed = false;
+        if version.snap.is_head() {
+            head_state = state;
+        } else if let Some(state) = state {
             crate::object_map::snap::set(target, version.snap, object_no, state).await?;
         }
     }
-    let Some(head) = versions.last() else {
-        return Ok(());
-    };
     // A head that the source had removed may become an empty object, to say how far the history has got.
     let history = versions
         .iter()
         .any(|version| version.exists)
         .then_some(ObjectState::Exists);
-    let mut state = state_of(head).or(history);
+    let mut state = head_state.or(history);
     for snap in header.snaps.range(SnapId(source.base_seq() + 1)..) {
         // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.
         if let Some(seen) = state {
@@ -177,12 +186,4 @@ async fn mark_maps(
         crate::object_map::head::update(target, object_no, end, state, None).await?;
     }
     Ok(())
-}
-
-fn state_of(version: &Version) -> Option<ObjectState> {
-    match (version.exists, &version.change) {
-        (false, _) => None,
-        (true, Some(_)) => Some(ObjectState::Exists),
-        (true, None) => Some(ObjectState::ExistsClean),
-    }
 }
