@@ -362,3 +362,43 @@ fn a_pool_whose_making_was_cut_short_is_made_at_the_next_try() {
         }
     });
 }
+
+#[test]
+fn a_change_that_a_full_disk_could_not_finish_is_refused_before_it_counts() {
+    two_threads().block_on(async {
+        let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
+        let store = open(&dir.path().join("s"), Some(&sim)).unwrap();
+        let io = io(&store);
+        io.write_meta("o", full().write(0, vec![1; 65_536]))
+            .await
+            .unwrap();
+        let snap = store.snap_id_create(io.pool()).await.unwrap();
+        let now = context(&[snap]);
+        io.write("o", &now, full().write(0, vec![2; 4096])).await.unwrap();
+        let before = head(&io, "o").await.unwrap();
+        sim.set_capacity(Some(sim.used_bytes()));
+        for op in [
+            full().write(20_490, "x"),
+            full().zero(20_490, 4096),
+            // The first block of it needs no room.
+            full().zero(20_480, 6000),
+            buffered().zero(20_480, 6000),
+        ] {
+            let error = io.write("o", &now, op).await.unwrap_err();
+            assert_eq!(error.errno, Errno::ENOSPC, "{error}");
+            assert_eq!(head(&io, "o").await.unwrap(), before);
+        }
+        // Room that suffices for each block, but not for both: as if another took it after the commit.
+        sim.set_capacity(Some(sim.used_bytes() + 4096));
+        let op = full().write(20_490, "x").write(40_970, "y");
+        let error = io.write("o", &now, op).await.unwrap_err();
+        assert_eq!(error.errno, Errno::EIO, "{error}");
+        assert!(error.what.contains("committed, not yet applied"), "{error}");
+        sim.set_capacity(None);
+        let mut after = before.to_vec();
+        after[20_490] = b'x';
+        after[40_970] = b'y';
+        assert_eq!(head(&io, "o").await.unwrap(), after);
+        assert_eq!(at(&io, "o", snap).await.unwrap(), vec![1; 65_536]);
+    });
+}

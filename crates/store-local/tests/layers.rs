@@ -8,7 +8,7 @@ mod common;
 use bytes::Bytes;
 use common::{at, buffered, context, full, head, io, open};
 use ferry_store::{SnapId, Store, WriteOp};
-use ferry_store_local::disk::sim::SimDisk;
+use ferry_store_local::disk::sim::{Fault, SimDisk};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -187,4 +187,67 @@ async fn a_small_write_after_a_snapshot_does_not_copy_the_object() {
         sim.used_bytes() - used
     );
     assert_eq!(io.list_snaps("o").await.unwrap().clones[0].overlap.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_dies_while_cutting_a_chain_takes_no_unflushed_block_along() {
+    for sim_of in [SimDisk::new, SimDisk::with_reflinks] {
+        for trims in [false, true] {
+            let mut died = 0;
+            for before in 0.. {
+                let (dir, sim) = (tempfile::tempdir().unwrap(), sim_of());
+                let root = dir.path().join("s");
+                let store = open(&root, Some(&sim)).unwrap();
+                let writer = io(&store);
+                let mut now = vec![1; 16 * BLOCK];
+                writer
+                    .write_meta("o", full().write(0, now.clone()))
+                    .await
+                    .unwrap();
+                let (mut snaps, mut history) = (Vec::new(), Vec::new());
+                // Long enough that the next clone makes the head stand for itself first.
+                for round in 0..9u8 {
+                    snaps.push(store.snap_id_create(writer.pool()).await.unwrap());
+                    history.push(now.clone());
+                    let start = usize::from(round) * BLOCK + 7;
+                    now[start..start + 2 * BLOCK].fill(10 + round);
+                    let op = buffered().write(start as u64, vec![10 + round; 2 * BLOCK]);
+                    writer.write("o", &context(&snaps), op).await.unwrap();
+                }
+                now[14 * BLOCK..].fill(99);
+                let last = buffered().write(14 * BLOCK as u64, vec![99; 2 * BLOCK]);
+                writer.write("o", &context(&snaps), last).await.unwrap();
+                let next = store.snap_id_create(writer.pool()).await.unwrap();
+                sim.fail_after(Fault::Writes, before, u64::MAX);
+                let outcome = match trims {
+                    true => store.snap_id_remove(writer.pool(), snaps.remove(8)).await,
+                    false => {
+                        let op = buffered().write(0, now[..10].to_vec());
+                        let all: Vec<SnapId> = snaps.iter().copied().chain([next]).collect();
+                        writer.write("o", &context(&all), op).await.map(|_| ())
+                    }
+                };
+                store.abandon();
+                sim.fail(Fault::Writes, 0);
+                let store = open(&root, Some(&sim)).unwrap();
+                let after = io(&store);
+                assert!(
+                    head(&after, "o").await.unwrap() == now,
+                    "head, {before} writes, trims: {trims}"
+                );
+                for (snap, expected) in snaps.iter().zip(&history) {
+                    assert!(
+                        at(&after, "o", *snap).await.unwrap() == *expected,
+                        "{snap}, {before} writes"
+                    );
+                }
+                match outcome {
+                    Ok(()) => break,
+                    Err(_) => died += 1,
+                }
+                assert!(before < 200, "it never got through");
+            }
+            assert!(died > 0, "nothing failed");
+        }
+    }
 }

@@ -207,22 +207,42 @@ impl<'a> Bulk<'a> {
         }
     }
 
-    /// Reserves room for the writes among `steps`, so that a full disk refuses them before any byte changed.
-    pub(crate) fn reserve(&self, layer: &Layer, steps: &[DataStep]) -> Result<()> {
+    /// Reserves room for what `steps` write, so that a full disk refuses them before any byte changed. A lone write inside
+    /// one block is left out, as it fails whole; not so with `committed` steps, which must not fail any more.
+    pub(crate) fn reserve(&self, layer: &Layer, steps: &[DataStep], committed: bool) -> Result<()> {
         let file = self.files.open(&layer.file)?;
+        let allocate = |first: u64, end: u64| {
+            let room = file.allocate(first * BLOCK_BYTES, (end - first) * BLOCK_BYTES);
+            self.files.at(room, "reserve room in", &layer.file)
+        };
+        let mut size = None;
         for step in steps {
-            if let DataStep::Write { offset, data } = step {
-                let end = offset + data.len() as u64;
-                let one_block = offset / BLOCK_BYTES == end.saturating_sub(1) / BLOCK_BYTES;
-                if data.is_empty() || one_block && steps.len() == 1 {
-                    continue;
+            let stat = self.files.at(file.stat(), "read", &layer.file)?;
+            let size = size.get_or_insert(stat.size_bytes);
+            match step {
+                DataStep::Write { data, .. } if data.is_empty() => {}
+                DataStep::Write { offset, data } => {
+                    let end = offset + data.len() as u64;
+                    let (first, last) = (offset / BLOCK_BYTES, (end - 1) / BLOCK_BYTES);
+                    let fails_whole = first == last && steps.len() == 1;
+                    let holes = end > stat.size_bytes || stat.allocated_bytes < stat.size_bytes;
+                    if committed || holes && !fails_whole {
+                        allocate(first, last + 1)?;
+                    }
+                    *size = end.max(*size);
                 }
-                let stat = self.files.at(file.stat(), "read", &layer.file)?;
-                if end > stat.size_bytes || stat.allocated_bytes < stat.size_bytes {
-                    let start = offset / BLOCK_BYTES * BLOCK_BYTES;
-                    let room = file.allocate(start, next_block(end - 1) - start);
-                    self.files.at(room, "reserve room in", &layer.file)?;
+                // Where a parent is, the blocks at the edges are written, as `zero` does.
+                DataStep::Zero { offset, length_bytes } if layer.parent.is_some() => {
+                    let end = offset.saturating_add(*length_bytes).min(*size);
+                    let end = end.min(layer.covered_bytes);
+                    let edges =
+                        [*offset, end].map(|edge| (edge % BLOCK_BYTES != 0).then_some(edge / BLOCK_BYTES));
+                    for block in edges.into_iter().flatten().filter(|_| *offset < end) {
+                        allocate(block, block + 1)?;
+                    }
                 }
+                DataStep::Zero { .. } => {}
+                DataStep::Truncate { size_bytes } => *size = *size_bytes,
             }
         }
         Ok(())

@@ -366,6 +366,10 @@ impl Transaction {
             connection
                 .prepare_cached("INSERT INTO clone_snaps(snap, bid) VALUES(?1, ?2)")?
                 .execute((*snap as i64, bid))?;
+            // Given up since the clone was found due: what was trimmed then is to be trimmed again.
+            connection
+                .prepare_cached("UPDATE removed_snaps SET done = 0 WHERE snap = ?1")?
+                .execute([*snap as i64])?;
         }
         inline::copy_keys(connection, head.bid, bid)?;
         if inline {

@@ -62,7 +62,7 @@ impl Pool {
             _ => (Some(parent), layer.covered_bytes),
         };
         if object.is_live(lid) && base.is_some() {
-            self.files.make_sidecar(&layer.file, &map)?;
+            self.files.extend_sidecar(layer, &map)?;
         }
         let used: Vec<i64> = object
             .clones

@@ -202,7 +202,22 @@ impl Files {
         Ok(None)
     }
 
-    /// Makes the sidecar of a layer anew with these blocks. Only under the exclusive hold of the object.
+    /// Adds blocks to the live map of a layer, growing it as needed. Only under the exclusive hold of the object, and only
+    /// blocks that the layer's file already holds: the sidecar stays valid throughout, so whoever comes after a writer
+    /// that died here reads right.
+    pub(crate) fn extend_sidecar(&self, layer: &Layer, more: &Bitmap) -> Result<()> {
+        let Some(sidecar) = self.sidecar(layer)? else {
+            return self.make_sidecar(&layer.file, more);
+        };
+        let live = sidecar.whole(more.bytes().len() as u64 * 8);
+        let mut map = self.at(live, "read the map of", &layer.file)?;
+        map.merge(more);
+        self.at(sidecar.write(0, &map), "write the map of", &layer.file)
+    }
+
+    /// Makes the sidecar of a layer anew with these blocks: of a layer that is not live yet, or whose sidecar ended with
+    /// its boot. One that is valid and live is never made anew, as dying half-way would void it
+    /// ([`Files::extend_sidecar`] instead). Only under the exclusive hold of the object.
     pub(crate) fn make_sidecar(&self, file: &str, map: &Bitmap) -> Result<()> {
         let name = sidecar_name(file);
         self.open.lock().remove(&name);

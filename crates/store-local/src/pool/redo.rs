@@ -72,7 +72,7 @@ impl Pool {
     /// The change counts already, so a full disk is no refusal of it: that is `EIO`, until there is room again.
     pub(crate) fn redo(&self, key: &ObjectKey, object: &Object) -> Result<()> {
         self.redo_steps(key, object).map_err(|error| match error.errno {
-            Errno::ENOSPC => StoreError::new(
+            Errno::ENOSPC | Errno::EDQUOT => StoreError::new(
                 Errno::EIO,
                 format!(
                     "pool {} {key}: committed, not yet applied; free space on the pool's disk ({error})",

@@ -242,13 +242,14 @@ impl Pool {
             .collect())
     }
 
-    /// Notes that no clone serves `snap` any more.
+    /// Notes that no clone serves `snap` any more, unless a writer that did not yet know of its end has just made one.
     pub(crate) fn snap_trimmed(&self, snap: SnapId) -> Result<()> {
         let path = self.db.path().to_owned();
         self.db.write(Commit::Full, move |connection| {
             connection
                 .execute(
-                    "UPDATE removed_snaps SET done = 1 WHERE snap = ?1",
+                    "UPDATE removed_snaps SET done = 1
+                     WHERE snap = ?1 AND NOT EXISTS (SELECT 1 FROM clone_snaps WHERE snap = ?1)",
                     [snap.0 as i64],
                 )
                 .at(&path, "write")
@@ -340,7 +341,7 @@ impl Pool {
             }
             layer.parent = next;
             if next.is_some() && object.is_live(layer.lid) {
-                self.files.make_sidecar(&layer.file, &layer.map)?;
+                self.files.extend_sidecar(&layer, &layer.map)?;
             }
             rebased.push(layer);
         }

@@ -113,7 +113,7 @@ impl Pool {
             self.raise_snap_seq(key, object, snapc.seq())?;
         }
         let bulk = Bulk::new(&self.files, object);
-        bulk.reserve(layer, &steps)?;
+        bulk.reserve(layer, &steps, false)?;
         let version = self.next_version()?;
         self.slots.set_overwrite_version(key, version);
         let mut outcome = Ok(());
@@ -219,7 +219,7 @@ impl Pool {
                 ..FileEdit::default()
             });
         }
-        Bulk::new(&self.files, object).reserve(old, &steps)?;
+        Bulk::new(&self.files, object).reserve(old, &steps, true)?;
         let covered = steps.iter().fold(old.covered_bytes, |covered, step| match step {
             DataStep::Truncate { size_bytes } => covered.min(*size_bytes),
             _ => covered,

@@ -58,8 +58,8 @@ struct State {
     dirs: BTreeSet<PathBuf>,
     capacity_bytes: Option<u64>,
     reflinks: bool,
-    /// How many more calls fail.
-    faults: HashMap<Fault, u64>,
+    /// How many more calls go well first, and how many then fail.
+    faults: HashMap<Fault, (u64, u64)>,
     writes: u64,
 }
 
@@ -70,7 +70,11 @@ fn error(errno: ferry_store::Errno) -> io::Error {
 impl State {
     fn fails(&mut self, fault: Fault) -> io::Result<()> {
         match self.faults.get_mut(&fault) {
-            Some(left) if *left > 0 => {
+            Some((before, left)) if *left > 0 => {
+                if *before > 0 {
+                    *before -= 1;
+                    return Ok(());
+                }
                 *left -= 1;
                 Err(error(ferry_store::Errno::EIO))
             }
@@ -161,7 +165,12 @@ impl SimDisk {
 
     /// Makes the next `calls` calls of a kind fail; 0 ends it.
     pub fn fail(&self, fault: Fault, calls: u64) {
-        self.state.lock().faults.insert(fault, calls);
+        self.fail_after(fault, 0, calls);
+    }
+
+    /// Lets `before` calls of a kind through and makes the `calls` after them fail; 0 ends it.
+    pub fn fail_after(&self, fault: Fault, before: u64, calls: u64) {
+        self.state.lock().faults.insert(fault, (before, calls));
     }
 
     /// Limits the space; `None` for endless.
