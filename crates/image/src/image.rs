@@ -25,6 +25,7 @@ use crate::layout::Layout;
 use crate::migration::source::MigrationSource;
 use crate::names;
 use crate::object_map::HeadMap;
+use crate::stats::ImageStats;
 use crate::watch::ImageWatch;
 
 /// Which image of a namespace.
@@ -107,6 +108,7 @@ pub(crate) struct Inner {
     pub complete: CompleteObjects,
     /// Second of the last note in the header that the image was written to; 0: none by this handle.
     pub modify_noted: AtomicU64,
+    pub stats: Arc<ImageStats>,
     name: RwLock<String>,
     header: RwLock<Arc<Header>>,
     source: RwLock<Option<Arc<MigrationSource>>>,
@@ -160,6 +162,7 @@ impl Image {
             head_map: HeadMap::default(),
             complete: CompleteObjects::default(),
             modify_noted: AtomicU64::new(0),
+            stats: Arc::default(),
             name: RwLock::new(name),
             header: RwLock::new(Arc::new(header)),
             source: RwLock::new(None),
@@ -243,6 +246,11 @@ impl Image {
     /// Pool and namespace of the data.
     pub fn data_io(&self) -> &IoCtx {
         &self.inner.data_io
+    }
+
+    /// What this handle has counted; it may outlive the handle.
+    pub fn stats(&self) -> &Arc<ImageStats> {
+        &self.inner.stats
     }
 
     /// The last reading of the header.

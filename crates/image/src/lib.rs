@@ -18,8 +18,10 @@ pub mod object_map;
 pub mod progress;
 pub mod resize;
 pub mod snapshot;
+pub mod stats;
 pub mod watch;
 
 pub use error::{ErrorKind, ImageError, Result};
 pub use image::{Image, ImageKey, OpenOptions, SnapKey};
 pub use progress::Progress;
+pub use stats::{ImageStats, ImageStatsSnapshot};

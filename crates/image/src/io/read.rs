@@ -209,6 +209,7 @@ impl View<'_> {
             });
         };
         let mut out = Found::default();
+        let mut asked_bytes = 0;
         for piece in self
             .image
             .layout()
@@ -218,9 +219,13 @@ impl View<'_> {
                 continue;
             }
             let length = piece.length_bytes.min(overlap - piece.offset.0);
+            asked_bytes += length;
             let found = source.read(piece.offset.0, length, snap).await?;
             out.runs.extend(found.runs);
             out.some_absent |= found.some_absent;
+        }
+        if asked_bytes > 0 {
+            self.image.stats().source_was_read(asked_bytes);
         }
         Ok(out)
     }

@@ -218,10 +218,18 @@ impl Writer<'_> {
         object_no.0 < self.hiding_objects
     }
 
-    async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
+    /// Copies the object if the source may still have it; whoever changes it waits for that.
+    async fn copy_up(&self, object_no: ObjectNo) -> Result<()> {
         if let Some(source) = self.incomplete_source(object_no) {
-            deep_copy::ensure_copied(self.image, source, object_no).await?;
+            let waiting = self.image.stats().copy_up();
+            let copied = deep_copy::ensure_copied(self.image, source, object_no).await?;
+            waiting.ended(copied.data_bytes);
         }
+        Ok(())
+    }
+
+    async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
+        self.copy_up(object_no).await?;
         head::mark_exists(self.image, object_no).await
     }
 
@@ -288,9 +296,7 @@ impl Writer<'_> {
 
     /// Makes a part of an object read as zero.
     pub(crate) async fn zero(&self, object_no: ObjectNo, offset: u64, length_bytes: u64) -> Result<()> {
-        if let Some(source) = self.incomplete_source(object_no) {
-            deep_copy::ensure_copied(self.image, source, object_no).await?;
-        }
+        self.copy_up(object_no).await?;
         if !self.image.inner.head_map.may_exist(object_no) {
             return Ok(());
         }
@@ -344,7 +350,9 @@ impl Writer<'_> {
                 self.image.inner.complete.insert(object_no);
                 return Ok(());
             }
+            let waiting = self.image.stats().copy_up();
             let copied = deep_copy::ensure_copied_locked(self.image, source, object_no).await?;
+            waiting.ended(copied.data_bytes);
             if !copied.exists {
                 return Ok(());
             }
