@@ -34,6 +34,17 @@ pub trait Exports: Send + Sync {
     /// Gives a device back: the place to release locks and watches. An error is logged and counted in
     /// [`ServeSummary`](crate::ServeSummary); the device counts as closed.
     async fn close(&self, device: Arc<dyn BlockDevice>) -> Result<(), DeviceError>;
+
+    /// One more connection uses the device. Called between its `open` and its `close`, in balance with
+    /// [`disconnected`](Exports::disconnected); must not wait for anything.
+    fn connected(&self, device: &Arc<dyn BlockDevice>) {
+        let _ = device;
+    }
+
+    /// One connection less uses the device.
+    fn disconnected(&self, device: &Arc<dyn BlockDevice>) {
+        let _ = device;
+    }
 }
 
 /// One line of an export list.

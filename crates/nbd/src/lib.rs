@@ -20,7 +20,7 @@
 //! | `reply.rs` | encoding of replies, pure |
 //! | `transmission.rs` | requests of one connection, run concurrently within bounds |
 //! | `registry.rs` | which devices are open, and when the last connection of one ended |
-//! | `listen.rs`, `server.rs`, `shutdown.rs` | sockets, connections, graceful end |
+//! | `listen.rs`, `server.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
 //! | `client/` | the client: negotiation, then concurrent requests |
 //! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
 //!
@@ -39,6 +39,7 @@ mod reply;
 mod request;
 mod server;
 mod shutdown;
+mod stats;
 pub mod testing;
 mod transmission;
 mod wire;
@@ -48,3 +49,4 @@ pub use exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
 pub use listen::{ListenError, Listener};
 pub use server::{ServeSummary, Server, ServerConfig, ServerError};
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_channel};
+pub use stats::ServerStats;

@@ -157,6 +157,7 @@ impl Registry {
             // Opened anew after the close: the implementation uses the same `Arc` again.
             State::Closed { .. } => entry.state = State::Live { connections: 1 },
         }
+        self.exports.connected(device);
         Joined::Open
     }
 
@@ -167,6 +168,7 @@ impl Registry {
         };
         if let State::Live { connections } = &mut entry.state {
             *connections -= 1;
+            self.exports.disconnected(device);
             if *connections == 0 {
                 entry.state = State::Closing;
                 let registry = Arc::clone(self);
@@ -306,7 +308,7 @@ impl Drop for OpenExport {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use tokio::sync::Notify;
 
@@ -324,6 +326,7 @@ mod tests {
         close_reached: Notify,
         release: Notify,
         log: Mutex<Vec<(&'static str, usize)>>,
+        connections: AtomicUsize,
     }
 
     #[async_trait::async_trait]
@@ -351,6 +354,12 @@ mod tests {
             self.log.lock().push(("close", key(&device)));
             Ok(())
         }
+        fn connected(&self, _: &Arc<dyn BlockDevice>) {
+            self.connections.fetch_add(1, Ordering::SeqCst);
+        }
+        fn disconnected(&self, _: &Arc<dyn BlockDevice>) {
+            self.connections.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     fn steps(exports: &Gated) -> Vec<&'static str> {
@@ -364,7 +373,9 @@ mod tests {
         let first = registry.open("a").await.unwrap();
         let second = registry.open("a").await.unwrap();
         assert!(Arc::ptr_eq(first.device(), second.device()));
+        assert_eq!(exports.connections.load(Ordering::SeqCst), 2);
         drop(first);
+        assert_eq!(exports.connections.load(Ordering::SeqCst), 1);
         tokio::task::yield_now().await;
         assert_eq!(steps(&exports), ["open", "open"]);
         drop(second);
@@ -419,8 +430,10 @@ mod tests {
         let second = opening.await.unwrap().unwrap();
         assert_eq!(steps(&exports), ["open", "close", "open", "open"]);
         assert!(!Arc::ptr_eq(second.device(), &closed));
+        assert_eq!(exports.connections.load(Ordering::SeqCst), 1);
         drop(second);
         registry.idle().await;
+        assert_eq!(exports.connections.load(Ordering::SeqCst), 0);
         assert_eq!(steps(&exports).last(), Some(&"close"));
     }
 

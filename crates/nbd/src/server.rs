@@ -20,6 +20,7 @@ use crate::handshake::{HandshakeError, negotiate};
 use crate::listen::{Accepted, Listener};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
+use crate::stats::ServerStats;
 use crate::transmission::{self, Agreement, Bounds, End, TransmissionError};
 use crate::wire::FrameReader;
 
@@ -42,6 +43,8 @@ pub struct ServerConfig {
     pub shutdown_grace: Duration,
     /// Time for flushing and closing the devices after that.
     pub close_timeout: Duration,
+    /// Where connections are counted.
+    pub stats: Arc<ServerStats>,
 }
 
 impl Default for ServerConfig {
@@ -53,6 +56,7 @@ impl Default for ServerConfig {
             handshake_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(10),
             close_timeout: Duration::from_secs(60),
+            stats: Arc::default(),
         }
     }
 }
@@ -161,6 +165,7 @@ impl Server {
             };
             if connections.len() >= config.max_connections {
                 summary.connections_refused += 1;
+                config.stats.connection_refused();
                 warn!(limit = config.max_connections, "connection refused: too many");
                 continue;
             }
@@ -304,6 +309,8 @@ impl Connection {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let config = Arc::clone(&self.config);
+        let _living = config.stats.connection_served();
         match self.serve(reader, &mut writer).await {
             Ok(end) => debug!(?end, "connection ended"),
             Err(error) => info!(%error, "connection ended"),
