@@ -48,6 +48,28 @@ pub trait BlockDevice: Send + Sync {
         Ok(vec![ReadExtent::Data(self.read(offset, length).await?)])
     }
 
+    /// Reads like [`read_sparse`](BlockDevice::read_sparse), but at once or not at all: fills `out` with the bytes
+    /// at `offset`, or says that all of them are zeroes. `None` means that the read would have to wait for more
+    /// than the page cache (a lock that is held, metadata that is not loaded, a copy-up, a range that is partly
+    /// hole); the server then calls [`read_sparse`](BlockDevice::read_sparse), and what `out` holds by then does
+    /// not matter.
+    ///
+    /// The server tries this first, on the thread of the connection, inside its tokio runtime but outside any task.
+    /// It may make system calls that the page cache mostly answers; it must not wait for other requests or tasks.
+    /// `out` is not empty, and holds old bytes when it comes.
+    fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<QuickRead, DeviceError>> {
+        let _ = (offset, out);
+        None
+    }
+
+    /// Writes like [`write`](BlockDevice::write), but at once or not at all, in the way of
+    /// [`try_read`](BlockDevice::try_read). `None` means that nothing was changed, and the server then calls
+    /// [`write`](BlockDevice::write). A write with `fua` that would have to wait for a disk is `None` too.
+    fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Option<Result<(), DeviceError>> {
+        let _ = (offset, data, fua);
+        None
+    }
+
     /// Writes `data` at `offset`; with `fua` it is durable before the call returns.
     ///
     /// Small `data` may be a slice of a larger receive buffer: copy it rather than keep it.
@@ -78,6 +100,15 @@ pub trait BlockDevice: Send + Sync {
         length_bytes: u64,
         max_extents: usize,
     ) -> Result<Vec<Extent>, DeviceError>;
+}
+
+/// What [`BlockDevice::try_read`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuickRead {
+    /// The buffer was filled.
+    Data,
+    /// The whole range reads as zeroes, and is told to the client as a hole; the buffer need not be filled.
+    Zeroes,
 }
 
 /// A piece of a read.

@@ -44,7 +44,9 @@ pub mod testing;
 mod transmission;
 mod wire;
 
-pub use device::{BlockDevice, BlockSizes, BlockSizesError, DeviceError, Errno, Extent, ReadExtent};
+pub use device::{
+    BlockDevice, BlockSizes, BlockSizesError, DeviceError, Errno, Extent, QuickRead, ReadExtent,
+};
 pub use exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
 pub use listen::{ListenError, Listener};
 pub use server::{ServeSummary, Server, ServerConfig, ServerError};
