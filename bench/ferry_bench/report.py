@@ -1,0 +1,119 @@
+"""What comes out: the table for people, the JSON beside it, and the block in docs/performance.md."""
+
+import json
+
+from . import stats
+from .rows import BY_ID, ROWS
+
+BEGIN = "<!-- figures: begin (written by scripts/bench --update-docs) -->"
+END = "<!-- figures: end -->"
+
+_MACHINE_LABELS = {
+    "date": "date",
+    "commit": "commit",
+    "cpu": "CPU",
+    "cores": "cores",
+    "memory_gib": "memory (GiB)",
+    "kernel": "kernel",
+    "load_before": "load before the run",
+    "disk_file_system": "disk",
+    "memory_file_system": "memory file system",
+}
+
+
+def as_json(plan, machine, samples, skipped):
+    """The whole run as data: samples of every round, and what became of every mark."""
+    return {
+        "machine": machine,
+        "plan": {name: str(value) if name in ("binary", "disk", "memory") else value for name, value in vars(plan).items()},
+        "rows": [_row_as_json(row, samples[row.id]) for row in ROWS if row.id in samples],
+        "skipped": skipped,
+    }
+
+
+def _row_as_json(row, samples):
+    return {
+        "id": row.id,
+        "what": row.what,
+        "unit": row.unit,
+        "samples": samples,
+        "marks": [
+            {
+                "mark": verdict.mark,
+                "against": verdict.against_name,
+                "median": verdict.subject.median,
+                "ratio": verdict.ratio and vars(verdict.ratio),
+                "reached": verdict.reached,
+            }
+            for verdict in (stats.judge(row, mark, samples) for mark in row.marks)
+        ],
+    }
+
+
+def number(value):
+    """A figure with three significant digits at least, without an exponent."""
+    for limit, digits in ((100, 0), (10, 1), (1, 2)):
+        if abs(value) >= limit:
+            return f"{value:,.{digits}f}"
+    return f"{value:.3f}"
+
+
+def _spread(spread, unit):
+    text = number(spread.median)
+    if spread.low != spread.high:
+        text += f" ({number(spread.low)}–{number(spread.high)})"
+    return f"{text} {unit}".rstrip()
+
+
+def _row_lines(row, samples):
+    what = row.what
+    for mark in row.marks:
+        verdict = stats.judge(row, mark, samples)
+        against = f"{verdict.against_name}: {_spread(verdict.against, row.unit)}" if verdict.against else ""
+        is_growth = verdict.ratio and verdict.mark.endswith(row.unit)
+        ratio = _spread(verdict.ratio, row.unit if is_growth else "") if verdict.ratio else ""
+        result = "reached" if verdict.reached else "**missed**"
+        yield [what, verdict.mark, _spread(verdict.subject, row.unit), against, ratio, result]
+        what = ""
+    for name in row.context:
+        yield ["", "", "", f"{name}: {_spread(stats.spread(samples[name]), row.unit)}", "", ""]
+
+
+def table(record):
+    """The record of a run (`as_json`) as a Markdown table with the machine above it."""
+    lines = ["| machine | |", "|---|---|"]
+    machine = record["machine"]
+    lines += [f"| {_MACHINE_LABELS.get(name, name)} | {value} |" for name, value in machine.items()]
+    plan = record["plan"]
+    lines += [f"| rounds | {plan['rounds']}, fio jobs of {plan['job_ms'] / 1000:g} s |", ""]
+    lines += ["| what | to reach | Ferry | peer | ratio | |", "|---|---|---|---|---|---|"]
+    measured = {row["id"]: row["samples"] for row in record["rows"]}
+    for row in ROWS:
+        if row.id in measured:
+            lines += [f"| {' | '.join(cells)} |" for cells in _row_lines(row, measured[row.id])]
+        elif row.id in record["skipped"]:
+            reason = " ".join(record["skipped"][row.id].split()).replace("|", "/")
+            lines.append(f"| {row.what} | | | | | not measured: {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(record, directory):
+    """Writes result.json and result.md; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    json_path, table_path = directory / "result.json", directory / "result.md"
+    json_path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    table_path.write_text(table(record), encoding="utf-8")
+    return json_path, table_path
+
+
+def update_docs(record, document):
+    """Replaces what lies between the markers of a document by the table of a record. ValueError without markers."""
+    text = document.read_text(encoding="utf-8")
+    before, found_begin, rest = text.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found_begin and found_end):
+        raise ValueError(f"{document}: the markers {BEGIN!r} and {END!r} are missing")
+    unknown = [row["id"] for row in record["rows"] if row["id"] not in BY_ID]
+    if unknown:
+        raise ValueError(f"the result has rows that are no longer known: {', '.join(unknown)}: measure anew")
+    document.write_text(f"{before}{BEGIN}\n\n{table(record)}\n{END}{after}", encoding="utf-8")
