@@ -9,12 +9,23 @@ import time
 from pathlib import Path
 
 from . import machine, plan, report
-from .groups import nbd
+from .groups import execute, first_write, latency, nbd, size, start, uncopied
 from .places import Skipped
 from .processes import CommandFailed
 from .rows import BY_ID
 
-GROUPS = (nbd.DISK, nbd.MEMORY)
+GROUPS = (
+    nbd.DISK,
+    nbd.MEMORY,
+    execute.Plain,
+    execute.Reflink,
+    uncopied,
+    first_write.PLAIN,
+    first_write.REFLINK,
+    latency,
+    size,
+    start,
+)
 
 
 def _arguments(words):

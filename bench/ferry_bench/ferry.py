@@ -34,21 +34,25 @@ class Ferry:
         """Starts `rbd WORDS`."""
         return processes.Background(self.argv(*words), self._env)
 
+    def spec(self, image):
+        """The spec of an image of the pool."""
+        return f"{POOL}/{image}"
+
     def import_file(self, path, image):
         """Makes an image with the bytes of a file."""
-        self.run("import", path, f"{POOL}/{image}", "--no-progress")
+        self.run("import", path, self.spec(image), "--no-progress")
 
     def create(self, image, size_bytes):
         """Makes an empty image; sizes in whole MiB."""
-        self.run("create", f"{POOL}/{image}", "--size", f"{size_bytes >> 20}M")
+        self.run("create", self.spec(image), "--size", f"{size_bytes >> 20}M")
 
     @contextlib.contextmanager
     def serve(self, image):
         """Serves one image; gives its Served."""
         socket = self.store.parent / f"ferry{next(self._numbers)}.sock"
-        with self.background("serve", f"{POOL}/{image}", "--socket", socket) as server:
+        with self.background("serve", self.spec(image), "--socket", socket) as server:
             server.wait_for_socket(socket)
-            yield Served(f"nbd+unix:///{POOL}/{image}?socket={socket}", server)
+            yield Served(f"nbd+unix:///{self.spec(image)}?socket={socket}", server)
         with contextlib.suppress(FileNotFoundError):
             socket.unlink()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from .processes import CommandFailed, run
 
 _BLOCK = 1 << 20
+_SMALLEST_XFS_BYTES = 512 << 20
 
 
 class Skipped(Exception):
@@ -31,15 +32,42 @@ def scratch(parent, name):
 @contextlib.contextmanager
 def xfs(parent, size_bytes):
     """A mounted xfs with reflinks on a loop device whose file lies in `parent`. Raises Skipped without the rights."""
+    with _xfs(parent, size_bytes, reflink=True) as mountpoint:
+        yield mountpoint
+
+
+@contextlib.contextmanager
+def without_reflink(parent, size_bytes):
+    """A directory in `parent`, if its file system has no reflinks; otherwise an xfs without them, as in `xfs`."""
+    with scratch(parent, "plain") as path:
+        if not _has_reflinks(path):
+            yield path
+            return
+    with _xfs(parent, size_bytes, reflink=False) as mountpoint:
+        yield mountpoint
+
+
+def _has_reflinks(path):
+    probe = path / "probe"
+    probe.write_bytes(b"probe")
+    try:
+        run(["cp", "--reflink=always", probe, path / "clone"])
+    except CommandFailed:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _xfs(parent, size_bytes, reflink):
     if os.geteuid() != 0:
         raise Skipped("a loop mount needs root")
     with scratch(parent, "xfs") as path:
         image, mountpoint = path / "xfs.img", path / "mnt"
         mountpoint.mkdir()
         with open(image, "wb") as file:
-            file.truncate(size_bytes)
+            file.truncate(max(size_bytes, _SMALLEST_XFS_BYTES))
         try:
-            run(["mkfs.xfs", "-q", "-m", "reflink=1", image])
+            run(["mkfs.xfs", "-q", "-m", f"reflink={int(reflink)}", image])
             run(["mount", "-o", "loop", image, mountpoint])
         except CommandFailed as error:
             raise Skipped(f"no xfs on a loop device here: {error}") from error

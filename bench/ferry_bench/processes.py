@@ -111,6 +111,11 @@ class Background:
         if self._child.wait() != 0:
             raise _failure(self.argv, self._child.returncode, self.errors())
 
+    def interrupt(self):
+        """Interrupts it as by Ctrl-C, and waits for its end."""
+        self._child.send_signal(signal.SIGINT)
+        self._child.wait(60)
+
     def wait_for_socket(self, path, timeout_s=60):
         """Waits until an NBD server greets on the Unix socket `path`."""
         deadline = time.monotonic() + timeout_s
