@@ -1,11 +1,12 @@
 //! Option haggling, server side: fixed newstyle.
 //!
 //! The promise: every option gets the protocol's answer, malformed ones an error and the session goes on; only a
-//! broken frame or client flags that the server must refuse end it. Option data is read within
-//! [`MAX_OPTION_BYTES`]; longer data is skipped unread. The caller bounds the time.
+//! broken frame, client flags that the server must refuse, or too many options end it. Option data is read
+//! within a bound; longer data is skipped unread. The caller bounds the time. A server with TLS tells a client
+//! without it nothing but that TLS is required.
 //!
-//! What it doesn't know: sockets. It works on any reader and writer, which is also where TLS will fit: an
-//! accepted `NBD_OPT_STARTTLS` replaces both and starts again with empty state.
+//! What it doesn't know: sockets, certificates. It works on any reader and writer: an accepted `NBD_OPT_STARTTLS`
+//! returns to the caller, who replaces both and calls [`negotiate`] again, which starts with empty state.
 
 use std::io;
 use std::sync::Arc;
@@ -24,8 +25,6 @@ use crate::registry::{OpenExport, Registry};
 use crate::reply::ALLOCATION_CONTEXT_ID;
 use crate::wire::FrameReader;
 
-/// Longest option data that is looked at: a name and plenty of queries or information requests.
-pub(crate) const MAX_OPTION_BYTES: u32 = (64 << 10) + 4 + MAX_STRING_BYTES as u32;
 /// Replies are sent when this much of them is collected.
 const REPLY_BUFFER_BYTES: usize = 64 << 10;
 
@@ -46,6 +45,12 @@ pub(crate) enum HandshakeError {
     BadMagic(#[from] BadMagic),
     #[error("client flags {0:#x} are not known")]
     ClientFlags(u32),
+    #[error("the client sent more than {0} options")]
+    TooManyOptions(u32),
+    #[error("the client chose an export without TLS, which is required")]
+    TlsRequired,
+    #[error("the client sent {0} bytes behind NBD_OPT_STARTTLS without waiting for its answer")]
+    Injected(usize),
     #[error("export name of {0} bytes is too long")]
     LongName(u32),
     #[error("export name refused: {0}")]
@@ -54,59 +59,112 @@ pub(crate) enum HandshakeError {
     Refused(#[from] OpenError),
 }
 
-/// Haggles until an export is chosen; `None` when the client leaves as it may. Clients are told of no maximum
-/// block size above `max_payload_bytes`.
-pub(crate) async fn negotiate<R, W>(
+/// How TLS stands on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TlsState {
+    /// The server has none.
+    Off,
+    /// Nothing goes without, and the connection is not encrypted yet.
+    Required,
+    /// The connection is encrypted.
+    Active,
+}
+
+/// What a server grants and demands in the handshake.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Clients are told of no maximum block size above.
+    pub(crate) max_payload_bytes: u32,
+    pub(crate) max_options: u32,
+    /// Longest option data that is looked at.
+    pub(crate) max_option_bytes: u32,
+    pub(crate) tls: TlsState,
+}
+
+/// What the client said in answer to the greeting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientFlags {
+    fixed_newstyle: bool,
+    no_zeroes: bool,
+}
+
+/// How the haggling ended.
+pub(crate) enum Outcome {
+    /// The client left, as it may.
+    Left,
+    /// Both ends start TLS now; nothing that was said before counts.
+    StartTls,
+    Entered(Negotiated),
+}
+
+/// Sends the greeting; `None` when the client leaves.
+pub(crate) async fn greet<R, W>(
     frames: &mut FrameReader<R>,
     writer: &mut W,
-    registry: &Arc<Registry>,
-    max_payload_bytes: u32,
-) -> Result<Option<Negotiated>, HandshakeError>
+) -> Result<Option<ClientFlags>, HandshakeError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+    let offered = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
     let mut greeting = proto::INIT_MAGIC.to_be_bytes().to_vec();
     greeting.extend_from_slice(&proto::OPTION_MAGIC.to_be_bytes());
-    greeting.extend_from_slice(&flags.to_be_bytes());
+    greeting.extend_from_slice(&offered.to_be_bytes());
     writer.write_all(&greeting).await?;
     writer.flush().await?;
 
-    let Some(client_flags) = frames.read_array().await? else {
+    let Some(flags) = frames.read_array().await? else {
         return Ok(None);
     };
-    let client_flags = u32::from_be_bytes(client_flags);
-    if client_flags & !u32::from(flags) != 0 {
-        return Err(HandshakeError::ClientFlags(client_flags));
+    let flags = u32::from_be_bytes(flags);
+    if flags & !u32::from(offered) != 0 {
+        return Err(HandshakeError::ClientFlags(flags));
     }
+    let has = |flag| flags & u32::from(flag) != 0;
+    Ok(Some(ClientFlags {
+        fixed_newstyle: has(handshake_flag::FIXED_NEWSTYLE),
+        no_zeroes: has(handshake_flag::NO_ZEROES),
+    }))
+}
+
+/// Haggles until an export is chosen, TLS starts, or the client leaves.
+pub(crate) async fn negotiate<R, W>(
+    frames: &mut FrameReader<R>,
+    writer: &mut W,
+    registry: &Arc<Registry>,
+    client: ClientFlags,
+    terms: Terms,
+) -> Result<Outcome, HandshakeError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let mut session = Session {
         frames,
         writer,
         registry,
-        max_payload_bytes,
-        no_zeroes: client_flags & u32::from(handshake_flag::NO_ZEROES) != 0,
+        client,
+        terms,
         structured: false,
         allocation_for: None,
         opened: None,
         replies: Vec::new(),
     };
-    loop {
+    for _ in 0..terms.max_options {
         let Some(header) = session.frames.read_array().await? else {
-            return Ok(None);
+            return Ok(Outcome::Left);
         };
         match session.option(OptionHeader::decode(&header)?).await? {
             Step::Continue => {}
-            Step::Leave => return Ok(None),
-            Step::Enter(negotiated) => return Ok(Some(negotiated)),
+            Step::End(outcome) => return Ok(outcome),
         }
     }
+    Err(HandshakeError::TooManyOptions(terms.max_options))
 }
 
 enum Step {
     Continue,
-    Leave,
-    Enter(Negotiated),
+    End(Outcome),
 }
 
 /// An error reply to an option.
@@ -150,8 +208,8 @@ struct Session<'a, R, W> {
     frames: &'a mut FrameReader<R>,
     writer: &'a mut W,
     registry: &'a Arc<Registry>,
-    max_payload_bytes: u32,
-    no_zeroes: bool,
+    client: ClientFlags,
+    terms: Terms,
     structured: bool,
     /// The export that `base:allocation` was selected for.
     allocation_for: Option<String>,
@@ -166,35 +224,41 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         if option == opt::EXPORT_NAME {
             return self.export_name(length).await;
         }
-        let data = if length <= MAX_OPTION_BYTES {
+        let limit = self.terms.max_option_bytes;
+        let data = if length <= limit {
             self.frames.read_payload(length as usize).await?
         } else {
             self.frames.discard(u64::from(length)).await?;
             bytes::Bytes::new()
         };
-        let known = matches!(option, opt::ABORT..=opt::LIST | opt::INFO..=opt::SET_META_CONTEXT);
-        let answer = if !known {
-            Err(Refusal {
+        let answer = match option {
+            opt::ABORT => Ok(()),
+            opt::STARTTLS => self.start_tls(length),
+            _ if self.terms.tls == TlsState::Required => Err(Refusal {
+                kind: rep::ERR_TLS_REQD,
+                message: "this server requires TLS before anything else".to_owned(),
+            }),
+            opt::LIST | opt::INFO..=opt::SET_META_CONTEXT if length > limit => Err(Refusal {
+                kind: rep::ERR_TOO_BIG,
+                message: format!("option data of {length} bytes is too long, the limit is {limit}"),
+            }),
+            opt::LIST => self.list(&data).await,
+            opt::STRUCTURED_REPLY => self.structured_reply(&data),
+            opt::LIST_META_CONTEXT => self.list_contexts(&data).await,
+            opt::SET_META_CONTEXT => self.set_contexts(&data).await,
+            opt::INFO | opt::GO => self.describe(option, &data).await,
+            _ => Err(Refusal {
                 kind: rep::ERR_UNSUP,
                 message: format!("option {option} is not supported"),
-            })
-        } else if length > MAX_OPTION_BYTES && option != opt::ABORT {
-            let message =
-                format!("option data of {length} bytes is too long, the limit is {MAX_OPTION_BYTES}");
-            Err(Refusal {
-                kind: rep::ERR_TOO_BIG,
-                message,
-            })
-        } else {
-            match option {
-                opt::ABORT => Ok(()),
-                opt::LIST => self.list(&data).await,
-                opt::STRUCTURED_REPLY => self.structured_reply(&data),
-                opt::LIST_META_CONTEXT => self.list_contexts(&data).await,
-                opt::SET_META_CONTEXT => self.set_contexts(&data).await,
-                _ => self.describe(option, &data).await,
-            }
+            }),
         };
+        if option == opt::STARTTLS && answer.is_ok() {
+            // What was sent unencrypted must not be taken for what comes encrypted.
+            let injected = self.frames.buffered();
+            if injected > 0 {
+                return Err(HandshakeError::Injected(injected));
+            }
+        }
         let accepted = answer.is_ok();
         match answer {
             Ok(()) => self.reply(option, rep::ACK, &[]),
@@ -206,52 +270,68 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         let sent = self.send().await;
         if option == opt::ABORT {
             // The client may be gone without waiting for the answer.
-            return Ok(Step::Leave);
+            return Ok(Step::End(Outcome::Left));
         }
         sent?;
-        if accepted
-            && option == opt::GO
-            && let Some((name, export)) = self.opened.take()
-        {
-            return Ok(Step::Enter(self.negotiated(name, export)));
+        match option {
+            opt::STARTTLS if accepted => Ok(Step::End(Outcome::StartTls)),
+            opt::GO if accepted => Ok(self.enter()),
+            _ => Ok(Step::Continue),
         }
-        Ok(Step::Continue)
+    }
+
+    fn start_tls(&self, length: u32) -> Result<(), Refusal> {
+        match self.terms.tls {
+            TlsState::Off => Err(Refusal {
+                kind: rep::ERR_POLICY,
+                message: "this server was started without TLS".to_owned(),
+            }),
+            TlsState::Active => Err(invalid("TLS is active already")),
+            TlsState::Required if length > 0 => Err(invalid("NBD_OPT_STARTTLS takes no data")),
+            TlsState::Required if !self.client.fixed_newstyle => {
+                Err(invalid("TLS needs fixed newstyle negotiation"))
+            }
+            TlsState::Required => Ok(()),
+        }
     }
 
     /// `NBD_OPT_EXPORT_NAME`: answers with size and flags, or not at all.
     async fn export_name(&mut self, length: u32) -> Result<Step, HandshakeError> {
+        if self.terms.tls == TlsState::Required {
+            return Err(HandshakeError::TlsRequired);
+        }
         if length as usize > MAX_STRING_BYTES {
             return Err(HandshakeError::LongName(length));
         }
         let data = self.frames.read_payload(length as usize).await?;
         let name = text("the export name", &data)?;
-        self.open(name).await?;
-        let Some((name, export)) = self.opened.take() else {
-            return Ok(Step::Leave);
-        };
-        let device = export.device();
+        let device = self.open(name).await?;
         self.replies.extend_from_slice(&device.size_bytes().to_be_bytes());
         self.replies
             .extend_from_slice(&transmission_flags(device.as_ref(), self.structured).to_be_bytes());
-        if !self.no_zeroes {
+        if !self.client.no_zeroes {
             self.replies.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
         self.send().await?;
-        Ok(Step::Enter(self.negotiated(name, export)))
+        Ok(self.enter())
     }
 
-    fn negotiated(&mut self, name: String, export: OpenExport) -> Negotiated {
+    /// Enters the export that was opened last.
+    fn enter(&mut self) -> Step {
+        let Some((name, export)) = self.opened.take() else {
+            return Step::Continue;
+        };
         // A selection counts only for the export it was made for.
         let allocation = self
             .allocation_for
             .take()
             .is_some_and(|selected| selected == name);
-        Negotiated {
+        Step::End(Outcome::Entered(Negotiated {
             export,
             name,
             structured: self.structured,
             allocation,
-        }
+        }))
     }
 
     async fn list(&mut self, data: &[u8]) -> Result<(), Refusal> {
@@ -340,7 +420,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
             self.reply(option, rep::INFO, &Info::Name(request.name).encode());
         }
         if request.wants_block_size {
-            let sizes = device.block_sizes().limited_to(self.max_payload_bytes);
+            let sizes = device.block_sizes().limited_to(self.terms.max_payload_bytes);
             self.reply(option, rep::INFO, &Info::BlockSize(sizes).encode());
         }
         Ok(())

@@ -20,7 +20,8 @@
 //! | `reply.rs` | encoding of replies, pure |
 //! | `transmission.rs` | requests of one connection, run concurrently within bounds |
 //! | `registry.rs` | which devices are open, and when the last connection of one ended |
-//! | `listen.rs`, `server.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
+//! | `listen.rs`, `inherited.rs`, `server.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
+//! | `tls.rs` | certificates and the upgrade of a connection, both ends |
 //! | `client/` | the client: negotiation, then concurrent requests |
 //! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
 //!
@@ -31,6 +32,7 @@ pub mod client;
 mod device;
 mod exports;
 mod handshake;
+mod inherited;
 mod listen;
 mod option;
 pub mod proto;
@@ -41,6 +43,7 @@ mod server;
 mod shutdown;
 mod stats;
 pub mod testing;
+mod tls;
 mod transmission;
 mod wire;
 
@@ -48,7 +51,9 @@ pub use device::{
     BlockDevice, BlockSizes, BlockSizesError, DeviceError, Errno, Extent, QuickRead, ReadExtent,
 };
 pub use exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
+pub use inherited::InheritedError;
 pub use listen::{ListenError, Listener};
 pub use server::{ServeSummary, Server, ServerConfig, ServerError};
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_channel};
 pub use stats::ServerStats;
+pub use tls::{TlsClient, TlsError, TlsServer};

@@ -2,21 +2,24 @@
 //!
 //! The promise: a Unix socket file of a living server is never taken away, one that a killed server left behind
 //! is replaced, anything that is not a socket is left alone, and our own file is removed at the end unless
-//! someone has put another one in its place.
+//! someone has put another one in its place. A socket that was inherited is used as it is, its file left alone.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{debug, warn};
+
+use crate::inherited::{self, InheritedError};
 
 /// A TCP peer that vanished is noticed after about `IDLE + PROBES * INTERVAL`, so that it can't keep a device,
 /// and with it an image's lock, for ever.
@@ -44,6 +47,17 @@ pub enum ListenError {
         /// The file.
         path: PathBuf,
     },
+    /// The sockets that the environment promises can't be taken.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
+    /// An inherited descriptor can't be listened on.
+    #[error("inherited descriptor {descriptor}: {problem}; pass a listening stream socket, Unix or TCP")]
+    Unusable {
+        /// Its number.
+        descriptor: i32,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The operating system refused.
     #[error("{address}: can't listen: {source}")]
     Io {
@@ -62,7 +76,9 @@ pub struct Listener(Kind);
 enum Kind {
     Unix {
         listener: UnixListener,
-        file: SocketFile,
+        path: PathBuf,
+        /// Removes the file at the end; not for inherited sockets.
+        _file: Option<SocketFile>,
     },
     Tcp {
         listener: TcpListener,
@@ -109,11 +125,12 @@ impl Listener {
         let path = std::path::absolute(&path).map_err(failed)?;
         Ok(Self(Kind::Unix {
             listener,
-            file: SocketFile {
+            path: path.clone(),
+            _file: Some(SocketFile {
                 path,
                 device: made.dev(),
                 inode: made.ino(),
-            },
+            }),
         }))
     }
 
@@ -131,6 +148,54 @@ impl Listener {
         Ok(Self(Kind::Tcp { listener, address }))
     }
 
+    /// Uses a socket that another process made, such as a service manager. Unix sockets with a file name, and TCP.
+    ///
+    /// # Errors
+    /// [`ListenError::Unusable`], when it is not a listening stream socket.
+    pub fn inherited(socket: OwnedFd) -> Result<Self, ListenError> {
+        let descriptor = socket.as_raw_fd();
+        let unusable = |problem: &str| ListenError::Unusable {
+            descriptor,
+            problem: problem.to_owned(),
+        };
+        let failed = |error: io::Error| unusable(&error.to_string());
+        let socket = Socket::from(socket);
+        if socket.r#type().map_err(failed)? != Type::STREAM {
+            return Err(unusable("not a stream socket"));
+        }
+        if !socket.is_listener().map_err(failed)? {
+            return Err(unusable("not listening (in a systemd unit: Accept=no)"));
+        }
+        socket.set_nonblocking(true).map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        if let Some(address) = address.as_socket() {
+            let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
+            return Ok(Self(Kind::Tcp { listener, address }));
+        }
+        if !address.is_unix() {
+            return Err(unusable("neither Unix nor TCP"));
+        }
+        let Some(path) = address.as_pathname().map(Path::to_owned) else {
+            return Err(unusable("a Unix socket without a file name"));
+        };
+        let listener = UnixListener::from_std(OwnedFd::from(socket).into()).map_err(failed)?;
+        Ok(Self(Kind::Unix {
+            listener,
+            path,
+            _file: None,
+        }))
+    }
+
+    /// The sockets that systemd, or any program that keeps to its protocol of socket activation, handed to this
+    /// process, in their order there. None when the process was not started that way. They can be taken once.
+    ///
+    /// # Errors
+    /// [`ListenError::Inherited`] when the environment is not as it should be, [`ListenError::Unusable`] for a
+    /// descriptor that is no listening socket.
+    pub fn from_systemd() -> Result<Vec<Self>, ListenError> {
+        inherited::take()?.into_iter().map(Self::inherited).collect()
+    }
+
     /// The TCP address, with the port that was chosen; `None` for a Unix socket.
     #[must_use]
     pub fn tcp_address(&self) -> Option<SocketAddr> {
@@ -146,10 +211,10 @@ impl Listener {
     pub fn uri(&self, export: &str) -> String {
         match &self.0 {
             Kind::Tcp { address, .. } => format!("nbd://{address}/{}", percent_encoded(export.as_bytes())),
-            Kind::Unix { file, .. } => format!(
+            Kind::Unix { path, .. } => format!(
                 "nbd+unix:///{}?socket={}",
                 percent_encoded(export.as_bytes()),
-                percent_encoded(file.path.as_os_str().as_encoded_bytes())
+                percent_encoded(path.as_os_str().as_encoded_bytes())
             ),
         }
     }
@@ -170,7 +235,7 @@ impl Listener {
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unix { file, .. } => write!(f, "{}", file.path.display()),
+            Kind::Unix { path, .. } => write!(f, "{}", path.display()),
             Kind::Tcp { address, .. } => write!(f, "{address}"),
         }
     }

@@ -12,20 +12,24 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::exports::Exports;
-use crate::handshake::{HandshakeError, negotiate};
+use crate::handshake::{HandshakeError, Negotiated, Outcome, Terms, TlsState, greet, negotiate};
 use crate::listen::{Accepted, Listener};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
 use crate::stats::ServerStats;
+use crate::tls::TlsServer;
 use crate::transmission::{self, Agreement, Bounds, End, TransmissionError};
 use crate::wire::FrameReader;
 
 /// Pause after a failed accept: the cause is mostly a lack of file descriptors, which no hurry mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for the last bytes of a TLS connection.
+const TLS_GOODBYE: Duration = Duration::from_secs(1);
 
 /// Bounds and times of a server.
 #[derive(Debug, Clone)]
@@ -37,8 +41,14 @@ pub struct ServerConfig {
     /// Most payload bytes that the requests of one connection hold. It bounds the maximum block size that clients
     /// are told. From 1 MiB to 1 GiB.
     pub max_in_flight_bytes: u32,
-    /// Time for a client from connecting to the choice of an export.
+    /// Time for a client from connecting to the choice of an export, TLS included.
     pub handshake_timeout: Duration,
+    /// Most options of one handshake, counted anew once TLS is active; one more ends the connection.
+    pub max_handshake_options: u32,
+    /// Longest data of an option that is looked at; longer data is skipped and refused. From 8 KiB to 1 MiB.
+    pub max_option_bytes: u32,
+    /// With it, clients must start TLS before anything else; without, the server speaks plain text only.
+    pub tls: Option<TlsServer>,
     /// Time for requests under way after the shutdown signal; then they are dropped.
     pub shutdown_grace: Duration,
     /// Time for flushing and closing the devices after that.
@@ -54,6 +64,9 @@ impl Default for ServerConfig {
             max_in_flight_requests: 64,
             max_in_flight_bytes: 64 << 20,
             handshake_timeout: Duration::from_secs(30),
+            max_handshake_options: 1024,
+            max_option_bytes: 64 << 10,
+            tls: None,
             shutdown_grace: Duration::from_secs(10),
             close_timeout: Duration::from_secs(60),
             stats: Arc::default(),
@@ -72,6 +85,12 @@ impl ServerConfig {
         }
         if !(1 << 20..=1 << 30).contains(&self.max_in_flight_bytes) {
             return refuse("max_in_flight_bytes", "must be from 1 MiB to 1 GiB");
+        }
+        if self.max_handshake_options == 0 {
+            return refuse("max_handshake_options", "must not be zero");
+        }
+        if !(8 << 10..=1 << 20).contains(&self.max_option_bytes) {
+            return refuse("max_option_bytes", "must be from 8 KiB to 1 MiB");
         }
         Ok(())
     }
@@ -292,6 +311,8 @@ enum ConnectionError {
     Handshake(#[from] HandshakeError),
     #[error("handshake: not finished within {0:?}")]
     HandshakeTimeout(Duration),
+    #[error("handshake: TLS failed: {0}")]
+    Tls(io::Error),
     #[error(transparent)]
     Transmission(#[from] TransmissionError),
 }
@@ -324,34 +345,95 @@ impl Connection {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let deadline = Instant::now() + self.config.handshake_timeout;
         let mut frames = FrameReader::new(reader);
-        let limit = self.config.handshake_timeout;
-        let bounds = Bounds {
-            requests: self.config.max_in_flight_requests,
-            payload_bytes: self.config.max_in_flight_bytes,
+        let greeted = self.within(deadline, greet(&mut frames, writer)).await?;
+        let Some(Some(client)) = greeted else {
+            return Ok(greeted.map_or(Some(End::Shutdown), |_| None));
         };
-        let negotiated = tokio::select! {
+        let tls = self.config.tls.clone();
+        let terms = Terms {
+            max_payload_bytes: self.config.max_in_flight_bytes,
+            max_options: self.config.max_handshake_options,
+            max_option_bytes: self.config.max_option_bytes,
+            tls: match tls {
+                Some(_) => TlsState::Required,
+                None => TlsState::Off,
+            },
+        };
+        let registry = Arc::clone(&self.registry);
+        let haggling = negotiate(&mut frames, writer, &registry, client, terms);
+        let tls = match (self.within(deadline, haggling).await?, tls) {
+            (Some(Outcome::StartTls), Some(tls)) => tls,
+            (Some(Outcome::Entered(entered)), _) => return self.transmit(&mut frames, writer, entered).await,
+            (Some(_), _) => return Ok(None),
+            (None, _) => return Ok(Some(End::Shutdown)),
+        };
+        let plain = tokio::io::join(frames.into_inner(), writer);
+        let accepting = async { tls.accept(plain).await.map_err(ConnectionError::Tls) };
+        let Some(stream) = self.within(deadline, accepting).await? else {
+            return Ok(Some(End::Shutdown));
+        };
+        debug!("TLS started");
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut frames = FrameReader::new(reader);
+        let terms = Terms {
+            tls: TlsState::Active,
+            ..terms
+        };
+        let haggling = negotiate(&mut frames, &mut writer, &registry, client, terms);
+        let ended = match self.within(deadline, haggling).await? {
+            Some(Outcome::Entered(entered)) => self.transmit(&mut frames, &mut writer, entered).await,
+            Some(_) => Ok(None),
+            None => Ok(Some(End::Shutdown)),
+        };
+        // The peer may be gone, or not reading.
+        let _ = timeout(TLS_GOODBYE, writer.shutdown()).await;
+        ended
+    }
+
+    /// Runs a step of the handshake; `None` when the server goes down first.
+    async fn within<T, E: Into<ConnectionError>>(
+        &mut self,
+        deadline: Instant,
+        step: impl Future<Output = Result<T, E>>,
+    ) -> Result<Option<T>, ConnectionError> {
+        tokio::select! {
             biased;
-            () = self.shutdown.requested() => return Ok(Some(End::Shutdown)),
-            done = timeout(limit, negotiate(&mut frames, writer, &self.registry, bounds.payload_bytes)) => {
-                done.map_err(|_| ConnectionError::HandshakeTimeout(limit))??
-            }
-        };
-        let Some(negotiated) = negotiated else {
-            return Ok(None);
-        };
+            () = self.shutdown.requested() => Ok(None),
+            done = timeout_at(deadline, step) => match done {
+                Ok(done) => done.map(Some).map_err(Into::into),
+                Err(_) => Err(ConnectionError::HandshakeTimeout(self.config.handshake_timeout)),
+            },
+        }
+    }
+
+    async fn transmit<R, W>(
+        &mut self,
+        frames: &mut FrameReader<R>,
+        writer: &mut W,
+        negotiated: Negotiated,
+    ) -> Result<Option<End>, ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
         debug!(
             export = negotiated.name,
             structured = negotiated.structured,
             allocation = negotiated.allocation,
             "handshake done"
         );
+        let bounds = Bounds {
+            requests: self.config.max_in_flight_requests,
+            payload_bytes: self.config.max_in_flight_bytes,
+        };
         let agreement = Agreement {
             device: Arc::clone(negotiated.export.device()),
             structured: negotiated.structured,
             allocation: negotiated.allocation,
         };
-        let end = transmission::serve(&mut frames, writer, agreement, bounds, &mut self.shutdown).await?;
+        let end = transmission::serve(frames, writer, agreement, bounds, &mut self.shutdown).await?;
         drop(negotiated.export);
         Ok(Some(end))
     }

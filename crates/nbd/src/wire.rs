@@ -33,6 +33,16 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Bytes that were read ahead and not handed out.
+    pub(crate) fn buffered(&self) -> usize {
+        self.ahead.len()
+    }
+
+    /// The stream, without what was read ahead.
+    pub(crate) fn into_inner(self) -> R {
+        self.inner
+    }
+
     /// Makes `length` bytes available, at most [`READ_AHEAD_BYTES`]. False when the stream ended before the first
     /// of them. Cancel safe: what was read stays.
     async fn fill(&mut self, length: usize) -> io::Result<bool> {

@@ -34,6 +34,7 @@ use tokio::task::JoinHandle;
 
 use crate::device::{BlockSizes, Errno, Extent};
 use crate::proto::{RequestHeader, cmd, cmd_flag, transmission_flag};
+use crate::tls::TlsClient;
 use crate::wire::{Batch, FrameReader};
 
 pub use negotiate::Negotiation;
@@ -60,6 +61,8 @@ pub struct ClientConfig {
     pub structured_replies: bool,
     /// Ask for `base:allocation`: needed for block status.
     pub block_status: bool,
+    /// With it, the client starts TLS before anything else and goes no further with a server that won't.
+    pub tls: Option<TlsClient>,
 }
 
 impl Default for ClientConfig {
@@ -71,6 +74,7 @@ impl Default for ClientConfig {
             max_payload_bytes: 32 << 20,
             structured_replies: true,
             block_status: true,
+            tls: None,
         }
     }
 }
@@ -85,6 +89,9 @@ pub enum ClientError {
     /// The server broke the protocol; the connection is closed.
     #[error("the NBD server broke the protocol: {0}")]
     Protocol(String),
+    /// The upgrade to TLS failed: the certificate of one end does not satisfy the other, or the peer speaks no TLS.
+    #[error("TLS with the NBD server failed: {0}")]
+    Tls(Arc<io::Error>),
     /// The server refused a step of the handshake.
     #[error("the NBD server refused: {}", refusal(*.kind, .message))]
     Refused {

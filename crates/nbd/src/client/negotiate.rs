@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -20,6 +21,7 @@ use crate::proto::{
     self, BadMagic, EXPORT_NAME_PADDING_BYTES, MAX_STRING_BYTES, OptionHeader, OptionReplyHeader,
     handshake_flag, opt, rep, transmission_flag,
 };
+use crate::tls::TlsClient;
 use crate::wire::FrameReader;
 
 /// Longest data of a reply: an export with name and description.
@@ -114,7 +116,33 @@ impl Negotiation {
         };
         let config = negotiation.config.clone();
         within(&config, negotiation.greet()).await?;
-        Ok(negotiation)
+        match &config.tls {
+            Some(tls) => within(&config, negotiation.start_tls(tls)).await,
+            None => Ok(negotiation),
+        }
+    }
+
+    /// Starts TLS, before any option that could tell or decide something.
+    async fn start_tls(mut self, tls: &TlsClient) -> Result<Self, ClientError> {
+        self.option(opt::STARTTLS, &[], MAX_REPLIES, |kind, _| Err(unexpected(kind)))
+            .await?
+            .accepted()?;
+        if self.frames.buffered() > 0 {
+            return Err(ClientError::Protocol(
+                "the server sent unencrypted bytes behind its agreement to TLS".into(),
+            ));
+        }
+        let stream = tls
+            .connect(tokio::io::join(self.frames.into_inner(), self.writer))
+            .await
+            .map_err(|error| ClientError::Tls(Arc::new(error)))?;
+        let (reader, writer) = tokio::io::split(stream);
+        Ok(Self {
+            frames: FrameReader::new(Box::new(reader)),
+            writer: Box::new(writer),
+            config: self.config,
+            no_zeroes: self.no_zeroes,
+        })
     }
 
     async fn greet(&mut self) -> Result<(), ClientError> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Every test file uses another part.
 
+pub mod certificates;
+
 use std::sync::Arc;
 
 use ferry_nbd::client::{Client, ClientConfig, Negotiation};
