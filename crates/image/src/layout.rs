@@ -160,6 +160,17 @@ impl Layout {
         out
     }
 
+    /// The object extent of a run of the image that lies inside one stripe unit; `None` for any other.
+    pub fn map_one(&self, offset: ImageOffset, length_bytes: u64) -> Option<ObjectExtent> {
+        let (object_no, at, room) = self.locate(offset.0);
+        (length_bytes <= room).then_some(ObjectExtent {
+            object_no,
+            offset: at,
+            length_bytes,
+            image_offset: offset,
+        })
+    }
+
     fn locate(&self, image_offset: u64) -> (ObjectNo, ObjectOffset, u64) {
         let unit = self.stripe_unit_bytes;
         let units_per_object = self.object_size_bytes() / unit;
@@ -253,8 +264,12 @@ mod tests {
                 offset: ImageOffset(rng.random_range(0..1 << 20)),
                 length_bytes: rng.random_range(1..1 << 18),
             };
+            let pieces = layout.map(extent);
+            if let Some(whole) = layout.map_one(extent.offset, extent.length_bytes) {
+                assert_eq!(pieces, [whole]);
+            }
             let mut at = extent.offset.0;
-            for piece in layout.map(extent) {
+            for piece in pieces {
                 assert_eq!(piece.image_offset.0, at);
                 let back = layout.unmap(piece.object_no, piece.offset, piece.length_bytes);
                 assert_eq!(

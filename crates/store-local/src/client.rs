@@ -112,6 +112,21 @@ impl Client {
         Ok(under_way)
     }
 
+    /// As [`Client::begin`] and the pool, if nothing has to be looked up first.
+    pub(crate) fn begin_now(&self, pool: PoolId) -> Option<(UnderWay, Arc<Pool>)> {
+        if self.ended.load(Ordering::SeqCst) {
+            return None;
+        }
+        let life = self.life.lock().clone()?;
+        life.enter();
+        let under_way = UnderWay(life);
+        if self.root.epoch() != self.epoch.load(Ordering::SeqCst) {
+            return None;
+        }
+        let pool = self.pools.lock().get(&pool)?.clone();
+        Some((under_way, pool))
+    }
+
     /// Looks what changed: fences and pools. Blocks.
     fn catch_up(&self) -> Result<()> {
         let epoch = self.root.epoch();
@@ -169,7 +184,12 @@ impl Client {
         let pool = self
             .blocking(move || {
                 let place = client.root.pool_place(id)?;
-                place.open(client.disk.clone(), client.registry.clone(), client.instance.gid)
+                place.open(
+                    client.disk.clone(),
+                    client.registry.clone(),
+                    client.instance.gid,
+                    client.root.run(),
+                )
             })
             .await?;
         let pool = Arc::new(pool);

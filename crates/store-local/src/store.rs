@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
     ClientInstance, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo, PoolOptions, PoolUsage,
-    ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie,
+    ReadNow, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie,
     WatchHandler, WatchInfo, WriteOp, WriteReply,
 };
 
@@ -200,6 +200,25 @@ impl Store for LocalStore {
         let (snapc, context) = (snapc.clone(), self.client.context());
         self.changing(object, move |pool, key| pool.write(key, &snapc, &op, &context))
             .await
+    }
+
+    fn read_now(&self, object: ObjectRef<'_>, snap: SnapId, offset: u64, buffer: &mut [u8]) -> ReadNow {
+        match self.client.begin_now(object.scope.pool) {
+            Some((_under_way, pool)) => pool.read_now(object, snap, offset, buffer),
+            None => ReadNow::WouldWait,
+        }
+    }
+
+    fn write_now(&self, object: ObjectRef<'_>, snapc: &SnapContext, offset: u64, data: &[u8]) -> bool {
+        match self.client.begin_now(object.scope.pool) {
+            Some((_under_way, pool)) => pool.write_now(object, snapc, offset, data),
+            None => false,
+        }
+    }
+
+    fn snap_seq_now(&self, object: ObjectRef<'_>) -> Option<Option<u64>> {
+        let (_under_way, pool) = self.client.begin_now(object.scope.pool)?;
+        pool.snap_seq_now(object)
     }
 
     async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::Store;
 use crate::error::Result;
 use crate::op::{ReadOp, ReadReply, WriteOp, WriteReply};
 use crate::types::{ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
+use crate::{ReadNow, Store};
 
 /// A place in a store: what librados calls an I/O context, without its mutable snapshot state.
 #[derive(Debug, Clone)]
@@ -72,6 +72,21 @@ impl IoCtx {
     /// [`Store::write`].
     pub async fn write(&self, name: &str, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply> {
         self.store.write(self.object(name), snapc, op).await
+    }
+
+    /// [`Store::read_now`].
+    pub fn read_now(&self, name: &str, snap: SnapId, offset: u64, buffer: &mut [u8]) -> ReadNow {
+        self.store.read_now(self.object(name), snap, offset, buffer)
+    }
+
+    /// [`Store::write_now`].
+    pub fn write_now(&self, name: &str, snapc: &SnapContext, offset: u64, data: &[u8]) -> bool {
+        self.store.write_now(self.object(name), snapc, offset, data)
+    }
+
+    /// [`Store::snap_seq_now`].
+    pub fn snap_seq_now(&self, name: &str) -> Option<Option<u64>> {
+        self.store.snap_seq_now(self.object(name))
     }
 
     /// A write of metadata: no snapshots, fully durable.

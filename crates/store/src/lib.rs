@@ -63,6 +63,17 @@ pub struct PoolUsage {
     pub free_bytes: Option<u64>,
 }
 
+/// What a read that must not wait came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadNow {
+    /// The bytes are there.
+    Filled,
+    /// There is no object at that snapshot.
+    Absent,
+    /// It was not done; the buffer's content is undefined.
+    WouldWait,
+}
+
 /// One store, seen by one client (one *instance*: a watch, a lock or a blocklist entry belongs to it).
 ///
 /// Semantics are those of RADOS:
@@ -117,6 +128,28 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// missing object `Truncate` and `Zero` do nothing, `Remove` is `ENOENT`) create it otherwise, except assertions,
     /// comparisons and class methods that write nothing.
     async fn write(&self, object: ObjectRef<'_>, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply>;
+
+    /// Fills `buffer` with the object's bytes at `snap` from `offset` on, zeroes past its end, if that needs no waiting:
+    /// no medium, no lock that another has, no thread. An engine that cannot promise that says [`ReadNow::WouldWait`], as it
+    /// does in place of an error; [`Store::read`] tells then.
+    fn read_now(&self, object: ObjectRef<'_>, snap: SnapId, offset: u64, buffer: &mut [u8]) -> ReadNow {
+        let _ = (object, snap, offset, buffer);
+        ReadNow::WouldWait
+    }
+
+    /// Writes `data` under `snapc` with [`Durability::Buffered`], if that needs no waiting but for room in memory. False:
+    /// it was not done, or not wholly; [`Store::write`] does it, and tells why not.
+    fn write_now(&self, object: ObjectRef<'_>, snapc: &SnapContext, offset: u64, data: &[u8]) -> bool {
+        let _ = (object, snapc, offset, data);
+        false
+    }
+
+    /// Sequence of the object's snapset, as [`Store::list_snaps`] gives it, if that needs no waiting; the inner `None`: it
+    /// has neither head nor clones.
+    fn snap_seq_now(&self, object: ObjectRef<'_>) -> Option<Option<u64>> {
+        let _ = object;
+        None
+    }
 
     /// The object's clones and head with overlaps. `ENOENT` when it has neither head nor clones.
     /// Overlaps hold only equal bytes. They are exact for objects made without an allocation hint; of others an engine may

@@ -93,6 +93,19 @@ impl Image {
         }
     }
 
+    /// As [`Image::begin_write`] if nothing has to be waited for.
+    pub(crate) fn begin_write_now(&self) -> Option<WriteGuard<'_>> {
+        if self.inner.read_only || self.check_open().is_err() {
+            return None;
+        }
+        let gate = self.inner.gate.try_read().ok()?;
+        if !self.is_fresh() || !self.inner.lock.is_owner() && self.header().needs_lock() {
+            return None;
+        }
+        self.note_modification();
+        Some(WriteGuard { _gate: gate })
+    }
+
     /// Notes in the header, at most once in [`MODIFY_NOTE_SECONDS`], that the image is being written to.
     fn note_modification(&self) {
         let now = u64::from(Timestamp::now().seconds);

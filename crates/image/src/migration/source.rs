@@ -201,6 +201,20 @@ impl MigrationSource {
         Ok(complete)
     }
 
+    /// As [`MigrationSource::is_complete`], if that needs no waiting.
+    pub(crate) fn is_complete_now(&self, target: &Image, object_no: ObjectNo) -> Option<bool> {
+        if target.inner.complete.contains(object_no) {
+            return Some(true);
+        }
+        let object = target.data_object(object_no.0);
+        let seq = target.inner.data_io.snap_seq_now(&object)?;
+        let complete = seq.is_some_and(|seq| seq >= self.base_seq);
+        if complete {
+            target.inner.complete.insert(object_no);
+        }
+        Some(complete)
+    }
+
     /// Whether the source may have data in some version for this object of the target, as far as its object maps
     /// tell; true when they don't.
     pub(crate) fn may_have_data(&self, target: &Image, object_no: ObjectNo, maps: &SourceMaps) -> bool {

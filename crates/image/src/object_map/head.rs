@@ -211,21 +211,21 @@ fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) ->
     }
 }
 
+/// Whether [`mark_exists`] has nothing to do.
+pub(crate) fn is_marked(image: &Image, object_no: ObjectNo) -> bool {
+    matches!(
+        image.inner.head_map.state(object_no),
+        None | Some(ObjectState::Exists)
+    )
+}
+
 /// Says that an object is about to be written.
 pub(crate) async fn mark_exists(image: &Image, object_no: ObjectNo) -> Result<()> {
-    match image.inner.head_map.state(object_no) {
-        None | Some(ObjectState::Exists) => Ok(()),
-        Some(_) => {
-            update(
-                image,
-                object_no,
-                ObjectNo(object_no.0 + 1),
-                ObjectState::Exists,
-                None,
-            )
-            .await
-        }
+    if is_marked(image, object_no) {
+        return Ok(());
     }
+    let end = ObjectNo(object_no.0 + 1);
+    update(image, object_no, end, ObjectState::Exists, None).await
 }
 
 /// Says that an object is about to be removed. False: it surely does not exist, there is nothing to remove.

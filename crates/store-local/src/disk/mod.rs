@@ -30,10 +30,14 @@ pub struct FileStat {
     pub unlinked: bool,
 }
 
-/// An open data file. All methods may block.
+/// An open data file. All methods but [`DiskFile::try_read_at`] and [`DiskFile::stat`]
+/// may block.
 pub trait DiskFile: Send + Sync + Debug {
     /// Fills `buffer` from `offset`; the count is below its length only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// As [`DiskFile::read_at`] if that needs no waiting for the medium; `None` otherwise. The count may also be short
+    /// where the rest would have to be waited for.
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
     /// Writes all of `data`, growing the file as needed.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     /// Reserves room for a range, so that writes to it do not fail for space. Changes neither content nor length.

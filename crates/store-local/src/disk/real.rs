@@ -8,13 +8,16 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ferry_store::Timestamp;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::{BootId, Disk, DiskFile, FileStat};
+
+/// What `statfs` says of a tmpfs.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// The machine's own disks.
 #[derive(Debug)]
@@ -53,13 +56,48 @@ impl RealDisk {
 
 /// An open file of the kernel.
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// Reads never wait, as the file system is in memory; found out when the kernel cannot promise it per read.
+    in_memory: OnceLock<bool>,
+}
+
+impl RealFile {
+    fn new(file: File) -> Self {
+        Self {
+            file,
+            in_memory: OnceLock::new(),
+        }
+    }
+
+    fn is_in_memory(&self) -> bool {
+        *self
+            .in_memory
+            .get_or_init(|| rustix::fs::fstatfs(&self.file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC))
+    }
+}
 
 impl DiskFile for RealFile {
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        if self.in_memory.get() == Some(&true) {
+            return self.read_at(buffer, offset).map(Some);
+        }
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        match rustix::io::preadv2(&self.file, &mut [io::IoSliceMut::new(buffer)], offset, flags) {
+            Ok(count) => Ok(Some(count)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => match self.is_in_memory() {
+                true => self.read_at(buffer, offset).map(Some),
+                false => Ok(None),
+            },
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -70,11 +108,11 @@ impl DiskFile for RealFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
+        self.file.write_all_at(data, offset)
     }
 
     fn allocate(&self, offset: u64, length_bytes: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, length_bytes) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length_bytes) {
             // Not every file system can reserve; there the write itself tells of a full disk.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -86,7 +124,7 @@ impl DiskFile for RealFile {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.0, flags, offset, length_bytes) {
+        match rustix::fs::fallocate(&self.file, flags, offset, length_bytes) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
                 let end = self.stat()?.size_bytes.min(offset.saturating_add(length_bytes));
@@ -104,12 +142,12 @@ impl DiskFile for RealFile {
     }
 
     fn truncate(&self, size_bytes: u64) -> io::Result<()> {
-        self.0.set_len(size_bytes)
+        self.file.set_len(size_bytes)
     }
 
     fn stat(&self) -> io::Result<FileStat> {
         use std::os::unix::fs::MetadataExt;
-        let stat = self.0.metadata()?;
+        let stat = self.file.metadata()?;
         Ok(FileStat {
             size_bytes: stat.size(),
             allocated_bytes: stat.blocks() * 512,
@@ -122,23 +160,26 @@ impl DiskFile for RealFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        let start = match rustix::fs::seek(&self.0, SeekFrom::Data(offset)) {
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(start) => start,
             Err(rustix::io::Errno::NXIO) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        Ok(Some((start, rustix::fs::seek(&self.0, SeekFrom::Hole(start))?)))
+        Ok(Some((
+            start,
+            rustix::fs::seek(&self.file, SeekFrom::Hole(start))?,
+        )))
     }
 }
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile::new(file)))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -147,7 +188,7 @@ impl Disk for RealDisk {
             .write(true)
             .create_new(true)
             .open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile::new(file)))
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {

@@ -4,12 +4,15 @@
 //! the old block; a read that ends early where rows promise bytes is an error, never zeros. Callers hold the object's
 //! slot: shared to read, exclusively to change. Does not know rows beyond [`Object`], nor durability.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ferry_store::{Errno, Extent, Result, StoreError};
 
 use super::bitmap::{BLOCK_BYTES, Bitmap, blocks_of};
 use super::extents;
 use super::rows::{Body, Layer, Object};
+use crate::disk::DiskFile;
 use crate::pool::files::Files;
 
 /// One change of bytes.
@@ -28,6 +31,8 @@ pub(crate) enum DataStep {
 pub(crate) struct Bulk<'a> {
     files: &'a Files,
     object: &'a Object,
+    /// Whether reads may wait for the medium.
+    waits: bool,
 }
 
 /// Bits of a range of blocks.
@@ -45,7 +50,19 @@ impl Blocks {
 impl<'a> Bulk<'a> {
     /// The data of `object`.
     pub(crate) fn new(files: &'a Files, object: &'a Object) -> Self {
-        Self { files, object }
+        Self {
+            files,
+            object,
+            waits: true,
+        }
+    }
+
+    /// The same for reads that must not wait: what would have to is `EAGAIN`.
+    pub(crate) fn without_waiting(files: &'a Files, object: &'a Object) -> Self {
+        Self {
+            waits: false,
+            ..Self::new(files, object)
+        }
     }
 
     fn layer(&self, lid: i64) -> Result<&'a Layer> {
@@ -59,7 +76,7 @@ impl<'a> Bulk<'a> {
             return Ok(body.size_bytes);
         }
         let layer = self.layer(lid)?;
-        let stat = self.files.open(&layer.file)?.stat();
+        let stat = self.file(layer)?.stat();
         Ok(self.files.at(stat, "read", &layer.file)?.size_bytes)
     }
 
@@ -70,12 +87,16 @@ impl<'a> Bulk<'a> {
                 map: layer.map.clone(),
             });
         }
-        let sidecar = self.sidecar(layer)?;
         let first_byte = first / 8;
         let count = (end.div_ceil(8) - first_byte) as usize;
-        let map = self
-            .files
-            .at(sidecar.read(first_byte, count), "read the map of", &layer.file)?;
+        let map = if self.waits {
+            self.sidecar(layer)?.read(first_byte, count)
+        } else {
+            let sidecar = self.files.opened_sidecar(layer).ok_or_else(would_wait)?;
+            let map = sidecar.try_read(first_byte, count);
+            map.and_then(|map| map.ok_or_else(|| std::io::ErrorKind::WouldBlock.into()))
+        };
+        let map = self.files.at(map, "read the map of", &layer.file)?;
         Ok(Blocks {
             first: first_byte * 8,
             map,
@@ -136,9 +157,24 @@ impl<'a> Bulk<'a> {
         }
     }
 
+    fn file(&self, layer: &Layer) -> Result<Arc<dyn DiskFile>> {
+        match self.waits {
+            true => self.files.open(&layer.file),
+            false => self.files.opened(&layer.file).ok_or_else(would_wait),
+        }
+    }
+
     fn read_own(&self, layer: &Layer, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let file = self.files.open(&layer.file)?;
-        let count = self.files.at(file.read_at(buffer, offset), "read", &layer.file)?;
+        let file = self.file(layer)?;
+        let read = match self.waits {
+            true => file.read_at(buffer, offset),
+            // Where the file ends too early, those who may wait find out.
+            false => file.try_read_at(buffer, offset).and_then(|count| match count {
+                Some(count) if count == buffer.len() => Ok(count),
+                _ => Err(std::io::ErrorKind::WouldBlock.into()),
+            }),
+        };
+        let count = self.files.at(read, "read", &layer.file)?;
         if count < buffer.len() {
             return Err(StoreError::new(
                 Errno::EIO,
@@ -248,7 +284,8 @@ impl<'a> Bulk<'a> {
         Ok(())
     }
 
-    fn write(&self, layer: &Layer, offset: u64, data: &[u8]) -> Result<()> {
+    /// Writes bytes into the head's layer in place.
+    pub(crate) fn write(&self, layer: &Layer, offset: u64, data: &[u8]) -> Result<()> {
         let file = self.files.open(&layer.file)?;
         let write = |bytes: &[u8], at: u64| self.files.at(file.write_at(bytes, at), "write", &layer.file);
         if data.is_empty() {
@@ -328,6 +365,10 @@ impl<'a> Bulk<'a> {
             false => Ok(()),
         }
     }
+}
+
+fn would_wait() -> StoreError {
+    StoreError::new(Errno::EAGAIN, "would have to wait")
 }
 
 fn next_block(at: u64) -> u64 {

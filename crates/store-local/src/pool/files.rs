@@ -122,13 +122,20 @@ impl Files {
 
     /// The open file `name`.
     pub(crate) fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>> {
-        if let Some(entry) = self.open.lock().get_mut(name) {
-            entry.used = true;
-            return Ok(entry.file.clone());
+        if let Some(file) = self.opened(name) {
+            return Ok(file);
         }
         let file = self.at(self.disk.open(&self.path_of(name)), "open", name)?;
         self.keep(name, &file);
         Ok(file)
+    }
+
+    /// The open file `name`, if it is open already.
+    pub(crate) fn opened(&self, name: &str) -> Option<Arc<dyn DiskFile>> {
+        self.open.lock().get_mut(name).map(|entry| {
+            entry.used = true;
+            entry.file.clone()
+        })
     }
 
     /// Closes what was not used since the last call, so that removed files give their room back.
@@ -179,11 +186,7 @@ impl Files {
     /// The sidecar of a layer if it is of this boot.
     pub(crate) fn sidecar(&self, layer: &Layer) -> Result<Option<Sidecar>> {
         let name = sidecar_name(&layer.file);
-        let cached = self.open.lock().get_mut(&name).map(|entry| {
-            entry.used = true;
-            entry.file.clone()
-        });
-        if let Some(file) = cached {
+        if let Some(file) = self.opened(&name) {
             return Ok(Some(Sidecar(file)));
         }
         let file = match self.disk.open(&self.path_of_any(&name)) {
@@ -200,6 +203,11 @@ impl Files {
             return Ok(Some(Sidecar(file)));
         }
         Ok(None)
+    }
+
+    /// The sidecar of a layer, if it is open already.
+    pub(crate) fn opened_sidecar(&self, layer: &Layer) -> Option<Sidecar> {
+        self.opened(&sidecar_name(&layer.file)).map(Sidecar)
     }
 
     /// Adds blocks to the live map of a layer, growing it as needed. Only under the exclusive hold of the object, and only
@@ -262,6 +270,14 @@ impl Sidecar {
         let mut bytes = vec![0; count];
         self.0.read_at(&mut bytes, MAP_HEADER_BYTES as u64 + first)?;
         Ok(Bitmap::from_bytes(bytes))
+    }
+
+    /// As [`Sidecar::read`] if that needs no waiting for the medium.
+    pub(crate) fn try_read(&self, first: u64, count: usize) -> io::Result<Option<Bitmap>> {
+        let mut bytes = vec![0; count];
+        let read = self.0.try_read_at(&mut bytes, MAP_HEADER_BYTES as u64 + first)?;
+        // A short count may be one that would have had to wait.
+        Ok((read == Some(count)).then(|| Bitmap::from_bytes(bytes)))
     }
 
     /// Puts bytes of the map back. Only under the exclusive hold of the object.

@@ -60,6 +60,37 @@ impl ObjectKey {
     }
 }
 
+/// An object's name with its hash: a key for looking up only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NamedHash<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    hash: u64,
+}
+
+impl<'a> NamedHash<'a> {
+    /// Of a reference.
+    pub(crate) fn of(object: ObjectRef<'a>) -> Self {
+        Self {
+            namespace: &object.scope.namespace,
+            name: object.name,
+            hash: hash(&object.scope.namespace, object.name),
+        }
+    }
+
+    /// Slot that guards the object.
+    pub(crate) fn slot(&self) -> usize {
+        (self.hash % SLOTS as u64) as usize
+    }
+}
+
+impl ObjectKey {
+    /// Whether it is the key of that name.
+    pub(crate) fn is(&self, name: &NamedHash<'_>) -> bool {
+        self.hash == name.hash && self.name() == name.name && self.namespace() == name.namespace
+    }
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.namespace().is_empty() {

@@ -10,6 +10,7 @@ pub(crate) mod files;
 pub(crate) mod key;
 pub(crate) mod layers;
 pub(crate) mod maintain;
+pub(crate) mod now;
 pub(crate) mod open;
 pub(crate) mod redo;
 pub(crate) mod schema;

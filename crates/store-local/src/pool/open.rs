@@ -197,7 +197,13 @@ impl PoolPlace {
     }
 
     /// Opens the pool.
-    pub(crate) fn open(&self, disk: Arc<dyn Disk>, registry: Arc<ClassRegistry>, gid: u64) -> Result<Pool> {
+    pub(crate) fn open(
+        &self,
+        disk: Arc<dyn Disk>,
+        registry: Arc<ClassRegistry>,
+        gid: u64,
+        run: &Path,
+    ) -> Result<Pool> {
         self.check()?;
         let path = self.dir.join(DATABASE);
         if !path.exists() {
@@ -210,7 +216,7 @@ impl PoolPlace {
         let db = Db::open(&path, move |connection| schema::prepare(connection, &prepared))?;
         let pool = Pool {
             id: self.id,
-            slots: Arc::new(Slots::open(&self.dir.join(SLOTS))?),
+            slots: Arc::new(Slots::open(&self.dir.join(SLOTS), gid, run)?),
             files: Files::new(disk, self.dir.join(DATA), gid),
             db,
             registry,

@@ -1,39 +1,50 @@
 //! Who may touch an object now: one lock, one generation and one cache per *slot* of objects.
 //!
 //! An object's name hashes to a slot. A read holds its slot shared, a write exclusively, against tasks of this handle
-//! (a lock in memory) and against all other handles and processes (a byte-range lock on the file `slots`). The file
-//! is mapped by everyone and holds per slot
+//! (a lock in memory) and against all other handles and processes (a byte-range lock on the file `slots`, or a
+//! [`lease`] of the slot, which spares a handle that is alone the system calls). The file is mapped by everyone and
+//! holds per slot
 //! * a generation, raised under the exclusive hold before anything that a cached row depends on changes, so that
 //!   a cache of any process is right as long as the generation is the one it was filled under;
-//! * the versions of the bulk objects last overwritten, which change without touching the database.
+//! * the versions of the bulk objects last overwritten, which change without touching the database;
+//! * the lease, and who came in last without one.
 //!
 //! Keeps invariant: an operation holds one slot at a time. Does not know what an object is made of.
+
+mod lease;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ferry_store::{Errno, Result, StoreError};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore};
+use tokio::sync::{
+    OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore,
+};
 
 use crate::disk::BootId;
-use crate::pool::key::ObjectKey;
+use crate::pool::key::{NamedHash, ObjectKey};
+use crate::sys::alive;
 use crate::sys::ofd::{self, Hold};
 use crate::sys::words::SharedWords;
+use lease::{Lease, Revoked};
 
 /// Slots of a pool.
 pub(crate) const SLOTS: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"FERRYSLT");
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 const HEADER_WORDS: usize = 512;
-const SLOT_WORDS: usize = 8;
+const SLOT_WORDS: usize = 16;
 const WORDS: usize = HEADER_WORDS + SLOTS * SLOT_WORDS;
 /// Objects of a slot whose version is remembered exactly.
 const WAYS: usize = 3;
+/// Words of a slot: its lease, and who came in last without one.
+const SLOT_LEASE: usize = 8;
+const SLOT_LAST: usize = 9;
 const WORD_NEXT_VERSION: usize = 5;
 const WORD_RESERVED_VERSION: usize = 6;
 /// Byte whose lock guards making the file anew, and opening the pool.
@@ -43,6 +54,8 @@ const LOCK_MAINTENANCE: u64 = 1;
 const LOCK_FIRST_SLOT: u64 = 4096;
 /// Readers that may join a shared hold before others get their turn.
 const JOINS_MAX: u32 = 256;
+/// A slot is leased to who came in without a lease this often in a row, nobody else in between.
+const LEASE_AFTER: u32 = 2;
 /// Objects whose rows are cached per slot.
 const CACHED_MAX: usize = 16;
 /// Tasks that may wait for other processes at once.
@@ -56,21 +69,30 @@ pub(crate) struct Slots<T> {
     local: Box<[Local<T>]>,
     waiters: Arc<Semaphore>,
     place: String,
+    /// This handle, in leases.
+    gid: u64,
+    /// Where clients show that they live.
+    run: PathBuf,
 }
 
 #[derive(Debug)]
 struct Local<T> {
     lock: Arc<RwLock<()>>,
-    readers: Mutex<Readers>,
+    inside: Mutex<Inside>,
     cache: Mutex<Cache<T>>,
 }
 
+/// How this handle's tasks are in a slot.
 #[derive(Debug, Default)]
-struct Readers {
-    /// Tasks inside; the byte-range lock is held while above 0.
-    inside: u32,
-    /// Tasks that came in since it was taken.
+struct Inside {
+    /// Tasks inside; above 0, the lease is busy or the byte-range lock is held.
+    tasks: u32,
+    /// Tasks that came in since then.
     joins: u32,
+    /// Whether they are in by the lease.
+    leased: bool,
+    /// How often this handle came in without a lease, nobody else in between.
+    streak: u32,
 }
 
 #[derive(Debug)]
@@ -79,35 +101,60 @@ struct Cache<T> {
     rows: Vec<(ObjectKey, T)>,
 }
 
-/// A shared hold of one slot.
+/// A hold of one slot, shared or exclusive by the guard `G` of the lock in memory. Dropped before it, so that the slot
+/// is left before the next task of this handle comes in.
 #[derive(Debug)]
-pub(crate) struct SharedHold<T> {
-    slots: Arc<Slots<T>>,
-    slot: usize,
-    _local: OwnedRwLockReadGuard<()>,
+pub(crate) struct Held<T, S: std::ops::Deref<Target = Slots<T>>, G> {
+    _presence: Presence<T, S>,
+    _guard: G,
 }
 
-/// The exclusive hold of one slot.
+/// Leaves the slot when dropped.
 #[derive(Debug)]
-pub(crate) struct ExclusiveHold<T> {
-    slots: Arc<Slots<T>>,
+struct Presence<T, S: std::ops::Deref<Target = Slots<T>>> {
+    slots: S,
     slot: usize,
-    _local: OwnedRwLockWriteGuard<()>,
 }
 
-impl<T> Drop for SharedHold<T> {
+impl<T, S: std::ops::Deref<Target = Slots<T>>> Drop for Presence<T, S> {
     fn drop(&mut self) {
-        let mut readers = self.slots.local[self.slot].readers.lock();
-        readers.inside -= 1;
-        if readers.inside == 0 {
-            ofd::unlock(&self.slots.file, lock_byte(self.slot));
+        self.slots.leave(self.slot);
+    }
+}
+
+/// A shared hold of one slot.
+pub(crate) type SharedHold<T> = Held<T, Arc<Slots<T>>, OwnedRwLockReadGuard<()>>;
+/// The exclusive hold of one slot.
+pub(crate) type ExclusiveHold<T> = Held<T, Arc<Slots<T>>, OwnedRwLockWriteGuard<()>>;
+/// A shared hold taken without waiting.
+pub(crate) type SharedNow<'a, T> = Held<T, &'a Slots<T>, RwLockReadGuard<'a, ()>>;
+/// An exclusive hold taken without waiting.
+pub(crate) type ExclusiveNow<'a, T> = Held<T, &'a Slots<T>, RwLockWriteGuard<'a, ()>>;
+
+impl<T, S: std::ops::Deref<Target = Slots<T>>, G> Held<T, S, G> {
+    fn new(slots: S, slot: usize, guard: G) -> Self {
+        Self {
+            _presence: Presence { slots, slot },
+            _guard: guard,
         }
     }
 }
 
-impl<T> Drop for ExclusiveHold<T> {
-    fn drop(&mut self) {
-        ofd::unlock(&self.slots.file, lock_byte(self.slot));
+impl<T> Slots<T> {
+    fn lease(&self, slot: usize) -> Lease<'_> {
+        Lease(self.words.word(slot_base(slot) + SLOT_LEASE))
+    }
+
+    /// One task of this handle goes out.
+    fn leave(&self, slot: usize) {
+        let mut inside = self.local[slot].inside.lock();
+        inside.tasks -= 1;
+        if inside.tasks == 0 {
+            match inside.leased {
+                true => self.lease(slot).leave(self.gid),
+                false => ofd::unlock(&self.file, lock_byte(slot)),
+            }
+        }
     }
 }
 
@@ -127,7 +174,7 @@ impl Drop for OpenHold<'_> {
 
 impl<T: Clone + Send + Sync + 'static> Slots<T> {
     /// Opens or makes the file. Blocks.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, gid: u64, run: &Path) -> Result<Self> {
         let place = path.display().to_string();
         let failed = |error: io::Error| StoreError::io(&error, format!("open {place}"));
         let file = File::options()
@@ -167,7 +214,7 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
         let local = (0..SLOTS)
             .map(|_| Local {
                 lock: Arc::default(),
-                readers: Mutex::default(),
+                inside: Mutex::default(),
                 cache: Mutex::new(Cache {
                     generation: 0,
                     rows: Vec::new(),
@@ -180,6 +227,8 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
             local,
             waiters: Arc::new(Semaphore::new(WAITERS_MAX)),
             place,
+            gid,
+            run: run.to_owned(),
         })
     }
 
@@ -203,7 +252,7 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
     /// Whether the content is of this boot. Only under [`Slots::hold_open`].
     pub(crate) fn is_of_boot(&self, boot: &BootId) -> bool {
         let [first, second] = boot_words(boot);
-        self.get(0) == MAGIC && self.get(3) == first && self.get(4) == second
+        self.get(0) == MAGIC && self.get(1) == FORMAT && self.get(3) == first && self.get(4) == second
     }
 
     /// Starts anew for this boot; versions go on from `version`. Only under [`Slots::hold_open`], and only when
@@ -282,42 +331,93 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
         self.set(base + 2 + 2 * oldest, key.tag());
     }
 
+    /// Comes in without waiting, with the lock in memory held as `hold` says; false when somebody is in the way.
+    fn enter(&self, slot: usize, hold: Hold) -> Result<bool> {
+        let lease = self.lease(slot);
+        let mut inside = self.local[slot].inside.lock();
+        if inside.tasks > 0 {
+            // Only readers meet others of this handle here. They join, but not for ever while somebody waits.
+            let join = match inside.leased {
+                true => lease.is_unwanted(self.gid),
+                false => inside.joins < JOINS_MAX,
+            };
+            inside.tasks += u32::from(join);
+            inside.joins += u32::from(join);
+            return Ok(join);
+        }
+        if lease.enter(self.gid) {
+            (inside.tasks, inside.joins, inside.leased) = (1, 0, true);
+            return Ok(true);
+        }
+        let try_lock =
+            |hold| ofd::try_lock(&self.file, lock_byte(slot), hold).map_err(|error| self.failed(&error));
+        if !try_lock(hold)? {
+            return Ok(false);
+        }
+        if lease.revoke_now() == Revoked::Busy {
+            ofd::unlock(&self.file, lock_byte(slot));
+            return Ok(false);
+        }
+        let last = self.words.word(slot_base(slot) + SLOT_LAST);
+        inside.streak = match last.swap(self.gid, Ordering::SeqCst) == self.gid {
+            true => inside.streak.saturating_add(1),
+            false => 0,
+        };
+        let alone = inside.streak >= LEASE_AFTER && (hold == Hold::Exclusive || try_lock(Hold::Exclusive)?);
+        if alone {
+            lease.grant(self.gid);
+            ofd::unlock(&self.file, lock_byte(slot));
+        }
+        (inside.tasks, inside.joins, inside.leased) = (1, 0, alone);
+        Ok(true)
+    }
+
+    /// Comes in by queueing at the kernel; the lock in memory is held exclusively. Blocks.
+    fn enter_queued(&self, slot: usize, hold: Hold) -> Result<()> {
+        ofd::lock(&self.file, lock_byte(slot), hold).map_err(|error| self.failed(&error))?;
+        // A client whose lock file cannot be looked at counts as alive.
+        self.lease(slot)
+            .revoke(|gid| alive::is_alive(&self.run, gid).unwrap_or(true));
+        self.words
+            .word(slot_base(slot) + SLOT_LAST)
+            .store(self.gid, Ordering::SeqCst);
+        let mut inside = self.local[slot].inside.lock();
+        (inside.tasks, inside.joins, inside.leased, inside.streak) = (1, 0, false, 0);
+        Ok(())
+    }
+
+    /// Takes a slot together with other readers, if that needs no waiting.
+    pub(crate) fn shared_now(&self, slot: usize) -> Result<Option<SharedNow<'_, T>>> {
+        let Ok(guard) = self.local[slot].lock.try_read() else {
+            return Ok(None);
+        };
+        let entered = self.enter(slot, Hold::Shared)?;
+        Ok(entered.then(|| Held::new(self, slot, guard)))
+    }
+
+    /// Takes a slot alone, if that needs no waiting.
+    pub(crate) fn exclusive_now(&self, slot: usize) -> Result<Option<ExclusiveNow<'_, T>>> {
+        let Ok(guard) = self.local[slot].lock.try_write() else {
+            return Ok(None);
+        };
+        let entered = self.enter(slot, Hold::Exclusive)?;
+        Ok(entered.then(|| Held::new(self, slot, guard)))
+    }
+
     /// Takes a slot together with other readers.
     pub(crate) async fn shared(self: &Arc<Self>, slot: usize) -> Result<SharedHold<T>> {
         let local = &self.local[slot];
         let guard = local.lock.clone().read_owned().await;
-        {
-            let mut readers = local.readers.lock();
-            let joins = readers.inside > 0 && readers.joins < JOINS_MAX;
-            let first = readers.inside == 0
-                && ofd::try_lock(&self.file, lock_byte(slot), Hold::Shared)
-                    .map_err(|error| self.failed(&error))?;
-            if joins || first {
-                readers.inside += 1;
-                readers.joins = if first { 0 } else { readers.joins + 1 };
-                drop(readers);
-                return Ok(SharedHold {
-                    slots: self.clone(),
-                    slot,
-                    _local: guard,
-                });
-            }
+        if self.enter(slot, Hold::Shared)? {
+            return Ok(Held::new(self.clone(), slot, guard));
         }
         drop(guard);
         // Somebody else is in, or waits: let all readers of this handle leave, queue at the kernel, come in again.
         let guard = local.lock.clone().write_owned().await;
         let slots = self.clone();
         self.wait(move || {
-            ofd::lock(&slots.file, lock_byte(slot), Hold::Shared).map_err(|error| slots.failed(&error))?;
-            let mut readers = slots.local[slot].readers.lock();
-            readers.inside += 1;
-            readers.joins = 0;
-            drop(readers);
-            Ok(SharedHold {
-                _local: guard.downgrade(),
-                slots,
-                slot,
-            })
+            slots.enter_queued(slot, Hold::Shared)?;
+            Ok(Held::new(slots, slot, guard.downgrade()))
         })
         .await
     }
@@ -325,18 +425,13 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
     /// Takes a slot alone.
     pub(crate) async fn exclusive(self: &Arc<Self>, slot: usize) -> Result<ExclusiveHold<T>> {
         let guard = self.local[slot].lock.clone().write_owned().await;
-        let hold = move |slots: Arc<Self>, guard| ExclusiveHold {
-            slots,
-            slot,
-            _local: guard,
-        };
-        if ofd::try_lock(&self.file, lock_byte(slot), Hold::Exclusive).map_err(|error| self.failed(&error))? {
-            return Ok(hold(self.clone(), guard));
+        if self.enter(slot, Hold::Exclusive)? {
+            return Ok(Held::new(self.clone(), slot, guard));
         }
         let slots = self.clone();
         self.wait(move || {
-            ofd::lock(&slots.file, lock_byte(slot), Hold::Exclusive).map_err(|error| slots.failed(&error))?;
-            Ok(hold(slots, guard))
+            slots.enter_queued(slot, Hold::Exclusive)?;
+            Ok(Held::new(slots, slot, guard))
         })
         .await
     }
@@ -372,6 +467,19 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
             .iter()
             .find(|row| row.0 == *key)
             .map(|row| row.1.clone())
+    }
+
+    /// As [`Slots::cached`], of the object with this name, with its key. Only under a hold.
+    pub(crate) fn cached_by_name(&self, name: &NamedHash<'_>) -> Option<(ObjectKey, T)> {
+        let cache = self.local[name.slot()].cache.lock();
+        if cache.generation != self.get(slot_base(name.slot())) {
+            return None;
+        }
+        cache
+            .rows
+            .iter()
+            .find(|row| row.0.is(name))
+            .map(|row| (row.0.clone(), row.1.clone()))
     }
 
     /// Remembers a value just loaded. Only under a hold.

@@ -218,6 +218,10 @@ impl SimFile {
 }
 
 impl DiskFile for SimFile {
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        self.read_at(buffer, offset).map(Some)
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|state| {
             state.fails(Fault::Reads)?;

@@ -1,0 +1,126 @@
+//! Reads and writes that need no waiting: small ones inside one object, of bytes that the engine has at hand.
+//!
+//! Invariant: what is done here is just what [`Image::read`] and [`Image::write`] would have done. Whatever is not surely
+//! so (a header to be read again, a lock to be taken, an object to be copied first, a map to be changed, an error) is left
+//! undone and to them.
+
+use ferry_store::{ReadNow, SnapId};
+
+use crate::header::Header;
+use crate::image::Image;
+use crate::layout::{ImageOffset, ObjectExtent};
+use crate::migration::source::MigrationSource;
+
+impl Image {
+    /// Fills `buffer` from `offset` on; false when that would have to wait, or cannot be done: then [`Image::read`] does
+    /// it, or tells why not.
+    pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.read_now_at(offset, buffer, self.inner.read_snap)
+    }
+
+    fn read_now_at(&self, offset: u64, buffer: &mut [u8], snap: SnapId) -> bool {
+        if self.check_open().is_err() || !self.is_fresh() {
+            return false;
+        }
+        let header = self.header();
+        let length_bytes = buffer.len() as u64;
+        let inside = |size: u64| offset.checked_add(length_bytes).is_some_and(|end| end <= size);
+        if !header.size_at(snap).is_some_and(inside) {
+            return false;
+        }
+        let Some(extent) = self.layout().map_one(ImageOffset(offset), length_bytes) else {
+            return false;
+        };
+        let source = self.source();
+        let below = source
+            .as_deref()
+            .filter(|source| source.covers(self, extent.object_no));
+        let found = match below {
+            None => self.own_now(extent, snap, buffer),
+            Some(source) => self.through_now(&header, source, extent, snap, buffer),
+        };
+        match found {
+            ReadNow::Filled => true,
+            // A handle that does not watch must look whether the image still is there.
+            ReadNow::Absent if !self.inner.read_only || self.inner.ignore_migration => {
+                buffer.fill(0);
+                true
+            }
+            ReadNow::Absent | ReadNow::WouldWait => false,
+        }
+    }
+
+    fn own_now(&self, extent: ObjectExtent, snap: SnapId, buffer: &mut [u8]) -> ReadNow {
+        if snap.is_head() && !self.inner.head_map.may_exist(extent.object_no) {
+            return ReadNow::Absent;
+        }
+        let object = self.data_object(extent.object_no.0);
+        self.inner
+            .data_io
+            .read_now(&object, snap, extent.offset.0, buffer)
+    }
+
+    /// From the object if it is complete, from the source if it is not.
+    fn through_now(
+        &self,
+        header: &Header,
+        source: &MigrationSource,
+        extent: ObjectExtent,
+        snap: SnapId,
+        buffer: &mut [u8],
+    ) -> ReadNow {
+        match source.is_complete_now(self, extent.object_no) {
+            Some(true) => {
+                // An absent one still shows the source.
+                return match self.own_now(extent, snap, buffer) {
+                    ReadNow::Filled => ReadNow::Filled,
+                    ReadNow::Absent | ReadNow::WouldWait => ReadNow::WouldWait,
+                };
+            }
+            Some(false) => {}
+            None => return ReadNow::WouldWait,
+        }
+        let shown = source.view(header, snap);
+        let Some((below, overlap)) = shown else {
+            return ReadNow::WouldWait;
+        };
+        let end = extent.image_offset.0 + buffer.len() as u64;
+        if end > overlap || !source.image().read_now_at(extent.image_offset.0, buffer, below) {
+            return ReadNow::WouldWait;
+        }
+        // What reads as zero may have been removed under us by a commit; then the object is complete by now.
+        match source.is_complete_now(self, extent.object_no) {
+            Some(false) => ReadNow::Filled,
+            Some(true) | None => ReadNow::WouldWait,
+        }
+    }
+
+    /// Writes `data` at `offset`, buffered; false when that would have to wait, or cannot be done: then [`Image::write`]
+    /// does it, or tells why not.
+    pub fn write_now(&self, offset: u64, data: &[u8]) -> bool {
+        let Some(_guard) = self.begin_write_now() else {
+            return false;
+        };
+        let header = self.header();
+        let length_bytes = data.len() as u64;
+        if offset
+            .checked_add(length_bytes)
+            .is_none_or(|end| end > header.size_bytes)
+        {
+            return false;
+        }
+        let Some(extent) = self.layout().map_one(ImageOffset(offset), length_bytes) else {
+            return false;
+        };
+        let may_show_source = self.source().is_some_and(|source| {
+            source.covers(self, extent.object_no) && !self.inner.complete.contains(extent.object_no)
+        });
+        if may_show_source || !crate::object_map::head::is_marked(self, extent.object_no) {
+            return false;
+        }
+        let object = self.data_object(extent.object_no.0);
+        self.inner
+            .data_io
+            .write_now(&object, &header.snapc, extent.offset.0, data)
+    }
+}
