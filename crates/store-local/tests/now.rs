@@ -221,8 +221,4 @@ async fn handles_that_do_not_wait_exclude_each_other_and_those_that_do() {
     for reader in readers {
         reader.await.unwrap();
     }
-    assert!(
-        NOW.load(Ordering::Relaxed) > 0,
-        "nothing was done without waiting"
-    );
 }

@@ -12,24 +12,24 @@ use crate::layout::{ImageOffset, ObjectExtent};
 use crate::migration::source::MigrationSource;
 
 impl Image {
-    /// Fills `buffer` from `offset` on; false when that would have to wait, or cannot be done: then [`Image::read`] does
-    /// it, or tells why not.
-    pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> bool {
+    /// Fills `buffer` from `offset` on. [`ReadNow::Absent`]: there is nothing but zeroes, and the buffer is as it was.
+    /// [`ReadNow::WouldWait`]: that would have to wait, or cannot be done; [`Image::read`] does it, or tells why not.
+    pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> ReadNow {
         self.read_now_at(offset, buffer, self.inner.read_snap)
     }
 
-    fn read_now_at(&self, offset: u64, buffer: &mut [u8], snap: SnapId) -> bool {
+    fn read_now_at(&self, offset: u64, buffer: &mut [u8], snap: SnapId) -> ReadNow {
         if self.check_open().is_err() || !self.is_fresh() {
-            return false;
+            return ReadNow::WouldWait;
         }
         let header = self.header();
         let length_bytes = buffer.len() as u64;
         let inside = |size: u64| offset.checked_add(length_bytes).is_some_and(|end| end <= size);
         if !header.size_at(snap).is_some_and(inside) {
-            return false;
+            return ReadNow::WouldWait;
         }
         let Some(extent) = self.layout().map_one(ImageOffset(offset), length_bytes) else {
-            return false;
+            return ReadNow::WouldWait;
         };
         let source = self.source();
         let below = source
@@ -40,13 +40,9 @@ impl Image {
             Some(source) => self.through_now(&header, source, extent, snap, buffer),
         };
         match found {
-            ReadNow::Filled => true,
             // A handle that does not watch must look whether the image still is there.
-            ReadNow::Absent if !self.inner.read_only || self.inner.ignore_migration => {
-                buffer.fill(0);
-                true
-            }
-            ReadNow::Absent | ReadNow::WouldWait => false,
+            ReadNow::Absent if self.inner.read_only && !self.inner.ignore_migration => ReadNow::WouldWait,
+            found => found,
         }
     }
 
@@ -85,14 +81,19 @@ impl Image {
             return ReadNow::WouldWait;
         };
         let end = extent.image_offset.0 + buffer.len() as u64;
-        if end > overlap || !source.image().read_now_at(extent.image_offset.0, buffer, below) {
+        if end > overlap {
             return ReadNow::WouldWait;
         }
-        // What reads as zero may have been removed under us by a commit; then the object is complete by now.
-        match source.is_complete_now(self, extent.object_no) {
-            Some(false) => ReadNow::Filled,
-            Some(true) | None => ReadNow::WouldWait,
+        let found = source.image().read_now_at(extent.image_offset.0, buffer, below);
+        // What is absent may have been removed under us by a commit; then the object is complete by now.
+        let is_gone = || source.is_complete_now(self, extent.object_no) != Some(false);
+        match found {
+            ReadNow::WouldWait => return ReadNow::WouldWait,
+            ReadNow::Absent if is_gone() => return ReadNow::WouldWait,
+            ReadNow::Filled | ReadNow::Absent => {}
         }
+        self.stats().source_was_read(buffer.len() as u64);
+        found
     }
 
     /// Writes `data` at `offset`, buffered; false when that would have to wait, or cannot be done: then [`Image::write`]

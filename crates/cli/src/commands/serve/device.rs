@@ -5,7 +5,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_image::{Image, ImageError};
-use ferry_nbd::{BlockDevice, BlockSizes, DeviceError, Errno, Extent, ReadExtent};
+use ferry_nbd::{BlockDevice, BlockSizes, DeviceError, Errno, Extent, QuickRead, ReadExtent};
+use ferry_store::ReadNow;
 
 /// Bytes looked at in one step of a block status.
 const STATUS_STEP_BYTES: u64 = 16 << 20;
@@ -79,6 +80,18 @@ impl BlockDevice for ImageDevice {
         }
         push_hole(&mut pieces, end - at);
         Ok(pieces)
+    }
+
+    fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<QuickRead, DeviceError>> {
+        match self.image.read_now(offset, out) {
+            ReadNow::Filled => Some(Ok(QuickRead::Data)),
+            ReadNow::Absent => Some(Ok(QuickRead::Zeroes)),
+            ReadNow::WouldWait => None,
+        }
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Option<Result<(), DeviceError>> {
+        (!fua && self.image.write_now(offset, data)).then_some(Ok(()))
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
