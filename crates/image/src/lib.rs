@@ -15,6 +15,7 @@ pub mod maintenance;
 pub mod migration;
 pub mod names;
 pub mod object_map;
+pub mod object_set;
 pub mod progress;
 pub mod resize;
 pub mod snapshot;

@@ -67,7 +67,9 @@ async fn copy(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> 
     if versions.iter().all(|version| version.change.is_none()) {
         return Ok(Copied::default());
     }
-    mark_maps(target, source, &versions, object_no).await?;
+    if !target.inner.head_map.is_marked_ahead() {
+        mark_maps(target, source, &versions, object_no).await?;
+    }
     let object_size = target.layout().object_size_bytes();
     let object = target.data_object(object_no.0);
     let mut copied = Copied {

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::header::Header;
 use crate::image::Image;
 use crate::layout::ObjectNo;
-use crate::migration::source::SourceMaps;
+use crate::object_set::ObjectSet;
 use crate::progress::Progress;
 
 /// Empties everything beyond `new_size_bytes`. The caller holds the gate exclusively and owns the lock.
@@ -24,9 +24,9 @@ pub(crate) async fn trim(
     progress: &Progress,
 ) -> Result<()> {
     let source = image.source();
-    let maps = match &source {
-        Some(source) => Some(SourceMaps::load(source).await?),
-        None => None,
+    let below = match &source {
+        Some(source) => source.objects_to_copy(image).await?,
+        None => ObjectSet::default(),
     };
     let writer = Writer::new(image, header, source.as_deref());
     let layout = image.layout();
@@ -36,11 +36,7 @@ pub(crate) async fn trim(
     let first_touched = (new_size_bytes / period) * layout.stripe_count();
     let needs_visit = |n: u64| {
         let object_no = ObjectNo(n);
-        let uncopied = source.as_ref().zip(maps.as_ref()).is_some_and(|(source, maps)| {
-            source.covers(image, object_no)
-                && !image.inner.complete.contains(object_no)
-                && source.may_have_data(image, object_no, maps)
-        });
+        let uncopied = below.contains(object_no) && !image.inner.complete.contains(object_no);
         uncopied || image.inner.head_map.may_exist(object_no)
     };
     let objects = (first_touched..total).filter(|n| needs_visit(*n));

@@ -3,8 +3,7 @@
 //! Rows "execute" of `docs/migration.md`. It may be killed at any point and run again: copied objects are recognised.
 //! The copying itself runs in the owner of the target's exclusive lock, wherever that is.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ferry_cls::rbd::MigrationState;
@@ -12,11 +11,13 @@ use ferry_store::{Errno, IoCtx};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::pair::{self, Found, Pair};
-use super::source::SourceMaps;
-use crate::deep_copy;
+use super::source::MigrationSource;
+use crate::deep_copy::{self, Copied};
 use crate::error::{ImageError, Result};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::layout::ObjectNo;
+use crate::object_map::ahead;
+use crate::object_set::ObjectSet;
 use crate::progress::Progress;
 use crate::watch::messages::Request;
 
@@ -150,37 +151,70 @@ pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
             ))
         };
     };
-    let maps = SourceMaps::load(&source).await?;
-    let total = source.object_count(image);
-    let done = Arc::new(AtomicU64::new(0));
-    let objects = (0..total).filter(|n| {
-        let object_no = ObjectNo(*n);
-        let wanted =
-            !image.inner.complete.contains(object_no) && source.may_have_data(image, object_no, &maps);
-        if !wanted {
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-        wanted
-    });
+    let objects = source.objects_to_copy(image).await?;
+    let total = objects.len();
+    let marks = Marks::new(&objects);
+    let mut done = 0;
+    // Found to need no copy: nothing was there, or somebody else did it, or there was nothing to do.
+    let mut uncopied = ObjectSet::default();
     let concurrent = CONCURRENT_OBJECTS.load(Ordering::Relaxed);
-    let mut copies = futures::stream::iter(objects)
-        .map(|n| async move {
-            let _guard = image.begin_write().await?;
-            // Asked for anew: snapshots of the target may have gone since.
-            let Some(source) = image.source() else {
-                return Err(ImageError::new(
-                    Errno::ECANCELED,
-                    format!("migration of image '{}' was ended", image.name()),
-                ));
-            };
-            deep_copy::ensure_copied(image, &source, ObjectNo(n)).await
-        })
+    let mut copies = futures::stream::iter(objects.iter())
+        .map(|object_no| copy_one(image, &marks, object_no))
         .buffer_unordered(concurrent);
-    while copies.try_next().await?.is_some() {
-        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+    while let Some((object_no, copied)) = copies.try_next().await? {
+        if !copied.exists {
+            uncopied.insert(object_no);
+        }
+        done += 1;
         progress.update(done, total);
     }
     drop(copies);
+    ahead::take_back(image, &uncopied).await?;
     progress.update(total.max(1), total.max(1));
     Ok(())
+}
+
+async fn copy_one(image: &Image, marks: &Marks<'_>, object_no: ObjectNo) -> Result<(ObjectNo, Copied)> {
+    if image.inner.complete.contains(object_no) {
+        return Ok((object_no, Copied::default()));
+    }
+    let _guard = image.begin_write().await?;
+    // Asked for anew: snapshots of the target may have gone since.
+    let Some(source) = image.source() else {
+        return Err(ImageError::new(
+            Errno::ECANCELED,
+            format!("migration of image '{}' was ended", image.name()),
+        ));
+    };
+    marks.ensure(image, &source).await?;
+    let copied = deep_copy::ensure_copied(image, &source, object_no).await?;
+    Ok((object_no, copied))
+}
+
+/// Object maps marked ahead of the copies, and again when somebody made the marks void.
+struct Marks<'a> {
+    objects: &'a ObjectSet,
+    /// False once it turned out that objects must be marked one by one.
+    possible: tokio::sync::Mutex<bool>,
+}
+
+impl<'a> Marks<'a> {
+    fn new(objects: &'a ObjectSet) -> Self {
+        Self {
+            objects,
+            possible: tokio::sync::Mutex::new(true),
+        }
+    }
+
+    /// The caller holds a write guard.
+    async fn ensure(&self, image: &Image, source: &MigrationSource) -> Result<()> {
+        if image.inner.head_map.is_marked_ahead() {
+            return Ok(());
+        }
+        let mut possible = self.possible.lock().await;
+        if *possible && !image.inner.head_map.is_marked_ahead() {
+            *possible = ahead::mark(image, source, self.objects).await?;
+        }
+        Ok(())
+    }
 }

@@ -14,6 +14,12 @@ use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::io::read::Found;
 use crate::layout::{ObjectNo, ObjectOffset};
+use crate::object_set::ObjectSet;
+
+/// Objects of the source looked at before other tasks get their turn.
+const OBJECTS_PER_TURN: usize = 4096;
+/// Names listed at a time.
+const LIST_PAGE: usize = 1024;
 
 /// A snapshot that came with the migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,21 +221,86 @@ impl MigrationSource {
         Some(complete)
     }
 
-    /// Whether the source may have data in some version for this object of the target, as far as its object maps
-    /// tell; true when they don't.
-    pub(crate) fn may_have_data(&self, target: &Image, object_no: ObjectNo, maps: &SourceMaps) -> bool {
-        let layout = self.image.layout();
-        let size = target.layout().object_size_bytes();
-        target
-            .layout()
-            .unmap(object_no, ObjectOffset(0), size)
-            .iter()
-            .any(|extent| {
-                layout
-                    .map(*extent)
-                    .iter()
-                    .any(|piece| maps.may_exist(piece.object_no))
-            })
+    /// Objects of the target for which the source may have data in some version. Costs follow what exists: with object
+    /// maps their words are looked through, without them the source's objects are listed, page by page.
+    pub(crate) async fn objects_to_copy(&self, target: &Image) -> Result<ObjectSet> {
+        let existing = match self.objects_by_maps().await? {
+            Some(objects) => objects,
+            None => list_objects(&self.image).await?,
+        };
+        let mut out = ObjectSet::default();
+        let end = self.object_count(target);
+        for (index, object_no) in existing.iter().enumerate() {
+            self.each_target_object(target, object_no, |object| {
+                if object.0 < end {
+                    out.insert(object);
+                }
+            });
+            if index % OBJECTS_PER_TURN == OBJECTS_PER_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Objects of the source that exist at the head or a migrated snapshot, as its object maps say; `None` when one of
+    /// the maps cannot be believed.
+    async fn objects_by_maps(&self) -> Result<Option<ObjectSet>> {
+        let mut objects = ObjectSet::default();
+        let versions = self.history.iter().map(|snap| snap.source);
+        for snap in versions.chain([SnapId::HEAD]) {
+            let Some(map) = crate::object_map::snap::load(&self.image, snap).await? else {
+                return Ok(None);
+            };
+            objects.extend(map.iter_nonzero().map(|(object, _)| ObjectNo(object)));
+            tokio::task::yield_now().await;
+        }
+        Ok(Some(objects))
+    }
+
+    /// Calls `each` for every object of the target that shows bytes of an object of the source; some may come twice.
+    pub(crate) fn each_target_object(
+        &self,
+        target: &Image,
+        source_object: ObjectNo,
+        mut each: impl FnMut(ObjectNo),
+    ) {
+        let (from, to) = (self.image.layout(), target.layout());
+        if from == to {
+            return each(source_object);
+        }
+        for extent in from.unmap(source_object, ObjectOffset(0), from.object_size_bytes()) {
+            if to.is_striped() {
+                to.map(extent).iter().for_each(|piece| each(piece.object_no));
+            } else {
+                let last = extent.offset.0 + (extent.length_bytes - 1);
+                let size = to.object_size_bytes();
+                (extent.offset.0 / size..=last / size).for_each(|object| each(ObjectNo(object)));
+            }
+        }
+    }
+}
+
+/// Data objects of an image that have a head or clones.
+async fn list_objects(image: &Image) -> Result<ObjectSet> {
+    let io = image.data_io();
+    let prefix = image.data_prefix();
+    let mut out = ObjectSet::default();
+    let mut after = String::new();
+    loop {
+        let page = io
+            .store()
+            .list_objects(io.scope(), &prefix, &after, LIST_PAGE)
+            .await?;
+        out.extend(page.iter().filter_map(|name| {
+            u64::from_str_radix(name.get(prefix.len()..)?, 16)
+                .ok()
+                .map(ObjectNo)
+        }));
+        match page.last() {
+            Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
+            _ => return Ok(out),
+        }
     }
 }
 
@@ -265,29 +336,4 @@ async fn open(target: &Image, spec: &MigrationSpec) -> Result<Image> {
                 spec.image_name, spec.image_id
             ))
         })
-}
-
-/// Object maps of a source that does not change: which objects exist in some version.
-#[derive(Debug)]
-pub struct SourceMaps {
-    maps: Vec<Option<ferry_cls::BitVector>>,
-}
-
-impl SourceMaps {
-    /// Loads the maps of the head and of the migrated snapshots.
-    pub(crate) async fn load(source: &MigrationSource) -> Result<Self> {
-        let mut maps = vec![crate::object_map::snap::load(&source.image, SnapId::HEAD).await?];
-        for snap in &source.history {
-            maps.push(crate::object_map::snap::load(&source.image, snap.source).await?);
-        }
-        Ok(Self { maps })
-    }
-
-    /// False only if the object exists in no version.
-    pub fn may_exist(&self, object_no: ObjectNo) -> bool {
-        self.maps.iter().any(|map| match map {
-            None => true,
-            Some(map) => map.get(object_no.0).is_some_and(|state| state != 0),
-        })
-    }
 }

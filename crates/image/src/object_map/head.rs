@@ -3,6 +3,8 @@
 //! Invariant: the stored map is changed before the object it speaks of comes into being, and after the object is
 //! gone; the map in memory equals the stored one. Every change asserts the map's own lock in the same operation.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use ferry_cls::BitVector;
 use ferry_cls::CallExt as _;
 use ferry_cls::lock::{self, LockKind};
@@ -20,7 +22,12 @@ use crate::names;
 #[derive(Debug, Default)]
 pub struct HeadMap {
     bits: RwLock<Option<BitVector>>,
-    updating: Mutex<()>,
+    /// Held while the map, or that of a snapshot, is changed.
+    pub(super) updating: Mutex<()>,
+    /// How often the map was loaded, dropped or replaced.
+    epoch: AtomicU64,
+    /// 1 + the epoch in which all that a migration will copy was marked; 0: never.
+    marked_ahead: AtomicU64,
 }
 
 impl HeadMap {
@@ -45,6 +52,21 @@ impl HeadMap {
 
     pub(crate) fn clear(&self) {
         *self.bits.write() = None;
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether the maps say of every object that the running migration will copy that it exists. Ask with the gate held.
+    pub(crate) fn is_marked_ahead(&self) -> bool {
+        self.marked_ahead.load(Ordering::SeqCst) == self.epoch.load(Ordering::SeqCst) + 1
+    }
+
+    pub(super) fn set_marked_ahead(&self, marked: bool) {
+        let value = if marked {
+            self.epoch.load(Ordering::SeqCst) + 1
+        } else {
+            0
+        };
+        self.marked_ahead.store(value, Ordering::SeqCst);
     }
 }
 
@@ -326,9 +348,15 @@ pub(crate) async fn snapshot_taken(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// Replaces the whole map (rollback, rebuild).
+/// Replaces the whole map (rebuild, a removed snapshot).
 pub(crate) async fn replace(image: &Image, map: BitVector) -> Result<()> {
     let _one_at_a_time = image.inner.head_map.updating.lock().await;
+    image.inner.head_map.epoch.fetch_add(1, Ordering::SeqCst);
+    save(image, map).await
+}
+
+/// Stores the whole map. The caller holds `updating`.
+pub(super) async fn save(image: &Image, map: BitVector) -> Result<()> {
     let op = asserted().class_call(&client::object_map_save(&map));
     image.inner.io.write_meta(&object(image), op).await?;
     *image.inner.head_map.bits.write() = Some(map);

@@ -55,6 +55,7 @@ pub(crate) async fn set(image: &Image, snap: SnapId, object_no: ObjectNo, state:
     }
     let object = names::object_map_object(image.id(), snap);
     let call = client::object_map_update(object_no.0, object_no.0 + 1, state, None);
+    let _one_at_a_time = image.inner.head_map.updating.lock().await;
     match ferry_cls::exec_write(&image.inner.io, &object, call).await {
         Ok(()) => Ok(()),
         // The image was smaller at this snapshot: the object did not exist.

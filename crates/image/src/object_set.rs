@@ -1,0 +1,113 @@
+//! A set of object numbers: one bit each, in chunks that exist where members are.
+//!
+//! Costs follow the members: an empty stretch of any length takes neither memory nor time. Pure data; knows no store.
+
+use std::collections::BTreeMap;
+
+use crate::layout::ObjectNo;
+
+const WORDS_PER_CHUNK: usize = 64;
+const OBJECTS_PER_CHUNK: u64 = 64 * WORDS_PER_CHUNK as u64;
+
+/// The set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObjectSet {
+    chunks: BTreeMap<u64, Box<[u64; WORDS_PER_CHUNK]>>,
+    members: u64,
+}
+
+impl ObjectSet {
+    /// Whether the object is a member.
+    pub fn contains(&self, object: ObjectNo) -> bool {
+        let (chunk, word, bit) = place(object);
+        self.chunks
+            .get(&chunk)
+            .is_some_and(|words| words[word] & bit != 0)
+    }
+
+    /// Makes the object a member; false if it was one.
+    pub fn insert(&mut self, object: ObjectNo) -> bool {
+        let (chunk, word, bit) = place(object);
+        let words = self
+            .chunks
+            .entry(chunk)
+            .or_insert_with(|| Box::new([0; WORDS_PER_CHUNK]));
+        let new = words[word] & bit == 0;
+        words[word] |= bit;
+        self.members += u64::from(new);
+        new
+    }
+
+    /// Number of members.
+    pub fn len(&self) -> u64 {
+        self.members
+    }
+
+    /// Whether there is no member.
+    pub fn is_empty(&self) -> bool {
+        self.members == 0
+    }
+
+    /// The members, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = ObjectNo> + '_ {
+        self.chunks.iter().flat_map(|(chunk, words)| {
+            let first = chunk * OBJECTS_PER_CHUNK;
+            words
+                .iter()
+                .enumerate()
+                .filter(|(_, bits)| **bits != 0)
+                .flat_map(move |(index, bits)| {
+                    let (base, bits) = (first + 64 * index as u64, *bits);
+                    (0..64)
+                        .filter(move |bit| bits >> bit & 1 != 0)
+                        .map(move |bit| ObjectNo(base + bit))
+                })
+        })
+    }
+}
+
+impl Extend<ObjectNo> for ObjectSet {
+    fn extend<T: IntoIterator<Item = ObjectNo>>(&mut self, objects: T) {
+        for object in objects {
+            self.insert(object);
+        }
+    }
+}
+
+impl FromIterator<ObjectNo> for ObjectSet {
+    fn from_iter<T: IntoIterator<Item = ObjectNo>>(objects: T) -> Self {
+        let mut set = Self::default();
+        set.extend(objects);
+        set
+    }
+}
+
+fn place(object: ObjectNo) -> (u64, usize, u64) {
+    let inside = object.0 % OBJECTS_PER_CHUNK;
+    (
+        object.0 / OBJECTS_PER_CHUNK,
+        (inside / 64) as usize,
+        1 << (inside % 64),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_come_out_once_and_ascending() {
+        let members = [u64::MAX, 0, 63, 64, OBJECTS_PER_CHUNK, 64, 1 << 40];
+        let mut set = ObjectSet::default();
+        for n in members {
+            set.insert(ObjectNo(n));
+            assert!(set.contains(ObjectNo(n)));
+        }
+        assert!(!set.contains(ObjectNo(1)));
+        let out: Vec<u64> = set.iter().map(|object| object.0).collect();
+        assert_eq!(out, [0, 63, 64, OBJECTS_PER_CHUNK, 1 << 40, u64::MAX]);
+        assert_eq!(set.len(), 6);
+        assert!(!set.insert(ObjectNo(63)));
+        assert_eq!(set.len(), 6);
+    }
+}
