@@ -53,7 +53,19 @@ class Mover:
 # qemu-img gets the options that let it write in parallel, nbdcopy its own way of copying between files; both were
 # faster so than otherwise.
 COPIERS = {
-    "qemu-img convert": lambda source, target: ["qemu-img", "convert", "-f", "raw", "-O", "raw", "-m", "16", "-W", source, target],
+    "qemu-img convert": lambda source, target: [
+        "qemu-img",
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "raw",
+        "-m",
+        "16",
+        "-W",
+        source,
+        target,
+    ],
     "nbdcopy": lambda source, target: ["nbdcopy", "--flush", source, target],
     "cp": lambda source, target: ["cp", "--reflink=never", source, target],
     "cp --reflink=always": lambda source, target: ["cp", "--reflink=always", source, target],

@@ -62,7 +62,7 @@ def mib_per_s(result):
 
 
 def fill(uri, size_bytes, stride_bytes=0, block_size_bytes=4 << 20):
-    """Writes `size_bytes` of random data in blocks, from the start or each `stride_bytes` after the last, and flushes."""
+    """Writes `size_bytes` of random data in blocks, from the start or `stride_bytes` apart, and flushes."""
     skip = stride_bytes - block_size_bytes if stride_bytes else 0
     rw = f"write:{skip}" if skip else "write"
     return job(uri, rw, block_size_bytes, 4, f"--io_size={size_bytes}", "--end_fsync=1")

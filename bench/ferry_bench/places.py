@@ -114,4 +114,4 @@ def require_free(path, size_bytes):
     """Raises Skipped if the file system of `path` has not that much space."""
     free = shutil.disk_usage(path).free
     if free < size_bytes:
-        raise Skipped(f"needs {size_bytes >> 20} MiB in {path}, there are {free >> 20}")
+        raise Skipped(f"needs {size_bytes >> 20} MiB of free space, there are {free >> 20}")

@@ -8,6 +8,10 @@ from .rows import BY_ID, ROWS
 BEGIN = "<!-- figures: begin (written by scripts/bench --update-docs) -->"
 END = "<!-- figures: end -->"
 
+# How the reason of a row that failed begins; a skipped one begins with the other.
+FAILED = "failed: "
+SKIPPED = "skipped: "
+
 _MACHINE_LABELS = {
     "date": "date",
     "commit": "commit",
@@ -22,20 +26,36 @@ _MACHINE_LABELS = {
 
 
 def as_json(plan, machine, samples, skipped):
-    """The whole run as data: samples of every round, and what became of every mark."""
+    """The whole run as data: samples of every round, and what became of every mark. Names no path."""
     return {
         "machine": machine,
-        "plan": {name: str(value) if name in ("binary", "disk", "memory") else value for name, value in vars(plan).items()},
-        "rows": [_row_as_json(row, samples[row.id]) for row in ROWS if row.id in samples],
+        "plan": {name: value for name, value in vars(plan).items() if isinstance(value, int)},
+        "rows": [_row_as_json(row, samples[row.id], machine) for row in ROWS if row.id in samples],
         "skipped": skipped,
     }
 
 
-def _row_as_json(row, samples):
+def merged(old, new):
+    """The rows of two records; where both have a row, the new one's. Machine and plan are the new one's."""
+    fresh = {row["id"] for row in new["rows"]}
+    rows = [row for row in old["rows"] if row["id"] not in fresh] + new["rows"]
+    skipped = {row: why for row, why in old["skipped"].items() if row not in fresh}
+    skipped.update({row: why for row, why in new["skipped"].items() if row not in {kept["id"] for kept in rows}})
+    return {**new, "rows": rows, "skipped": skipped}
+
+
+def failed(record):
+    """Rows that could not be measured although they should have been, with the reasons."""
+    return {row: why for row, why in record["skipped"].items() if why.startswith(FAILED)}
+
+
+def _row_as_json(row, samples, machine):
     return {
         "id": row.id,
         "what": row.what,
         "unit": row.unit,
+        "date": machine["date"],
+        "commit": machine["commit"],
         "samples": samples,
         "marks": [
             {
@@ -82,7 +102,9 @@ def _row_lines(row, samples):
 def table(record):
     """The record of a run (`as_json`) as a Markdown table with the machine above it."""
     lines = ["| machine | |", "|---|---|"]
-    machine = record["machine"]
+    # A merged record may have rows of several commits.
+    commits = ", ".join(sorted({row["commit"] for row in record["rows"]})) or record["machine"]["commit"]
+    machine = {**record["machine"], "commit": commits}
     lines += [f"| {_MACHINE_LABELS.get(name, name)} | {value} |" for name, value in machine.items()]
     plan = record["plan"]
     lines += [f"| rounds | {plan['rounds']}, fio jobs of {plan['job_ms'] / 1000:g} s |", ""]
@@ -92,22 +114,29 @@ def table(record):
         if row.id in measured:
             lines += [f"| {' | '.join(cells)} |" for cells in _row_lines(row, measured[row.id])]
         elif row.id in record["skipped"]:
-            reason = " ".join(record["skipped"][row.id].split()).replace("|", "/")
-            lines.append(f"| {row.what} | | | | | not measured: {reason} |")
+            reason = record["skipped"][row.id].splitlines()[0].replace("|", "/")
+            lines.append(f"| {row.what} | | | | | {reason} |")
     return "\n".join(lines) + "\n"
+
+
+def _dumped(record):
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def write(record, directory):
     """Writes result.json and result.md; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     json_path, table_path = directory / "result.json", directory / "result.md"
-    json_path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    json_path.write_text(_dumped(record), encoding="utf-8")
     table_path.write_text(table(record), encoding="utf-8")
     return json_path, table_path
 
 
 def update_docs(record, document):
-    """Replaces what lies between the markers of a document by the table of a record. ValueError without markers."""
+    """Replaces what lies between the markers of a document by the table of a record, and puts the record beside it as
+    JSON. ValueError without markers, or for a record that has no business there."""
+    if failed(record):
+        raise ValueError(f"rows have failed: {', '.join(failed(record))}: measure them anew")
     text = document.read_text(encoding="utf-8")
     before, found_begin, rest = text.partition(BEGIN)
     _, found_end, after = rest.partition(END)
@@ -116,4 +145,5 @@ def update_docs(record, document):
     unknown = [row["id"] for row in record["rows"] if row["id"] not in BY_ID]
     if unknown:
         raise ValueError(f"the result has rows that are no longer known: {', '.join(unknown)}: measure anew")
+    document.with_suffix(".json").write_text(_dumped(record), encoding="utf-8")
     document.write_text(f"{before}{BEGIN}\n\n{table(record)}\n{END}{after}", encoding="utf-8")

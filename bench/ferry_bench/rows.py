@@ -137,14 +137,14 @@ ROWS = (
         "peak memory of `execute` of a huge image",
         "MiB",
         False,
-        (ValueBelow(128), GrowthBelow(16, "small image")),
+        (ValueBelow(128), ValueBelow(128, "small image"), GrowthBelow(16, "small image")),
     ),
     Row(
         "memory-serve",
         "peak memory of `serve` of a huge image under load",
         "MiB",
         False,
-        (ValueBelow(128), GrowthBelow(16, "small image")),
+        (ValueBelow(128), ValueBelow(128, "small image"), GrowthBelow(16, "small image")),
     ),
     Row("start", "CPU time of `rbd ls` on a small store", "ms", False, (ValueBelow(20),)),
 )

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
-from .rows import AtLeast, GrowthBelow, RatioBelow, ValueBelow
+from .rows import FERRY, AtLeast, GrowthBelow, RatioBelow, ValueBelow
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,6 @@ def judge(row, mark, samples):
             )
         case ValueBelow(limit):
             figure = spread(subject)
-            return Verdict(f"< {limit:g} {row.unit}", figure, "", None, None, figure.median < limit)
+            whose = "" if mark.subject == FERRY else f"{mark.subject}: "
+            return Verdict(f"{whose}< {limit:g} {row.unit}", figure, "", None, None, figure.median < limit)
     raise TypeError(f"unknown kind of mark: {mark}")

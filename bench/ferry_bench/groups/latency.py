@@ -113,8 +113,10 @@ def _p99(here, begin_ms, end_ms):
 
 
 def percentile_us(log, begin_ms, end_ms, percent):
-    """A percentile of the latencies in fio's log (`time in ms, ns, ...` per line) of a span of time, in µs. ValueError if
-    there are none."""
+    """A percentile of the latencies in a span of time, in µs, from fio's log (`time in ms, ns, ...` per line).
+
+    Raises ValueError if there are none.
+    """
     latencies = []
     for line in log.splitlines():
         at_ms, latency_ns, *_ = line.split(",")

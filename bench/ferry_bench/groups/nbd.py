@@ -73,7 +73,5 @@ def _alternate(plan, here, job, served, round_no):
     return figures
 
 
-DISK = _Group(
-    lambda plan: plan.disk, (*_jobs("disk"), Job("flush1-disk", "randwrite", "4k", 1, extra=("--fsync=1",)))
-)
+DISK = _Group(lambda plan: plan.disk, (*_jobs("disk"), Job("flush1-disk", "randwrite", "4k", 1, extra=("--fsync=1",))))
 MEMORY = _Group(lambda plan: plan.memory, _jobs("tmpfs"))

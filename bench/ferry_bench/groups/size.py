@@ -43,7 +43,9 @@ class _Subject:
             fio.job(served.uri, "randread", "4k", 16, *fio.timed(self._plan.job_ms, 0))
             fio.job(served.uri, "read", "1m", 16, f"--io_size={self._plan.image_bytes}")
             for block_bytes in (4 << 10, 1 << 20):
-                fio.fill(served.uri, self._plan.image_bytes // _OBJECT_BYTES * block_bytes, self._stride_bytes, block_bytes)
+                fio.fill(
+                    served.uri, self._plan.image_bytes // _OBJECT_BYTES * block_bytes, self._stride_bytes, block_bytes
+                )
             return peak_memory_kib(served.server.pid) / 1024
 
 

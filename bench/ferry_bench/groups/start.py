@@ -17,4 +17,6 @@ def measure(plan, _wanted):
         for number in range(_IMAGES):
             ferry.create(f"image{number}", plan.image_bytes)
         for _ in range(plan.rounds):
-            yield {"start": {FERRY: statistics.median(ferry.measure("ls", POOL).cpu_s * 1000 for _ in range(plan.starts))}}
+            yield {
+                "start": {FERRY: statistics.median(ferry.measure("ls", POOL).cpu_s * 1000 for _ in range(plan.starts))}
+            }
