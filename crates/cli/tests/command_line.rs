@@ -211,15 +211,9 @@ fn serving_takes_any_number_of_images() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(images, ["p/a", "q/n/b@s"]);
-    let invocation = run("serve --socket /run/s --listen 127.0.0.1:10809").unwrap();
-    assert_eq!(
-        invocation
-            .args
-            .at_most_one("socket", "listen")
-            .unwrap_err()
-            .text(),
-        "rbd: cannot specify both socket and listen"
-    );
+    let invocation = run("serve --socket a --listen 127.0.0.1:10809 --socket b").unwrap();
+    let sockets: Vec<&str> = invocation.args.texts("socket").collect();
+    assert_eq!(sockets, ["a", "b"], "these may be given several times");
 }
 
 #[test]

@@ -243,9 +243,12 @@ fn serving_ends_cleanly_and_says_why_it_cannot_begin() {
             .fails("serve --listen nowhere disk", 22)
             .starts_with("rbd: --listen 'nowhere'")
     );
-    assert_eq!(
-        store.fails("serve --listen 127.0.0.1:0 --socket s disk", 22),
-        "rbd: cannot specify both socket and listen\n"
+    let said = store.fails("serve --listen 0.0.0.0:0 disk", 22);
+    assert!(said.contains("--allow-anyone"), "{said}");
+    let said = store.fails("serve --pool nosuch", 2);
+    assert!(
+        said.starts_with("rbd: error opening pool 'nosuch': (2)"),
+        "{said}"
     );
     assert_eq!(store.ok("status disk"), "Watchers: none\n");
 }

@@ -6,6 +6,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`certificates`] | an authority, a server and a client for TLS |
 //! | [`ferry`] | a store, commands on it, a server on it |
 //! | [`process`] | commands with their output, children that die with their owner |
 //! | [`load`] | a client that writes and remembers what was flushed |
@@ -15,6 +16,7 @@
 //! The binary is the one named by `FERRY_RBD`, else the one that lies in the build directory of the running test;
 //! `cargo test -p ferry-e2e` alone does not build it.
 
+pub mod certificates;
 pub mod ferry;
 pub mod load;
 pub mod mount;

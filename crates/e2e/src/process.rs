@@ -98,6 +98,15 @@ impl Background {
     /// If it can't be started.
     #[track_caller]
     pub fn start(command: &mut Command, directory: &Path, name: &str) -> Self {
+        Self::start_with_stdin(command, Stdio::null(), directory, name)
+    }
+
+    /// The same with something to read.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[track_caller]
+    pub fn start_with_stdin(command: &mut Command, stdin: Stdio, directory: &Path, name: &str) -> Self {
         let words = std::iter::once(command.get_program())
             .chain(command.get_args())
             .map(|word| word.to_string_lossy())
@@ -110,7 +119,7 @@ impl Background {
         let file =
             |path: &Path| File::create(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(file(&stdout))
             .stderr(file(&stderr))
             .spawn()

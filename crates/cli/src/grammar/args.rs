@@ -77,6 +77,19 @@ impl Args {
         }
     }
 
+    /// The texts of an option that may be given several times, in their order, without empty ones.
+    pub fn texts(&self, long: &'static str) -> impl Iterator<Item = &str> {
+        debug_assert!(
+            self.declares(long),
+            "{} has no option --{long}",
+            self.command.name()
+        );
+        self.values.iter().filter_map(move |(known, value)| match value {
+            Value::Text(text) if *known == long && !text.is_empty() => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     /// The number of an option; for `image-feature` the feature bits, for `order` the order.
     pub fn number(&self, long: &str) -> Option<u64> {
         match self.value(long)? {

@@ -56,6 +56,8 @@ pub struct Opt {
     pub visible: bool,
     /// False: known to `rbd`, answered with "not implemented yet".
     pub built: bool,
+    /// It may be given several times; each is one more value.
+    pub repeatable: bool,
 }
 
 impl Opt {
@@ -70,6 +72,7 @@ impl Opt {
             need,
             visible: true,
             built: true,
+            repeatable: false,
         }
     }
 
@@ -108,6 +111,11 @@ impl Opt {
 
     const fn to_come(mut self) -> Self {
         self.built = false;
+        self
+    }
+
+    const fn repeatable(mut self) -> Self {
+        self.repeatable = true;
         self
     }
 
@@ -250,6 +258,49 @@ pub(super) const FEATURES_HELP: &str = "features of the image, by name, separate
 pub(super) const FEATURES_NOTE: &str = "Image features: (+) part of a new image unless features are named, (*) can be \
      switched on and off later, (-) can only be switched off later.";
 
+// Serving.
+pub(super) const SERVE: &[Opt] = &[
+    SOCKET,
+    LISTEN,
+    Opt::switch(
+        "allow-anyone",
+        "let --listen go beyond this machine although clients are not verified",
+    ),
+    READ_ONLY.help("refuse every change, and leave locks to others"),
+    Opt::text(
+        "tls-certificates",
+        "directory with server-cert.pem, server-key.pem and perhaps ca-cert.pem; clients must use TLS then",
+    ),
+    Opt::switch(
+        "tls-verify-peer",
+        "only clients with a certificate that ca-cert.pem has signed",
+    ),
+    Opt::new(
+        "max-connections",
+        Kind::Number(1 << 20),
+        "connections at a time; one more is closed at once [default: 128]",
+    ),
+    Opt::new(
+        "max-requests",
+        Kind::Number(1 << 16),
+        "requests in flight on one connection [default: 64]",
+    ),
+    Opt::new(
+        "max-request-bytes",
+        Kind::Size,
+        "data of all requests in flight on one connection, 1M to 1G [default: 64M]",
+    ),
+    Opt::new(
+        "handshake-timeout",
+        Kind::Number(86_400),
+        "seconds that a client may take to choose an export [default: 30]",
+    ),
+    Opt::text(
+        "metrics",
+        "port, or address and port, to show Prometheus metrics on over HTTP; a port alone is one of 127.0.0.1",
+    ),
+];
+
 // The rest, in the order of the alphabet.
 pub(super) const ALLOW_SHRINK: Opt =
     Opt::switch("allow-shrink", "make the image smaller, which cuts off data");
@@ -302,7 +353,11 @@ pub(super) const IO_TYPE: Opt = Opt::new(
 .need(Need::ByParser);
 pub(super) const LIMIT: Opt =
     Opt::new("limit", Kind::Number(u64::MAX), "largest number of snapshots").need(Need::ByCommand);
-pub(super) const LISTEN: Opt = Opt::text("listen", "address and port to serve NBD on, e.g. 127.0.0.1:10809");
+pub(super) const LISTEN: Opt = Opt::text(
+    "listen",
+    "address and port to serve NBD on, e.g. 127.0.0.1:10809; may be given several times",
+)
+.repeatable();
 pub(super) const MERGE_SNAPSHOTS: Opt =
     Opt::switch("merge-snapshots", "add the snapshots to their image's row");
 pub(super) const RW_MIX_READ: Opt = Opt::new(
@@ -315,7 +370,11 @@ pub(super) const SIZE: Opt = Opt::new("size", Kind::ImageSize, "size of the imag
     .need(Need::ByCommand);
 pub(super) const SKIP_QUIESCE: Opt =
     Opt::switch("skip-quiesce", "do not ask the image's users to hold writes back");
-pub(super) const SOCKET: Opt = Opt::text("socket", "path of the Unix socket to serve NBD on");
+pub(super) const SOCKET: Opt = Opt::text(
+    "socket",
+    "path of a Unix socket to serve NBD on; may be given several times",
+)
+.repeatable();
 pub(super) const SOURCE_SPEC: Opt = Opt::text("source-spec", "description of the source, as JSON");
 pub(super) const SOURCE_SPEC_PATH: Opt = Opt::text(
     "source-spec-path",

@@ -291,6 +291,7 @@ fn parse_options(command: &Command, words: &[&str]) -> Result<(Values, Vec<Strin
         let value = check(option.kind, text).ok_or_else(|| invalid_value(option, text))?;
         match values.iter_mut().find(|(long, _)| *long == option.long) {
             None => values.push((option.long, value)),
+            Some(_) if option.repeatable => values.push((option.long, value)),
             Some((_, Value::Number(bits))) if option.kind == Kind::Features => {
                 if let Value::Number(more) = value {
                     *bits |= more;

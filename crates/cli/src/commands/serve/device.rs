@@ -26,10 +26,6 @@ impl ImageDevice {
         Self { image }
     }
 
-    pub(super) fn image(&self) -> &Image {
-        &self.image
-    }
-
     async fn durable(&self, fua: bool) -> Result<(), DeviceError> {
         if fua { self.flush().await } else { Ok(()) }
     }

@@ -1,10 +1,12 @@
 //! Images of a store as NBD exports.
 //!
 //! An export's name is an image spec, `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`; what is left out is what the command line says.
+//! A name outside the server's [`Scope`] is unknown, whether there is such an image or not.
 //! Invariants: one image is open at most once, whatever the number of its connections; an image that was named on the
 //! command line is closed by [`StoreExports::close_kept`] only, any other after its last connection.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -15,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::device::{ImageDevice, device_error};
+use super::metrics::{ImageMetrics, MeteredDevice, ServeMetrics};
 use crate::commands::error::Explain as _;
 use crate::exit::Failure;
 use crate::spec::{Check, ImageSpec, PoolSpec, split};
@@ -22,14 +25,48 @@ use crate::spec::{Check, ImageSpec, PoolSpec, split};
 /// Most exports that a client is told of; more can be opened by name.
 const MAX_LISTED: usize = 4096;
 
+/// Which images a server shows, unless some are named on its command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All of the store.
+    Store,
+    /// All of one pool.
+    Pool {
+        pool: String,
+        /// Of this namespace only; `None` is all of the pool.
+        namespace: Option<String>,
+    },
+}
+
+impl Scope {
+    fn holds(&self, spec: &ImageSpec) -> bool {
+        match self {
+            Self::Store => true,
+            Self::Pool { pool, namespace } => {
+                spec.pool == *pool && namespace.as_ref().is_none_or(|only| spec.namespace == *only)
+            }
+        }
+    }
+}
+
+/// How images are found and opened.
+#[derive(Debug)]
+pub(super) struct ExportOptions {
+    /// Where names without a pool are looked up.
+    pub(super) place: PoolSpec,
+    pub(super) scope: Scope,
+    pub(super) read_only: bool,
+    pub(super) metrics: Option<Arc<ServeMetrics>>,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct StoreExports {
     store: Arc<dyn Store>,
-    place: PoolSpec,
+    options: ExportOptions,
     slots: Mutex<HashMap<String, Arc<Slot>>>,
-    /// Slots of the devices that are open, by [`address`].
-    open: Mutex<HashMap<usize, String>>,
+    /// The devices that are open, by [`address`].
+    open: Mutex<HashMap<usize, OpenDevice>>,
     /// Exports on the command line, in its order; when there are some, nothing else is served.
     kept: AsyncMutex<Vec<String>>,
 }
@@ -39,14 +76,34 @@ pub(super) struct StoreExports {
 struct Slot {
     /// Open for the whole life of the server.
     kept: Mutex<Option<Image>>,
-    device: AsyncMutex<Option<Arc<ImageDevice>>>,
+    device: AsyncMutex<Option<Served>>,
+}
+
+/// An image and the device that connections use it through.
+struct Served {
+    image: Image,
+    device: Arc<dyn BlockDevice>,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Served").field(&self.image).finish()
+    }
+}
+
+/// What is known of a device that connections use.
+#[derive(Debug)]
+struct OpenDevice {
+    /// Name of its slot.
+    name: String,
+    metrics: Option<Arc<ImageMetrics>>,
 }
 
 impl StoreExports {
-    pub(super) fn new(store: Arc<dyn Store>, place: PoolSpec) -> Arc<Self> {
+    pub(super) fn new(store: Arc<dyn Store>, options: ExportOptions) -> Arc<Self> {
         Arc::new(Self {
             store,
-            place,
+            options,
             slots: Mutex::default(),
             open: Mutex::default(),
             kept: AsyncMutex::default(),
@@ -64,11 +121,18 @@ impl StoreExports {
             .open_image(spec)
             .await
             .map_err(|error| error.failed(format_args!("error opening image {name}")))?;
+        // Shown from the start, not from the first client on.
+        self.metrics_of(spec, &image);
         let slot = Arc::<Slot>::default();
         *slot.kept.lock() = Some(image);
         self.slots.lock().insert(name.clone(), slot);
         kept.push(name);
         Ok(())
+    }
+
+    /// What is served when no image is named.
+    pub(super) fn scope(&self) -> &Scope {
+        &self.options.scope
     }
 
     /// Names of what [`StoreExports::keep_open`] opened.
@@ -95,9 +159,30 @@ impl StoreExports {
         let io = admin::pool::open(&self.store, &spec.pool, &spec.namespace).await?;
         let options = match &spec.snap {
             Some(snap) => OpenOptions::read_only().at(SnapKey::Name(snap.clone())),
+            None if self.options.read_only => OpenOptions::read_only(),
             None => OpenOptions::read_write(),
         };
         Image::open(&io, ImageKey::Name(&spec.image), options).await
+    }
+
+    fn metrics_of(&self, spec: &ImageSpec, image: &Image) -> Option<Arc<ImageMetrics>> {
+        let metrics = self.options.metrics.as_ref()?;
+        Some(metrics.image(spec, image.stats()))
+    }
+
+    /// Makes the device of an image that was opened for it.
+    fn device(&self, spec: &ImageSpec, image: Image) -> Served {
+        let device = Arc::new(ImageDevice::new(image.clone()));
+        let metrics = self.metrics_of(spec, &image);
+        let device: Arc<dyn BlockDevice> = match &metrics {
+            Some(metrics) => Arc::new(MeteredDevice::new(device, Arc::clone(metrics))),
+            None => device,
+        };
+        let name = spec.to_string();
+        self.open
+            .lock()
+            .insert(address(&device), OpenDevice { name, metrics });
+        Served { image, device }
     }
 
     /// What an export's name means. The default export is the image of a server that serves one.
@@ -112,7 +197,10 @@ impl StoreExports {
         let parts = split(name, Check::Lenient).map_err(|_| unknown("not an image spec"))?;
         let (pool, namespace) = match parts.pool {
             Some(pool) => (pool.to_owned(), parts.namespace.unwrap_or_default().to_owned()),
-            None => (self.place.pool.clone(), self.place.namespace.clone()),
+            None => (
+                self.options.place.pool.clone(),
+                self.options.place.namespace.clone(),
+            ),
         };
         let spec = ImageSpec {
             pool,
@@ -120,10 +208,20 @@ impl StoreExports {
             image: parts.name.to_owned(),
             snap: parts.snap.map(str::to_owned),
         };
-        if !kept.is_empty() && !kept.contains(&spec.to_string()) {
+        let in_scope = if kept.is_empty() {
+            self.options.scope.holds(&spec)
+        } else {
+            kept.contains(&spec.to_string())
+        };
+        if !in_scope {
             return Err(unknown("this server serves other images only"));
         }
         Ok(spec)
+    }
+
+    fn metrics_of_device(&self, device: &Arc<dyn BlockDevice>) -> Option<Arc<ImageMetrics>> {
+        self.options.metrics.as_ref()?;
+        self.open.lock().get(&address(device))?.metrics.clone()
     }
 
     fn slot(&self, name: String) -> Arc<Slot> {
@@ -139,9 +237,13 @@ impl StoreExports {
         }
     }
 
-    /// All images of the store that can be found; a pool that cannot be read keeps no other from being listed.
+    /// All images of the scope that can be found; a pool that cannot be read keeps no other from being listed.
     async fn all_exports(&self) -> ferry_image::Result<Vec<ExportInfo>> {
         let mut found = Vec::new();
+        if let Scope::Pool { pool, .. } = &self.options.scope {
+            self.exports_of(pool, &mut found).await?;
+            return Ok(found);
+        }
         for pool in admin::pool::list(&self.store).await? {
             if let Err(error) = self.exports_of(&pool.name, &mut found).await {
                 tracing::error!(pool = pool.name, %error, "cannot list the images of a pool");
@@ -167,7 +269,9 @@ impl StoreExports {
                     image,
                     snap: None,
                 };
-                found.push(export_info(spec.to_string()));
+                if self.options.scope.holds(&spec) {
+                    found.push(export_info(spec.to_string()));
+                }
             }
         }
         Ok(())
@@ -194,7 +298,7 @@ fn open_error(error: &ImageError) -> OpenError {
 }
 
 /// What tells a device from others while it lives.
-fn address<T: ?Sized>(device: &Arc<T>) -> usize {
+fn address(device: &Arc<dyn BlockDevice>) -> usize {
     Arc::as_ptr(device).cast::<()>() as usize
 }
 
@@ -213,8 +317,8 @@ impl Exports for StoreExports {
         let name = spec.to_string();
         let slot = self.slot(name.clone());
         let mut device = slot.device.lock().await;
-        if let Some(device) = &*device {
-            return Ok(Arc::clone(device) as Arc<dyn BlockDevice>);
+        if let Some(served) = &*device {
+            return Ok(Arc::clone(&served.device));
         }
         let kept = slot.kept.lock().clone();
         let image = match kept {
@@ -223,10 +327,8 @@ impl Exports for StoreExports {
         };
         match image {
             Ok(image) => {
-                let opened = Arc::new(ImageDevice::new(image));
-                self.open.lock().insert(address(&opened), name);
-                *device = Some(Arc::clone(&opened));
-                Ok(opened)
+                let served = self.device(&spec, image);
+                Ok(Arc::clone(&device.insert(served).device))
             }
             Err(error) => {
                 drop(device);
@@ -237,8 +339,10 @@ impl Exports for StoreExports {
     }
 
     async fn close(&self, closing: Arc<dyn BlockDevice>) -> Result<(), DeviceError> {
-        let name = self.open.lock().remove(&address(&closing));
-        let Some(name) = name else { return Ok(()) };
+        let open = self.open.lock().remove(&address(&closing));
+        let Some(OpenDevice { name, .. }) = open else {
+            return Ok(());
+        };
         let slot = self.slots.lock().get(&name).cloned();
         let Some(slot) = slot else { return Ok(()) };
         let mut device = slot.device.lock().await;
@@ -246,7 +350,7 @@ impl Exports for StoreExports {
         let is_kept = slot.kept.lock().is_some();
         // While the slot is locked: an open that comes now finds the image closed, not half closed.
         let closed = match found {
-            Some(found) if !is_kept => found.image().close().await,
+            Some(found) if !is_kept => found.image.close().await,
             _ => Ok(()),
         };
         drop(device);
@@ -254,5 +358,17 @@ impl Exports for StoreExports {
             self.forget(&name, &slot);
         }
         closed.map_err(device_error)
+    }
+
+    fn connected(&self, device: &Arc<dyn BlockDevice>) {
+        if let Some(metrics) = self.metrics_of_device(device) {
+            metrics.connected();
+        }
+    }
+
+    fn disconnected(&self, device: &Arc<dyn BlockDevice>) {
+        if let Some(metrics) = self.metrics_of_device(device) {
+            metrics.disconnected();
+        }
     }
 }

@@ -1,81 +1,121 @@
 //! `rbd serve`: images to NBD clients, in the foreground.
 //!
 //! Images named on the command line are opened at once and stay open as long as the server runs: they show as watchers
-//! in `rbd status` and keep `migration prepare` away. Only they are served then. Without names, any image of the store is
-//! found at the moment a client asks for it and closed after its last client.
+//! in `rbd status` and keep `migration prepare` away. Only they are served then. Without names, any image of the store,
+//! or of the pool or namespace that is named, is found at the moment a client asks for it and closed after its last
+//! client. With `--read-only`, images are neither watched nor locked, so that they can be in use elsewhere.
 //!
 //! `SIGINT` and `SIGTERM` let requests under way finish, flush, give up locks and watches, and end with exit code 0.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `options.rs` | what the command line asks for |
+//! | `listeners.rs` | the sockets: asked for, passed on by systemd, or the usual one |
+//! | `exports.rs`, `device.rs` | images as exports, one image as a block device |
+//! | `metrics/` | counters, and how they are shown |
 
 mod device;
 mod exports;
+mod listeners;
+mod metrics;
+mod options;
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ferry_nbd::{Exports, ListenError, Listener, ServeSummary, Server, ServerConfig, shutdown_channel};
+use ferry_nbd::{Exports, ServeSummary, Server, ServerConfig, shutdown_channel};
+use sd_notify::NotifyState;
 
 use super::Signals;
 use super::session::Session;
 use crate::exit::{EIO, Failure};
 use crate::spec::PoolSpec;
-use exports::StoreExports;
-
-/// Exit code when the socket cannot be listened on because another server has it.
-const EADDRINUSE: i32 = 98;
+use exports::{ExportOptions, Scope, StoreExports};
+use listeners::Listeners;
+use metrics::{MetricsServer, ServeMetrics};
+use options::ServeOptions;
 
 pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), Failure> {
-    let args = session.args();
-    args.at_most_one("socket", "listen")?;
-    let specs = args.remaining_images()?;
-    args.finish()?;
-    let given = |option| args.text(option).filter(|text| !text.is_empty());
-    let place = PoolSpec {
-        pool: given("pool").unwrap_or(args.default_pool()).to_owned(),
-        namespace: given("namespace").unwrap_or_default().to_owned(),
+    let options = ServeOptions::new(session.args())?;
+    let mut config = ServerConfig {
+        tls: options.tls.clone(),
+        ..options::server_config(session.args())?
     };
-    let address = match given("listen") {
-        Some(text) => Some(tcp_address(text)?),
+    let store = session.store().await?.clone();
+    let listeners = Listeners::open(session, &options).await?;
+    let metrics = match options.metrics {
+        Some(address) => Some(bind_metrics(address, &mut config).await?),
         None => None,
     };
-    let exports = StoreExports::new(session.store().await?.clone(), place);
-    for spec in &specs {
-        exports.keep_open(spec).await?;
+    if let (Scope::Pool { pool, namespace }, []) = (&options.scope, options.images.as_slice()) {
+        // A pool that is not there is more often mistyped than made later.
+        let namespace = namespace.clone().unwrap_or_default();
+        let pool = pool.clone();
+        session.place(&PoolSpec { pool, namespace }).await?;
     }
-    let listener = match address {
-        Some(address) => Listener::tcp(address).await,
-        None => Listener::unix(socket_path(session, given("socket"))?).await,
-    };
-    let result = match listener.map_err(listen_failed) {
-        Ok(listener) => serve(listener, Arc::clone(&exports), signals).await,
-        Err(failure) => Err(failure),
-    };
+    let exports = StoreExports::new(
+        store,
+        ExportOptions {
+            place: options.place,
+            scope: options.scope,
+            read_only: options.read_only,
+            metrics: metrics.as_ref().map(|(_, counters)| Arc::clone(counters)),
+        },
+    );
+    let mut result = Ok(());
+    for spec in &options.images {
+        result = exports.keep_open(spec).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    if result.is_ok() {
+        result = serve(listeners, Arc::clone(&exports), config, metrics, signals).await;
+    }
     let closed = exports.close_kept().await;
     result.and(closed)
 }
 
-async fn serve(listener: Listener, exports: Arc<StoreExports>, signals: &mut Signals) -> Result<(), Failure> {
-    let names = exports.kept_names().await;
-    let what = match names.as_slice() {
-        [] => format!("every image of the store, as {}", listener.uri("POOL/IMAGE")),
-        names => names
-            .iter()
-            .map(|name| listener.uri(name))
-            .collect::<Vec<_>>()
-            .join(" "),
-    };
-    eprintln!("rbd: serving {what}");
+type Metrics = (MetricsServer, Arc<ServeMetrics>);
+
+async fn bind_metrics(address: SocketAddr, config: &mut ServerConfig) -> Result<Metrics, Failure> {
+    let server = MetricsServer::bind(address).await.map_err(|error| {
+        Failure::errno(
+            format_args!("cannot show metrics on {address}"),
+            error.raw_os_error().unwrap_or(EIO),
+        )
+    })?;
+    let counters = Arc::<ServeMetrics>::default();
+    config.stats = Arc::clone(counters.server());
+    Ok((server, counters))
+}
+
+async fn serve(
+    listeners: Listeners,
+    exports: Arc<StoreExports>,
+    config: ServerConfig,
+    metrics: Option<Metrics>,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    if let Some((server, _)) = &metrics {
+        eprintln!("rbd: metrics on {}", server.url());
+    }
+    eprintln!("rbd: serving {}", what(&listeners, &exports).await);
     let (trigger, shutdown) = shutdown_channel();
     let server = Server::run(
-        vec![listener],
+        listeners.into_inner(),
         exports as Arc<dyn Exports>,
-        ServerConfig::default(),
+        config,
         shutdown,
     );
     tokio::pin!(server);
+    // Until the NBD server has ended: what the last requests did can still be seen.
+    let _metrics = metrics.map(|(server, counters)| AbortOnDrop(tokio::spawn(server.run(counters))));
+    tell_systemd(&NotifyState::Ready);
     let summary = tokio::select! {
         summary = &mut server => summary,
         _ = signals.next() => {
+            tell_systemd(&NotifyState::Stopping);
             trigger.shut_down();
             tokio::select! {
                 summary = &mut server => summary,
@@ -91,6 +131,40 @@ async fn serve(listener: Listener, exports: Arc<StoreExports>, signals: &mut Sig
     match summary {
         Ok(summary) => end(&summary),
         Err(error) => Err(Failure::invalid(error)),
+    }
+}
+
+/// Where clients find what, as URIs.
+async fn what(listeners: &Listeners, exports: &StoreExports) -> String {
+    match (exports.kept_names().await.as_slice(), exports.scope()) {
+        ([], Scope::Store) => format!("every image of the store, as {}", listeners.uris(&["POOL/IMAGE"])),
+        ([], Scope::Pool { pool, namespace }) => {
+            let (place, path) = match namespace.as_deref() {
+                Some(namespace) if !namespace.is_empty() => (
+                    format!("namespace {pool}/{namespace}"),
+                    format!("{pool}/{namespace}/IMAGE"),
+                ),
+                _ => (format!("pool {pool}"), format!("{pool}/IMAGE")),
+            };
+            format!("every image of {place}, as {}", listeners.uris(&[path]))
+        }
+        (names, _) => listeners.uris(names),
+    }
+}
+
+/// Says something to the service manager, if one has asked for it with `NOTIFY_SOCKET`.
+fn tell_systemd(state: &NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
+        tracing::error!(%error, "cannot reach the service manager; check NOTIFY_SOCKET");
+    }
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -120,38 +194,4 @@ fn end(summary: &ServeSummary) -> Result<(), Failure> {
     }
     Err(Failure::errno("serving ended with errors", EIO)
         .with_line(format_args!("rbd: note: {}", problems.join("; "))))
-}
-
-fn tcp_address(text: &str) -> Result<SocketAddr, Failure> {
-    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
-    found.ok_or_else(|| {
-        Failure::invalid(format_args!(
-            "--listen '{text}' is not an address and a port, e.g. 127.0.0.1:10809"
-        ))
-    })
-}
-
-/// `--socket`, else `run/nbd.sock` in the store's directory.
-fn socket_path(session: &Session, given: Option<&str>) -> Result<PathBuf, Failure> {
-    if let Some(path) = given {
-        return Ok(path.into());
-    }
-    let directory = session.invocation().globals.local_store()?.join("run");
-    std::fs::create_dir_all(&directory).map_err(|error| {
-        Failure::errno(
-            format_args!("cannot make '{}' for the socket", directory.display()),
-            error.raw_os_error().unwrap_or(EIO),
-        )
-    })?;
-    Ok(directory.join("nbd.sock"))
-}
-
-fn listen_failed(error: ListenError) -> Failure {
-    let errno = match &error {
-        ListenError::InUse { .. } => EADDRINUSE,
-        ListenError::NotASocket { .. } => crate::exit::EEXIST,
-        ListenError::Io { source, .. } => source.raw_os_error().unwrap_or(crate::exit::EINVAL),
-        _ => EIO,
-    };
-    Failure::message(format!("rbd: {error}"), errno)
 }
