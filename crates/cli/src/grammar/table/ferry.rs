@@ -16,7 +16,7 @@ pub(super) const COMMANDS: &[Command] = &[
     .options(&[SERVE, POOL_NAMES])
     .notes(&[
         "An image is an NBD export under its spec; a name without a pool is looked up in the one that --pool says. With --pool and no image, the images of that pool and its namespaces can be reached and no others; with --namespace, only those of this one. They are found when a client asks, so new ones are served too.",
-        "Without --socket and --listen, the server takes the sockets that systemd passes to it (LISTEN_FDS), else run/nbd.sock in the directory of the store. An address beyond this machine needs --tls-certificates with --tls-verify-peer, or --allow-anyone: whoever reaches the port can read and write the images.",
+        "Sockets that systemd passes on (LISTEN_FDS) are served beside those of --socket and --listen; with none at all, it is run/nbd.sock in the directory of the store. An address beyond this machine needs --tls-certificates with --tls-verify-peer, or --allow-anyone: whoever reaches the port can read and write the images.",
         "With NOTIFY_SOCKET set, systemd is told when the server is ready and when it stops.",
         "An addition of Ferry.",
     ]),
