@@ -217,7 +217,7 @@ async fn holes_are_told_where_the_image_stores_nothing() {
     let mut data = Vec::new();
     while at < 16 << 20 {
         for extent in client
-            .block_status(at, (16 << 20) - at as u32, false)
+            .block_status(at, (16 << 20) - at, false)
             .await
             .unwrap()
         {

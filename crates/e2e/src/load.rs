@@ -217,7 +217,7 @@ async fn work(
         }
         let result = if kind == 1 {
             client
-                .write_zeroes(offset, length * BLOCK_BYTES, false, fua)
+                .write_zeroes(offset, u64::from(length * BLOCK_BYTES), false, fua)
                 .await
         } else {
             let data: Vec<u8> = range

@@ -136,9 +136,9 @@ impl World {
         let kind = self.rng.random_range(0..3u32);
         let client = self.client().await;
         match kind {
-            0 => client.trim(offset, length, false).await,
-            1 => client.write_zeroes(offset, length, true, false).await,
-            _ => client.write_zeroes(offset, length, false, false).await,
+            0 => client.trim(offset, u64::from(length), false).await,
+            1 => client.write_zeroes(offset, u64::from(length), true, false).await,
+            _ => client.write_zeroes(offset, u64::from(length), false, false).await,
         }
         .expect("zeroes");
         self.head[offset as usize..][..length as usize].fill(0);

@@ -12,6 +12,9 @@ use bytes::Bytes;
 
 use crate::proto;
 
+/// Bytes read at a time when a range is only to be cached.
+const CACHE_STEP_BYTES: u64 = 1 << 20;
+
 /// Something with bytes to serve.
 ///
 /// Calls run concurrently, from one connection and from several. A call that was answered is complete for every
@@ -75,11 +78,12 @@ pub trait BlockDevice: Send + Sync {
     /// Small `data` may be a slice of a larger receive buffer: copy it rather than keep it.
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError>;
 
-    /// Takes note that the content of a range is no longer needed. `length_bytes` is at most 4 GiB - 1.
+    /// Takes note that the content of a range is no longer needed. `length_bytes` is at most 1 GiB: the server
+    /// splits longer requests.
     async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), DeviceError>;
 
     /// Makes a range read as zeroes. With `no_hole` the range must be allocated, so that a later write can't run
-    /// out of space. `length_bytes` is at most 4 GiB - 1.
+    /// out of space. `length_bytes` is at most 1 GiB: the server splits longer requests.
     async fn write_zeroes(
         &self,
         offset: u64,
@@ -87,6 +91,29 @@ pub trait BlockDevice: Send + Sync {
         no_hole: bool,
         fua: bool,
     ) -> Result<(), DeviceError>;
+
+    /// Whether [`write_zeroes`](BlockDevice::write_zeroes) with these arguments, of any length, would surely take
+    /// less time than writing that many bytes. Clients that would rather write the zeroes themselves are told so
+    /// at once when it is false. Must not wait for anything.
+    fn is_fast_zero(&self, offset: u64, length_bytes: u64, no_hole: bool) -> bool {
+        let _ = (offset, length_bytes, no_hole);
+        false
+    }
+
+    /// Takes note that a range, at most 64 MiB long, will be read soon. What it does changes no content, only the
+    /// time that later calls take. By default the range is read and the bytes are dropped, which fills the caches
+    /// on the way.
+    async fn cache(&self, offset: u64, length_bytes: u64) -> Result<(), DeviceError> {
+        let end = offset.saturating_add(length_bytes);
+        let mut at = offset;
+        while at < end {
+            // At most CACHE_STEP_BYTES.
+            let step = (end - at).min(CACHE_STEP_BYTES) as u32;
+            self.read_sparse(at, step).await?;
+            at += u64::from(step);
+        }
+        Ok(())
+    }
 
     /// Makes durable every write, trim and write of zeroes that was answered before this call.
     async fn flush(&self) -> Result<(), DeviceError>;

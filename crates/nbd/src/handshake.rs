@@ -18,7 +18,7 @@ use crate::device::{BlockDevice, wire_string};
 use crate::exports::{OpenError, OpenErrorKind};
 use crate::option::{Info, InfoRequest, Malformed, MetaRequest, counted_string, text};
 use crate::proto::{
-    self, BadMagic, EXPORT_NAME_PADDING_BYTES, MAX_STRING_BYTES, OptionHeader, OptionReplyHeader,
+    self, BadMagic, EXPORT_NAME_PADDING_BYTES, Framing, MAX_STRING_BYTES, OptionHeader, OptionReplyHeader,
     handshake_flag, opt, rep, transmission_flag,
 };
 use crate::registry::{OpenExport, Registry};
@@ -32,7 +32,7 @@ const REPLY_BUFFER_BYTES: usize = 64 << 10;
 pub(crate) struct Negotiated {
     pub(crate) export: OpenExport,
     pub(crate) name: String,
-    pub(crate) structured: bool,
+    pub(crate) framing: Framing,
     pub(crate) allocation: bool,
 }
 
@@ -51,6 +51,8 @@ pub(crate) enum HandshakeError {
     TlsRequired,
     #[error("the client sent {0} bytes behind NBD_OPT_STARTTLS without waiting for its answer")]
     Injected(usize),
+    #[error("the client chose an export with NBD_OPT_EXPORT_NAME after it asked for extended headers")]
+    NameAfterExtended,
     #[error("export name of {0} bytes is too long")]
     LongName(u32),
     #[error("export name refused: {0}")]
@@ -145,7 +147,7 @@ where
         registry,
         client,
         terms,
-        structured: false,
+        framing: Framing::Simple,
         allocation_for: None,
         opened: None,
         replies: Vec::new(),
@@ -210,7 +212,7 @@ struct Session<'a, R, W> {
     registry: &'a Arc<Registry>,
     client: ClientFlags,
     terms: Terms,
-    structured: bool,
+    framing: Framing,
     /// The export that `base:allocation` was selected for.
     allocation_for: Option<String>,
     /// The export that was last asked about: it stays open so that the choice that follows sees the same device.
@@ -238,12 +240,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
                 kind: rep::ERR_TLS_REQD,
                 message: "this server requires TLS before anything else".to_owned(),
             }),
-            opt::LIST | opt::INFO..=opt::SET_META_CONTEXT if length > limit => Err(Refusal {
+            opt::LIST | opt::INFO..=opt::EXTENDED_HEADERS if length > limit => Err(Refusal {
                 kind: rep::ERR_TOO_BIG,
                 message: format!("option data of {length} bytes is too long, the limit is {limit}"),
             }),
             opt::LIST => self.list(&data).await,
             opt::STRUCTURED_REPLY => self.structured_reply(&data),
+            opt::EXTENDED_HEADERS => self.extended_headers(&data),
             opt::LIST_META_CONTEXT => self.list_contexts(&data).await,
             opt::SET_META_CONTEXT => self.set_contexts(&data).await,
             opt::INFO | opt::GO => self.describe(option, &data).await,
@@ -300,6 +303,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         if self.terms.tls == TlsState::Required {
             return Err(HandshakeError::TlsRequired);
         }
+        if self.framing == Framing::Extended {
+            return Err(HandshakeError::NameAfterExtended);
+        }
         if length as usize > MAX_STRING_BYTES {
             return Err(HandshakeError::LongName(length));
         }
@@ -308,7 +314,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         let device = self.open(name).await?;
         self.replies.extend_from_slice(&device.size_bytes().to_be_bytes());
         self.replies
-            .extend_from_slice(&transmission_flags(device.as_ref(), self.structured).to_be_bytes());
+            .extend_from_slice(&transmission_flags(device.as_ref(), self.framing).to_be_bytes());
         if !self.client.no_zeroes {
             self.replies.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
@@ -329,7 +335,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         Step::End(Outcome::Entered(Negotiated {
             export,
             name,
-            structured: self.structured,
+            framing: self.framing,
             allocation,
         }))
     }
@@ -365,12 +371,26 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         if !data.is_empty() {
             return Err(invalid("NBD_OPT_STRUCTURED_REPLY takes no data"));
         }
-        self.structured = true;
+        if self.framing == Framing::Extended {
+            return Err(Refusal {
+                kind: rep::ERR_EXT_HEADER_REQD,
+                message: "extended headers are agreed on already, and include structured replies".to_owned(),
+            });
+        }
+        self.framing = Framing::Structured;
+        Ok(())
+    }
+
+    fn extended_headers(&mut self, data: &[u8]) -> Result<(), Refusal> {
+        if !data.is_empty() {
+            return Err(invalid("NBD_OPT_EXTENDED_HEADERS takes no data"));
+        }
+        self.framing = Framing::Extended;
         Ok(())
     }
 
     async fn list_contexts(&mut self, data: &[u8]) -> Result<(), Refusal> {
-        self.require_structured()?;
+        self.require_chunks()?;
         let request = MetaRequest::parse(data)?;
         self.open(request.name).await?;
         if request.queries == 0 || request.exact || request.wildcard {
@@ -382,7 +402,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
     async fn set_contexts(&mut self, data: &[u8]) -> Result<(), Refusal> {
         // A new selection replaces the old one, also when it fails.
         self.allocation_for = None;
-        self.require_structured()?;
+        self.require_chunks()?;
         let request = MetaRequest::parse(data)?;
         self.open(request.name).await?;
         if request.exact {
@@ -392,11 +412,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         Ok(())
     }
 
-    fn require_structured(&self) -> Result<(), Refusal> {
-        if self.structured {
+    fn require_chunks(&self) -> Result<(), Refusal> {
+        if self.framing.has_chunks() {
             Ok(())
         } else {
-            Err(invalid("metadata contexts need structured replies first"))
+            Err(invalid(
+                "metadata contexts need structured replies or extended headers first",
+            ))
         }
     }
 
@@ -410,7 +432,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
     async fn describe(&mut self, option: u32, data: &[u8]) -> Result<(), Refusal> {
         let request = InfoRequest::parse(data)?;
         let device = self.open(request.name).await?;
-        let flags = transmission_flags(device.as_ref(), self.structured);
+        let flags = transmission_flags(device.as_ref(), self.framing);
         let export = Info::Export {
             size_bytes: device.size_bytes(),
             flags,
@@ -463,15 +485,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
 }
 
 /// What the device offers to a client.
-pub(crate) fn transmission_flags(device: &dyn BlockDevice, structured: bool) -> u16 {
-    let mut flags =
-        transmission_flag::HAS_FLAGS | transmission_flag::SEND_FLUSH | transmission_flag::SEND_FUA;
+pub(crate) fn transmission_flags(device: &dyn BlockDevice, framing: Framing) -> u16 {
+    let mut flags = transmission_flag::HAS_FLAGS
+        | transmission_flag::SEND_FLUSH
+        | transmission_flag::SEND_FUA
+        | transmission_flag::SEND_CACHE;
     if device.read_only() {
         flags |= transmission_flag::READ_ONLY;
     } else {
-        flags |= transmission_flag::SEND_TRIM | transmission_flag::SEND_WRITE_ZEROES;
+        flags |= transmission_flag::SEND_TRIM
+            | transmission_flag::SEND_WRITE_ZEROES
+            | transmission_flag::SEND_FAST_ZERO;
     }
-    if structured {
+    if framing.has_chunks() {
         flags |= transmission_flag::SEND_DF;
     }
     if device.can_multi_conn() {

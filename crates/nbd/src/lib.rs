@@ -18,6 +18,7 @@
 //! | `handshake.rs` | option haggling, server side |
 //! | `request.rs` | what a request may ask: one function, one error per rule, pure |
 //! | `reply.rs` | encoding of replies, pure |
+//! | `steps.rs` | commands on long ranges, in steps that a device can plan |
 //! | `transmission.rs` | requests of one connection, run concurrently within bounds |
 //! | `registry.rs` | which devices are open, and when the last connection of one ended |
 //! | `listen.rs`, `inherited.rs`, `server.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
@@ -25,8 +26,8 @@
 //! | `client/` | the client: negotiation, then concurrent requests |
 //! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
 //!
-//! The facts come from the protocol's own document, `doc/proto.md` of the NetworkBlockDevice project. Not spoken:
-//! TLS (a session answers `NBD_OPT_STARTTLS` with "unsupported") and the experimental extensions.
+//! The facts come from the protocol's own document, `doc/proto.md` of the NetworkBlockDevice project, with the
+//! extension for extended headers. What of it is spoken is listed in the crate's `README.md`.
 
 pub mod client;
 mod device;
@@ -42,6 +43,7 @@ mod request;
 mod server;
 mod shutdown;
 mod stats;
+mod steps;
 pub mod testing;
 mod tls;
 mod transmission;

@@ -12,10 +12,14 @@ pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Start of every request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Start of a request with extended headers.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Start of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Start of a structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Start of a chunk with extended headers.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Longest string the protocol allows (export names, descriptions, contexts, messages), in bytes.
 pub const MAX_STRING_BYTES: usize = 4096;
@@ -54,6 +58,8 @@ pub mod opt {
     pub const LIST_META_CONTEXT: u32 = 9;
     /// Select metadata contexts for block status.
     pub const SET_META_CONTEXT: u32 = 10;
+    /// Use extended headers, which include what structured replies are for.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of replies to options. Errors have bit 31 set.
@@ -86,6 +92,8 @@ pub mod rep {
     pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR_BIT | 8;
     /// Request or reply too large.
     pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
+    /// Only possible with extended headers, or pointless beside them.
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }
 
 /// Kinds of information about an export.
@@ -118,13 +126,19 @@ pub mod transmission_flag {
     pub const SEND_DF: u16 = 1 << 7;
     /// A flush on one connection covers the others.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// Cache (prefetch) is served.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// "Fail rather than be slow" is served on write zeroes.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// Block status takes a payload that selects among the contexts. Not offered by this server.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
 pub mod cmd {
     /// Read.
     pub const READ: u16 = 0;
-    /// Write; the only command with a payload.
+    /// Write; the only command with a payload that this server takes.
     pub const WRITE: u16 = 1;
     /// Soft disconnect; has no reply.
     pub const DISC: u16 = 2;
@@ -152,6 +166,8 @@ pub mod cmd_flag {
     pub const REQ_ONE: u16 = 1 << 3;
     /// Fail rather than write zeroes slowly.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// With extended headers: the length counts payload that follows, not a part of the export.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Structured replies: flag and chunk types.
@@ -166,6 +182,8 @@ pub mod chunk {
     pub const OFFSET_HOLE: u16 = 2;
     /// Extents of one metadata context.
     pub const BLOCK_STATUS: u16 = 5;
+    /// Extents of one metadata context with 64-bit fields; only with extended headers.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// The bit that marks an error chunk.
     pub const ERROR_BIT: u16 = 1 << 15;
     /// An error with a message.
@@ -220,6 +238,34 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
     (u64::from(be32(bytes, at)) << 32) | u64::from(be32(bytes, at + 4))
 }
 
+/// The form of requests and replies that the handshake agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Compact requests, simple replies.
+    Simple,
+    /// Compact requests, structured replies.
+    Structured,
+    /// Extended headers both ways.
+    Extended,
+}
+
+impl Framing {
+    /// Whether replies come in chunks, which can carry holes, block status and errors with a message.
+    #[must_use]
+    pub const fn has_chunks(self) -> bool {
+        !matches!(self, Self::Simple)
+    }
+
+    /// Bytes of the header of a request.
+    #[must_use]
+    pub const fn request_header_bytes(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => RequestHeader::SIZE_BYTES,
+            Self::Extended => RequestHeader::EXTENDED_SIZE_BYTES,
+        }
+    }
+}
+
 /// Header of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestHeader {
@@ -231,15 +277,53 @@ pub struct RequestHeader {
     pub cookie: u64,
     /// Start of the range, in bytes.
     pub offset: u64,
-    /// Length of the range in bytes; of the payload too for a write.
-    pub length: u32,
+    /// Length of the range in bytes; of the payload for a write, and wherever [`cmd_flag::PAYLOAD_LEN`] is set.
+    pub length: u64,
 }
 
 impl RequestHeader {
-    /// Bytes of an encoded header.
+    /// Bytes of a compact header.
     pub const SIZE_BYTES: usize = 28;
+    /// Bytes of an extended header.
+    pub const EXTENDED_SIZE_BYTES: usize = 32;
 
-    /// The header as sent.
+    /// Bytes of payload that follow this header. A write has its payload also where it lacks
+    /// [`cmd_flag::PAYLOAD_LEN`], which extended headers demand: QEMU, at least in version 10.0, leaves it out.
+    #[must_use]
+    pub const fn payload_bytes(&self, framing: Framing) -> u64 {
+        let follows = match framing {
+            Framing::Simple | Framing::Structured => self.command == cmd::WRITE,
+            Framing::Extended => self.command == cmd::WRITE || self.flags & cmd_flag::PAYLOAD_LEN != 0,
+        };
+        if follows { self.length } else { 0 }
+    }
+
+    /// The extended header as sent.
+    #[must_use]
+    pub fn encode_extended(&self) -> [u8; Self::EXTENDED_SIZE_BYTES] {
+        let mut out = [0; Self::EXTENDED_SIZE_BYTES];
+        out[..Self::SIZE_BYTES].copy_from_slice(&self.encode());
+        out[0..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        out[24..32].copy_from_slice(&self.length.to_be_bytes());
+        out
+    }
+
+    /// Reads an extended header.
+    ///
+    /// # Errors
+    /// [`BadMagic`] when the stream is not at the start of a request.
+    pub fn decode_extended(bytes: &[u8; Self::EXTENDED_SIZE_BYTES]) -> Result<Self, BadMagic> {
+        expect_magic32("request with extended headers", EXTENDED_REQUEST_MAGIC, bytes)?;
+        Ok(Self {
+            flags: be16(bytes, 4),
+            command: be16(bytes, 6),
+            cookie: be64(bytes, 8),
+            offset: be64(bytes, 16),
+            length: be64(bytes, 24),
+        })
+    }
+
+    /// The compact header as sent. It has room for a length of 4 GiB - 1, to which a longer one is cut.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::SIZE_BYTES] {
         let mut out = [0; Self::SIZE_BYTES];
@@ -248,11 +332,12 @@ impl RequestHeader {
         out[6..8].copy_from_slice(&self.command.to_be_bytes());
         out[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         out[16..24].copy_from_slice(&self.offset.to_be_bytes());
-        out[24..28].copy_from_slice(&self.length.to_be_bytes());
+        let length = u32::try_from(self.length).unwrap_or(u32::MAX);
+        out[24..28].copy_from_slice(&length.to_be_bytes());
         out
     }
 
-    /// Reads a header.
+    /// Reads a compact header.
     ///
     /// # Errors
     /// [`BadMagic`] when the stream is not at the start of a request.
@@ -263,7 +348,7 @@ impl RequestHeader {
             command: be16(bytes, 6),
             cookie: be64(bytes, 8),
             offset: be64(bytes, 16),
-            length: be32(bytes, 24),
+            length: u64::from(be32(bytes, 24)),
         })
     }
 }
@@ -398,7 +483,55 @@ impl ChunkHeader {
     }
 }
 
-/// Header of a reply of either form.
+/// Header of a chunk with extended headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtendedChunkHeader {
+    /// [`chunk::FLAG_DONE`] or nothing.
+    pub flags: u16,
+    /// One of [`chunk`].
+    pub kind: u16,
+    /// Mark of the request.
+    pub cookie: u64,
+    /// The offset that the request named.
+    pub offset: u64,
+    /// Bytes of payload that follow.
+    pub length: u64,
+}
+
+impl ExtendedChunkHeader {
+    /// Bytes of an encoded header.
+    pub const SIZE_BYTES: usize = 32;
+
+    /// The header as sent.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::SIZE_BYTES] {
+        let mut out = [0; Self::SIZE_BYTES];
+        out[0..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
+        out[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        out[6..8].copy_from_slice(&self.kind.to_be_bytes());
+        out[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        out[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        out[24..32].copy_from_slice(&self.length.to_be_bytes());
+        out
+    }
+
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// [`BadMagic`] when the stream is not at the start of a chunk with extended headers.
+    pub fn decode(bytes: &[u8; Self::SIZE_BYTES]) -> Result<Self, BadMagic> {
+        expect_magic32("reply with extended headers", EXTENDED_REPLY_MAGIC, bytes)?;
+        Ok(Self {
+            flags: be16(bytes, 4),
+            kind: be16(bytes, 6),
+            cookie: be64(bytes, 8),
+            offset: be64(bytes, 16),
+            length: be64(bytes, 24),
+        })
+    }
+}
+
+/// Header of a simple or structured reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyHeader {
     /// A simple reply.
@@ -490,6 +623,76 @@ mod tests {
             ]
         );
         assert_eq!(RequestHeader::decode(&bytes), Ok(header));
+    }
+
+    #[test]
+    fn extended_headers_have_the_documented_bytes() {
+        let header = RequestHeader {
+            flags: cmd_flag::FUA | cmd_flag::PAYLOAD_LEN,
+            command: cmd::WRITE,
+            cookie: 0x0102_0304_0506_0708,
+            offset: 0x1_0000_0000,
+            length: 0x2_0000_0200,
+        };
+        let bytes = header.encode_extended();
+        assert_eq!(
+            bytes,
+            [
+                0x21, 0xe4, 0x1c, 0x71, 0, 0x21, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0,
+                0, 2, 0, 0, 2, 0
+            ]
+        );
+        assert_eq!(RequestHeader::decode_extended(&bytes), Ok(header));
+        let chunk = ExtendedChunkHeader {
+            flags: chunk::FLAG_DONE,
+            kind: chunk::BLOCK_STATUS_EXT,
+            cookie: 9,
+            offset: 4096,
+            length: 24,
+        };
+        let bytes = chunk.encode();
+        assert_eq!(
+            bytes,
+            [
+                0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0,
+                0, 0, 0, 0, 0, 24
+            ]
+        );
+        assert_eq!(ExtendedChunkHeader::decode(&bytes), Ok(chunk));
+        assert!(ExtendedChunkHeader::decode(&header.encode_extended()).is_err());
+        assert!(RequestHeader::decode_extended(&bytes).is_err());
+        let mut compact = [0; 32];
+        compact[..28].copy_from_slice(&header.encode());
+        assert!(
+            RequestHeader::decode_extended(&compact).is_err(),
+            "a compact header"
+        );
+    }
+
+    #[test]
+    fn a_payload_follows_a_write_or_where_the_flag_says_so() {
+        let header = |command, flags| RequestHeader {
+            flags,
+            command,
+            cookie: 0,
+            offset: 0,
+            length: 7,
+        };
+        for (framing, command, flags, expected) in [
+            (Framing::Simple, cmd::WRITE, 0, 7),
+            (Framing::Structured, cmd::WRITE, cmd_flag::PAYLOAD_LEN, 7),
+            (Framing::Structured, cmd::READ, cmd_flag::PAYLOAD_LEN, 0),
+            (Framing::Extended, cmd::WRITE, cmd_flag::PAYLOAD_LEN, 7),
+            (Framing::Extended, cmd::WRITE, 0, 7),
+            (Framing::Extended, cmd::BLOCK_STATUS, cmd_flag::PAYLOAD_LEN, 7),
+            (Framing::Extended, cmd::READ, cmd_flag::FUA, 0),
+        ] {
+            assert_eq!(
+                header(command, flags).payload_bytes(framing),
+                expected,
+                "{framing:?} {command} {flags}"
+            );
+        }
     }
 
     #[test]

@@ -3,19 +3,37 @@
 //! The promise: a reply becomes valid frames of the form that the handshake agreed on, with payloads passed on
 //! uncopied. Without structured replies everything is a simple reply. With them, data, block status and errors
 //! are structured, and the success of a command without data stays a simple reply, which is the shorter of the
-//! two forms that the protocol allows.
+//! two forms that the protocol allows. With extended headers everything is a chunk with such a header.
 
 use crate::device::{DeviceError, Errno, Extent, ReadExtent, wire_string};
-use crate::proto::{ChunkHeader, SimpleReply, allocation, chunk};
+use crate::proto::{
+    ChunkHeader, ExtendedChunkHeader, Framing, RequestHeader, SimpleReply, allocation, chunk,
+};
 use crate::wire::Batch;
 
 /// The number that names `base:allocation` in this server's replies.
 pub(crate) const ALLOCATION_CONTEXT_ID: u32 = 1;
 
+/// What a reply repeats of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tag {
+    pub(crate) cookie: u64,
+    pub(crate) offset: u64,
+}
+
+impl Tag {
+    pub(crate) fn of(request: &RequestHeader) -> Self {
+        Self {
+            cookie: request.cookie,
+            offset: request.offset,
+        }
+    }
+}
+
 /// A reply to one request.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    pub(crate) cookie: u64,
+    pub(crate) tag: Tag,
     pub(crate) body: ReplyBody,
 }
 
@@ -30,50 +48,73 @@ pub(crate) enum ReplyBody {
         extents: Vec<ReadExtent>,
         fragment: bool,
     },
-    /// At least one extent, none longer than 4 GiB - 1.
+    /// At least one extent, without extended headers none longer than 4 GiB - 1.
     Status(Vec<Extent>),
     Error(DeviceError),
 }
 
 impl Reply {
     /// Appends the frames of this reply.
-    pub(crate) fn encode(self, structured: bool, batch: &mut Batch) {
-        let cookie = self.cookie;
-        match self.body {
-            ReplyBody::Done => batch.put_head(&SimpleReply { error: 0, cookie }.encode()),
+    pub(crate) fn encode(self, framing: Framing, batch: &mut Batch) {
+        let Self { tag, body } = self;
+        if framing == Framing::Simple {
+            return encode_simple(tag, body, batch);
+        }
+        match body {
+            ReplyBody::Done if framing == Framing::Structured => put_simple(tag, 0, batch),
+            ReplyBody::Done => put_chunk(framing, tag, chunk::FLAG_DONE, chunk::NONE, 0, batch),
             ReplyBody::Data {
                 offset,
                 extents,
                 fragment,
-            } if structured => {
-                encode_chunks(cookie, offset, extents, fragment, batch);
-            }
-            ReplyBody::Data { extents, .. } => {
-                batch.put_head(&SimpleReply { error: 0, cookie }.encode());
-                extents.into_iter().for_each(|extent| put_extent(extent, batch));
-            }
-            ReplyBody::Status(extents) if structured => encode_status(cookie, &extents, batch),
-            // Validation lets no block status pass without structured replies.
-            ReplyBody::Status(_) => {
-                batch.put_head(
-                    &SimpleReply {
-                        error: Errno::Inval.code(),
-                        cookie,
-                    }
-                    .encode(),
-                );
-            }
-            ReplyBody::Error(error) if structured => encode_error(cookie, &error, batch),
-            ReplyBody::Error(error) => {
-                batch.put_head(
-                    &SimpleReply {
-                        error: error.errno.code(),
-                        cookie,
-                    }
-                    .encode(),
-                );
-            }
+            } => encode_chunks(framing, tag, offset, extents, fragment, batch),
+            ReplyBody::Status(extents) => encode_status(framing, tag, &extents, batch),
+            ReplyBody::Error(error) => encode_error(framing, tag, &error, batch),
         }
+    }
+}
+
+fn encode_simple(tag: Tag, body: ReplyBody, batch: &mut Batch) {
+    match body {
+        ReplyBody::Done => put_simple(tag, 0, batch),
+        ReplyBody::Data { extents, .. } => {
+            put_simple(tag, 0, batch);
+            extents.into_iter().for_each(|extent| put_extent(extent, batch));
+        }
+        // Validation lets no block status pass without structured replies.
+        ReplyBody::Status(_) => put_simple(tag, Errno::Inval.code(), batch),
+        ReplyBody::Error(error) => put_simple(tag, error.errno.code(), batch),
+    }
+}
+
+fn put_simple(tag: Tag, error: u32, batch: &mut Batch) {
+    let cookie = tag.cookie;
+    batch.put_head(&SimpleReply { error, cookie }.encode());
+}
+
+/// The header of a chunk whose `length` bytes follow.
+fn put_chunk(framing: Framing, tag: Tag, flags: u16, kind: u16, length: u32, batch: &mut Batch) {
+    let Tag { cookie, offset } = tag;
+    match framing {
+        Framing::Extended => batch.put_head(
+            &ExtendedChunkHeader {
+                flags,
+                kind,
+                cookie,
+                offset,
+                length: u64::from(length),
+            }
+            .encode(),
+        ),
+        Framing::Simple | Framing::Structured => batch.put_head(
+            &ChunkHeader {
+                flags,
+                kind,
+                cookie,
+                length,
+            }
+            .encode(),
+        ),
     }
 }
 
@@ -86,7 +127,14 @@ fn put_extent(extent: ReadExtent, batch: &mut Batch) {
 
 /// Neighbouring pieces of data share a chunk; a hole is one of its own. With `fragment` off, everything is one
 /// data chunk with its zeroes spelled out.
-fn encode_chunks(cookie: u64, offset: u64, extents: Vec<ReadExtent>, fragment: bool, batch: &mut Batch) {
+fn encode_chunks(
+    framing: Framing,
+    tag: Tag,
+    offset: u64,
+    extents: Vec<ReadExtent>,
+    fragment: bool,
+    batch: &mut Batch,
+) {
     struct Run {
         hole: bool,
         extents: usize,
@@ -110,13 +158,7 @@ fn encode_chunks(cookie: u64, offset: u64, extents: Vec<ReadExtent>, fragment: b
         }
     }
     if runs.is_empty() {
-        let none = ChunkHeader {
-            flags: chunk::FLAG_DONE,
-            kind: chunk::NONE,
-            cookie,
-            length: 0,
-        };
-        batch.put_head(&none.encode());
+        put_chunk(framing, tag, chunk::FLAG_DONE, chunk::NONE, 0, batch);
     }
     let mut pieces = extents();
     let mut at = offset;
@@ -128,25 +170,11 @@ fn encode_chunks(cookie: u64, offset: u64, extents: Vec<ReadExtent>, fragment: b
         let run_pieces = pieces.by_ref().take(run.extents);
         if run.hole {
             run_pieces.for_each(drop);
-            batch.put_head(
-                &ChunkHeader {
-                    flags,
-                    kind: chunk::OFFSET_HOLE,
-                    cookie,
-                    length: 12,
-                }
-                .encode(),
-            );
+            put_chunk(framing, tag, flags, chunk::OFFSET_HOLE, 12, batch);
             batch.put_head(&at.to_be_bytes());
             batch.put_head(&length.to_be_bytes());
         } else {
-            let header = ChunkHeader {
-                flags,
-                kind: chunk::OFFSET_DATA,
-                cookie,
-                length: length + 8,
-            };
-            batch.put_head(&header.encode());
+            put_chunk(framing, tag, flags, chunk::OFFSET_DATA, length + 8, batch);
             batch.put_head(&at.to_be_bytes());
             run_pieces.cloned().for_each(|extent| put_extent(extent, batch));
         }
@@ -154,16 +182,27 @@ fn encode_chunks(cookie: u64, offset: u64, extents: Vec<ReadExtent>, fragment: b
     }
 }
 
-fn encode_status(cookie: u64, extents: &[Extent], batch: &mut Batch) {
-    let length = 4 + 8 * extents.len() as u32;
-    let header = ChunkHeader {
-        flags: chunk::FLAG_DONE,
-        kind: chunk::BLOCK_STATUS,
-        cookie,
-        length,
-    };
-    batch.put_head(&header.encode());
-    batch.put_head(&ALLOCATION_CONTEXT_ID.to_be_bytes());
+fn encode_status(framing: Framing, tag: Tag, extents: &[Extent], batch: &mut Batch) {
+    // The number of extents is bounded far below what would not fit.
+    let count = extents.len() as u32;
+    let extended = framing == Framing::Extended;
+    if extended {
+        let length = 8 + 16 * count;
+        put_chunk(
+            framing,
+            tag,
+            chunk::FLAG_DONE,
+            chunk::BLOCK_STATUS_EXT,
+            length,
+            batch,
+        );
+        batch.put_head(&ALLOCATION_CONTEXT_ID.to_be_bytes());
+        batch.put_head(&count.to_be_bytes());
+    } else {
+        let length = 4 + 8 * count;
+        put_chunk(framing, tag, chunk::FLAG_DONE, chunk::BLOCK_STATUS, length, batch);
+        batch.put_head(&ALLOCATION_CONTEXT_ID.to_be_bytes());
+    }
     for extent in extents {
         let mut state = 0;
         if extent.hole {
@@ -172,21 +211,20 @@ fn encode_status(cookie: u64, extents: &[Extent], batch: &mut Batch) {
         if extent.zero {
             state |= allocation::ZERO;
         }
-        batch.put_head(&(extent.length_bytes as u32).to_be_bytes());
-        batch.put_head(&state.to_be_bytes());
+        if extended {
+            batch.put_head(&extent.length_bytes.to_be_bytes());
+            batch.put_head(&u64::from(state).to_be_bytes());
+        } else {
+            batch.put_head(&(extent.length_bytes as u32).to_be_bytes());
+            batch.put_head(&state.to_be_bytes());
+        }
     }
 }
 
-fn encode_error(cookie: u64, error: &DeviceError, batch: &mut Batch) {
+fn encode_error(framing: Framing, tag: Tag, error: &DeviceError, batch: &mut Batch) {
     let message = wire_string(&error.message);
     let length = 6 + message.len() as u32;
-    let header = ChunkHeader {
-        flags: chunk::FLAG_DONE,
-        kind: chunk::ERROR,
-        cookie,
-        length,
-    };
-    batch.put_head(&header.encode());
+    put_chunk(framing, tag, chunk::FLAG_DONE, chunk::ERROR, length, batch);
     batch.put_head(&error.errno.code().to_be_bytes());
     batch.put_head(&(message.len() as u16).to_be_bytes());
     batch.put_head(message.as_bytes());
@@ -198,10 +236,88 @@ mod tests {
 
     use super::*;
 
-    fn encoded(body: ReplyBody, structured: bool) -> Vec<u8> {
+    const TAG: Tag = Tag {
+        cookie: 0x11,
+        offset: 4096,
+    };
+
+    fn in_form(body: ReplyBody, framing: Framing) -> Vec<u8> {
         let mut batch = Batch::default();
-        Reply { cookie: 0x11, body }.encode(structured, &mut batch);
+        Reply { tag: TAG, body }.encode(framing, &mut batch);
         batch.to_vec()
+    }
+
+    fn encoded(body: ReplyBody, structured: bool) -> Vec<u8> {
+        in_form(
+            body,
+            if structured {
+                Framing::Structured
+            } else {
+                Framing::Simple
+            },
+        )
+    }
+
+    fn extended_chunk(flags: u16, kind: u16, payload: &[u8]) -> Vec<u8> {
+        let mut out = ExtendedChunkHeader {
+            flags,
+            kind,
+            cookie: TAG.cookie,
+            offset: TAG.offset,
+            length: payload.len() as u64,
+        }
+        .encode()
+        .to_vec();
+        out.extend_from_slice(payload);
+        out
+    }
+
+    #[test]
+    fn with_extended_headers_every_reply_is_such_a_chunk() {
+        assert_eq!(
+            in_form(ReplyBody::Done, Framing::Extended),
+            extended_chunk(chunk::FLAG_DONE, chunk::NONE, b"")
+        );
+        let error = ReplyBody::Error(DeviceError::new(Errno::NoSpc, "full"));
+        assert_eq!(
+            in_form(error, Framing::Extended),
+            extended_chunk(chunk::FLAG_DONE, chunk::ERROR, b"\0\0\0\x1c\0\x04full")
+        );
+        let mut expected = extended_chunk(0, chunk::OFFSET_DATA, b"\0\0\0\0\0\0\x10\0abcd");
+        expected.extend(extended_chunk(
+            0,
+            chunk::OFFSET_HOLE,
+            b"\0\0\0\0\0\0\x10\x04\0\0\0\x05",
+        ));
+        expected.extend(extended_chunk(
+            chunk::FLAG_DONE,
+            chunk::OFFSET_DATA,
+            b"\0\0\0\0\0\0\x10\x09e",
+        ));
+        assert_eq!(in_form(mixed(true), Framing::Extended), expected);
+        let status = ReplyBody::Status(vec![
+            Extent {
+                length_bytes: 5 << 32,
+                hole: true,
+                zero: true,
+            },
+            Extent {
+                length_bytes: 512,
+                hole: false,
+                zero: false,
+            },
+        ]);
+        assert_eq!(
+            in_form(status, Framing::Extended),
+            extended_chunk(
+                chunk::FLAG_DONE,
+                chunk::BLOCK_STATUS_EXT,
+                &[
+                    0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0,
+                    2, 0, 0, 0, 0, 0, 0, 0, 0, 0
+                ]
+            )
+        );
     }
 
     fn chunk_bytes(flags: u16, kind: u16, payload: &[u8]) -> Vec<u8> {

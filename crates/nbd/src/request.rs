@@ -4,7 +4,7 @@
 //! [`Violation`] per rule. It is pure, and it sees the device as it is at the moment of the request.
 
 use crate::device::{BlockSizes, Errno};
-use crate::proto::{RequestHeader, cmd, cmd_flag, command_name};
+use crate::proto::{Framing, RequestHeader, cmd, cmd_flag, command_name};
 
 /// What requests are checked against.
 #[derive(Debug, Clone, Copy)]
@@ -12,8 +12,7 @@ pub(crate) struct Limits {
     pub(crate) size_bytes: u64,
     pub(crate) read_only: bool,
     pub(crate) sizes: BlockSizes,
-    /// Structured replies were agreed.
-    pub(crate) structured: bool,
+    pub(crate) framing: Framing,
     /// The context `base:allocation` was selected.
     pub(crate) allocation: bool,
 }
@@ -34,18 +33,24 @@ pub(crate) enum Command {
     Flush,
     Trim {
         offset: u64,
-        length: u32,
+        length: u64,
         fua: bool,
+    },
+    Cache {
+        offset: u64,
+        length: u64,
     },
     WriteZeroes {
         offset: u64,
-        length: u32,
+        length: u64,
         no_hole: bool,
         fua: bool,
+        /// Fail at once rather than be slow.
+        fast: bool,
     },
     BlockStatus {
         offset: u64,
-        length: u32,
+        length: u64,
         one: bool,
     },
     Disconnect,
@@ -58,6 +63,8 @@ pub(crate) enum Violation {
     UnknownCommand { command: u16 },
     #[error("flags {flags:#x} are not valid for {}", command_name(*command))]
     BadFlags { command: u16, flags: u16 },
+    #[error("{} refused: it takes no payload", command_name(*command))]
+    UnwantedPayload { command: u16 },
     #[error("{} refused: the export is read-only", command_name(*command))]
     ReadOnly { command: u16 },
     #[error("block status refused: the handshake selected no metadata context")]
@@ -69,7 +76,7 @@ pub(crate) enum Violation {
     #[error("{} of {length} bytes refused: the maximum is {maximum}", command_name(*command))]
     TooLong {
         command: u16,
-        length: u32,
+        length: u64,
         maximum: u32,
         overflow: bool,
     },
@@ -80,7 +87,7 @@ pub(crate) enum Violation {
     Misaligned {
         command: u16,
         offset: u64,
-        length: u32,
+        length: u64,
         minimum: u32,
     },
     #[error(
@@ -90,7 +97,7 @@ pub(crate) enum Violation {
     PastEnd {
         command: u16,
         offset: u64,
-        length: u32,
+        length: u64,
         size_bytes: u64,
     },
 }
@@ -124,13 +131,20 @@ pub(crate) fn validate(header: &RequestHeader, limits: &Limits) -> Result<Comman
         | match command {
             // A disconnect has no reply that could carry an error.
             cmd::DISC => return Ok(Command::Disconnect),
-            cmd::READ if limits.structured => cmd_flag::DF,
-            cmd::READ | cmd::WRITE | cmd::FLUSH | cmd::TRIM => 0,
-            cmd::WRITE_ZEROES => cmd_flag::NO_HOLE,
+            cmd::READ if limits.framing.has_chunks() => cmd_flag::DF,
+            cmd::READ | cmd::WRITE | cmd::FLUSH | cmd::TRIM | cmd::CACHE => 0,
+            cmd::WRITE_ZEROES => cmd_flag::NO_HOLE | cmd_flag::FAST_ZERO,
             cmd::BLOCK_STATUS => cmd_flag::REQ_ONE,
-            // `NBD_CMD_CACHE` is among these: it is not advertised.
             _ => return Err(Violation::UnknownCommand { command }),
         };
+    let allowed = match (limits.framing, command) {
+        (Framing::Extended, cmd::WRITE) => allowed | cmd_flag::PAYLOAD_LEN,
+        // The filter of block status among them: it is not advertised.
+        (Framing::Extended, _) if flags & cmd_flag::PAYLOAD_LEN != 0 => {
+            return Err(Violation::UnwantedPayload { command });
+        }
+        _ => allowed,
+    };
     if flags & !allowed != 0 {
         return Err(Violation::BadFlags { command, flags });
     }
@@ -151,9 +165,9 @@ pub(crate) fn validate(header: &RequestHeader, limits: &Limits) -> Result<Comman
         return Err(Violation::EmptyStatus);
     }
     let maximum = limits.sizes.maximum;
-    if length > maximum && matches!(command, cmd::READ | cmd::WRITE) {
-        // The protocol allows EOVERFLOW only for reads with structured replies.
-        let overflow = command == cmd::READ && limits.structured;
+    if length > u64::from(maximum) && matches!(command, cmd::READ | cmd::WRITE) {
+        // The protocol allows EOVERFLOW only for reads whose replies come in chunks.
+        let overflow = command == cmd::READ && limits.framing.has_chunks();
         return Err(Violation::TooLong {
             command,
             length,
@@ -162,7 +176,7 @@ pub(crate) fn validate(header: &RequestHeader, limits: &Limits) -> Result<Comman
         });
     }
     let minimum = limits.sizes.minimum;
-    if !offset.is_multiple_of(u64::from(minimum)) || !length.is_multiple_of(minimum) {
+    if !offset.is_multiple_of(u64::from(minimum)) || !length.is_multiple_of(u64::from(minimum)) {
         return Err(Violation::Misaligned {
             command,
             offset,
@@ -171,10 +185,7 @@ pub(crate) fn validate(header: &RequestHeader, limits: &Limits) -> Result<Comman
         });
     }
     let size_bytes = limits.size_bytes;
-    if offset
-        .checked_add(u64::from(length))
-        .is_none_or(|end| end > size_bytes)
-    {
+    if offset.checked_add(length).is_none_or(|end| end > size_bytes) {
         return Err(Violation::PastEnd {
             command,
             offset,
@@ -183,20 +194,28 @@ pub(crate) fn validate(header: &RequestHeader, limits: &Limits) -> Result<Comman
         });
     }
     let fua = flags & cmd_flag::FUA != 0;
+    // Reads and writes are not longer than `maximum`.
+    let payload_length = length as u32;
     match command {
         cmd::READ => Ok(Command::Read {
             offset,
-            length,
+            length: payload_length,
             fragment: flags & cmd_flag::DF == 0,
         }),
-        cmd::WRITE => Ok(Command::Write { offset, length, fua }),
+        cmd::WRITE => Ok(Command::Write {
+            offset,
+            length: payload_length,
+            fua,
+        }),
         cmd::TRIM => Ok(Command::Trim { offset, length, fua }),
         cmd::WRITE_ZEROES => Ok(Command::WriteZeroes {
             offset,
             length,
             no_hole: flags & cmd_flag::NO_HOLE != 0,
             fua,
+            fast: flags & cmd_flag::FAST_ZERO != 0,
         }),
+        cmd::CACHE => Ok(Command::Cache { offset, length }),
         cmd::BLOCK_STATUS => Ok(Command::BlockStatus {
             offset,
             length,
@@ -221,12 +240,19 @@ mod tests {
                 preferred: 4096,
                 maximum: 1 << 16,
             },
-            structured: true,
+            framing: Framing::Structured,
             allocation: true,
         }
     }
 
-    fn request(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
+    fn extended() -> Limits {
+        Limits {
+            framing: Framing::Extended,
+            ..limits()
+        }
+    }
+
+    fn request(command: u16, flags: u16, offset: u64, length: u64) -> RequestHeader {
         RequestHeader {
             flags,
             command,
@@ -236,7 +262,7 @@ mod tests {
         }
     }
 
-    fn refusal(command: u16, flags: u16, offset: u64, length: u32, limits: &Limits) -> (Errno, Violation) {
+    fn refusal(command: u16, flags: u16, offset: u64, length: u64, limits: &Limits) -> (Errno, Violation) {
         let violation = validate(&request(command, flags, offset, length), limits).unwrap_err();
         (violation.errno(), violation)
     }
@@ -278,7 +304,8 @@ mod tests {
                 offset: 3,
                 length: 4,
                 no_hole: true,
-                fua: false
+                fua: false,
+                fast: false
             })
         );
         assert_eq!(
@@ -306,7 +333,7 @@ mod tests {
     #[test]
     fn every_rule_has_its_error() {
         let good = limits();
-        for command in [cmd::CACHE, 8, 9, 0x8000, 0xffff] {
+        for command in [8, 9, 0x8000, 0xffff] {
             assert_eq!(
                 refusal(command, 0, 0, 0, &good),
                 (Errno::Inval, Violation::UnknownCommand { command })
@@ -318,7 +345,10 @@ mod tests {
             (cmd::WRITE, cmd_flag::DF),
             (cmd::FLUSH, cmd_flag::DF),
             (cmd::TRIM, cmd_flag::NO_HOLE),
-            (cmd::WRITE_ZEROES, cmd_flag::FAST_ZERO),
+            (cmd::WRITE_ZEROES, cmd_flag::DF),
+            (cmd::CACHE, cmd_flag::FAST_ZERO),
+            (cmd::WRITE, cmd_flag::PAYLOAD_LEN),
+            (cmd::READ, cmd_flag::PAYLOAD_LEN),
             (cmd::BLOCK_STATUS, cmd_flag::DF),
             (cmd::WRITE, 1 << 15),
         ] {
@@ -328,7 +358,7 @@ mod tests {
             );
         }
         let simple = Limits {
-            structured: false,
+            framing: Framing::Simple,
             allocation: false,
             ..good
         };
@@ -362,10 +392,95 @@ mod tests {
     }
 
     #[test]
+    fn extended_requests_reach_beyond_four_gibibytes_and_only_writes_carry_a_payload() {
+        let large = Limits {
+            size_bytes: 1 << 44,
+            ..extended()
+        };
+        let length = 1 << 40;
+        assert_eq!(
+            validate(&request(cmd::TRIM, cmd_flag::FUA, 0, length), &large),
+            Ok(Command::Trim {
+                offset: 0,
+                length,
+                fua: true
+            })
+        );
+        assert_eq!(
+            validate(
+                &request(cmd::WRITE_ZEROES, cmd_flag::FAST_ZERO, 0, length),
+                &large
+            ),
+            Ok(Command::WriteZeroes {
+                offset: 0,
+                length,
+                no_hole: false,
+                fua: false,
+                fast: true
+            })
+        );
+        assert_eq!(
+            validate(&request(cmd::CACHE, 0, 1 << 43, length), &large),
+            Ok(Command::Cache {
+                offset: 1 << 43,
+                length
+            })
+        );
+        assert_eq!(
+            validate(&request(cmd::BLOCK_STATUS, 0, 0, 1 << 44), &large),
+            Ok(Command::BlockStatus {
+                offset: 0,
+                length: 1 << 44,
+                one: false
+            })
+        );
+        for flags in [cmd_flag::PAYLOAD_LEN, 0] {
+            assert_eq!(
+                validate(&request(cmd::WRITE, flags, 0, 512), &large),
+                Ok(Command::Write {
+                    offset: 0,
+                    length: 512,
+                    fua: false
+                })
+            );
+        }
+        for command in [
+            cmd::READ,
+            cmd::TRIM,
+            cmd::FLUSH,
+            cmd::CACHE,
+            cmd::WRITE_ZEROES,
+            cmd::BLOCK_STATUS,
+        ] {
+            assert_eq!(
+                refusal(command, cmd_flag::PAYLOAD_LEN, 0, 12, &large),
+                (Errno::Inval, Violation::UnwantedPayload { command })
+            );
+        }
+        // Lengths whose lower half alone would look harmless.
+        assert_eq!(
+            refusal(cmd::READ, 0, 0, (1 << 32) + 512, &large).0,
+            Errno::Overflow
+        );
+        assert_eq!(
+            refusal(cmd::WRITE, cmd_flag::PAYLOAD_LEN, 0, (1 << 32) + 512, &large).0,
+            Errno::Inval
+        );
+        for command in [cmd::TRIM, cmd::CACHE, cmd::BLOCK_STATUS] {
+            assert_eq!(refusal(command, 0, 512, 1 << 44, &large).0, Errno::Inval);
+            assert_eq!(refusal(command, 0, 512, u64::MAX, &large).0, Errno::Inval);
+        }
+        assert_eq!(
+            refusal(cmd::WRITE_ZEROES, 0, 512, u64::MAX, &large).0,
+            Errno::NoSpc
+        );
+    }
+
+    #[test]
     fn too_long_is_overflow_only_where_the_protocol_allows_it() {
         let good = limits();
         let simple = Limits {
-            structured: false,
+            framing: Framing::Simple,
             allocation: false,
             ..good
         };

@@ -420,7 +420,7 @@ impl Connection {
     {
         debug!(
             export = negotiated.name,
-            structured = negotiated.structured,
+            framing = ?negotiated.framing,
             allocation = negotiated.allocation,
             "handshake done"
         );
@@ -430,7 +430,7 @@ impl Connection {
         };
         let agreement = Agreement {
             device: Arc::clone(negotiated.export.device()),
-            structured: negotiated.structured,
+            framing: negotiated.framing,
             allocation: negotiated.allocation,
         };
         let end = transmission::serve(frames, writer, agreement, bounds, &mut self.shutdown).await?;

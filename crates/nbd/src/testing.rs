@@ -29,6 +29,8 @@ pub enum Operation {
     Trim,
     /// [`BlockDevice::write_zeroes`].
     WriteZeroes,
+    /// [`BlockDevice::cache`].
+    Cache,
     /// [`BlockDevice::flush`].
     Flush,
     /// [`BlockDevice::block_status`].
@@ -336,6 +338,14 @@ impl BlockDevice for MemoryDevice {
                 state.punch(range);
             }
         })
+    }
+
+    fn is_fast_zero(&self, _offset: u64, _length_bytes: u64, no_hole: bool) -> bool {
+        !no_hole
+    }
+
+    async fn cache(&self, _offset: u64, _length_bytes: u64) -> Result<(), DeviceError> {
+        self.begin(Operation::Cache).await
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {

@@ -24,10 +24,11 @@ use tokio::task::JoinSet;
 use tracing::{debug, error};
 
 use crate::device::{BlockDevice, DeviceError, Errno, Extent, ReadExtent};
-use crate::proto::{BadMagic, RequestHeader, cmd};
-use crate::reply::{Reply, ReplyBody};
+use crate::proto::{BadMagic, Framing, RequestHeader};
+use crate::reply::{Reply, ReplyBody, Tag};
 use crate::request::{Command, Limits, validate};
 use crate::shutdown::Shutdown;
+use crate::steps;
 use crate::wire::{Batch, FrameReader};
 
 /// Most extents in one block status reply; clients ask again for the rest.
@@ -37,6 +38,10 @@ const MAX_STATUS_EXTENTS: usize = 8192;
 const INLINE_PAYLOAD_BYTES: u32 = 64 << 10;
 /// Most replies that are sent together.
 const BATCH_REPLIES: usize = 64;
+
+/// A payload up to this length is read over when its request is refused, even where less is allowed: the protocol
+/// counts no shorter one as an attack.
+const MIN_SKIPPED_PAYLOAD_BYTES: u64 = 32 << 20;
 
 /// Bounds of one connection.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +54,7 @@ pub(crate) struct Bounds {
 /// What was agreed for this connection.
 pub(crate) struct Agreement {
     pub(crate) device: Arc<dyn BlockDevice>,
-    pub(crate) structured: bool,
+    pub(crate) framing: Framing,
     pub(crate) allocation: bool,
 }
 
@@ -71,6 +76,8 @@ pub(crate) enum TransmissionError {
     Io(#[from] io::Error),
     #[error(transparent)]
     BadMagic(#[from] BadMagic),
+    #[error("the client announced a payload of {length} bytes, more than the {limit} that are read over")]
+    PayloadTooLong { length: u64, limit: u64 },
 }
 
 /// Serves requests until the client leaves, the connection fails, or the server goes down; returns when every
@@ -88,7 +95,7 @@ where
 {
     // A reply in the queue holds one of the request permits, so the queue never fills.
     let (queue, replies) = mpsc::channel(bounds.requests);
-    let mut sender = pin!(send_replies(replies, writer, agreement.structured));
+    let mut sender = pin!(send_replies(replies, writer, agreement.framing));
     let mut requests = Requests {
         agreement,
         bounds,
@@ -135,14 +142,14 @@ struct QueuedReply {
 async fn send_replies<W: AsyncWrite + Unpin>(
     mut replies: mpsc::Receiver<QueuedReply>,
     writer: &mut W,
-    structured: bool,
+    framing: Framing,
 ) -> io::Result<()> {
     let mut queued = Vec::with_capacity(BATCH_REPLIES);
     let mut permits = Vec::with_capacity(BATCH_REPLIES);
     let mut batch = Batch::default();
     while replies.recv_many(&mut queued, BATCH_REPLIES).await > 0 {
         for QueuedReply { reply, permits: held } in queued.drain(..) {
-            reply.encode(structured, &mut batch);
+            reply.encode(framing, &mut batch);
             permits.push(held);
         }
         batch.write_to(writer).await?;
@@ -181,23 +188,22 @@ impl Requests {
     ) -> Result<End, TransmissionError> {
         loop {
             while self.tasks.try_join_next().is_some() {}
-            let Some(header) = frames.read_array().await? else {
+            let Some(header) = self.next_header(frames).await? else {
                 return Ok(End::Closed);
             };
-            let header = RequestHeader::decode(&header)?;
             let slot = acquire(&self.slots, 1).await?;
-            let cookie = header.cookie;
+            let tag = Tag::of(&header);
             let command = match validate(&header, &self.limits()) {
                 Ok(Command::Disconnect) => return Ok(End::Disconnect),
                 Ok(command) => command,
                 Err(violation) => {
                     debug!(%violation, "request refused");
-                    if header.command == cmd::WRITE {
-                        frames.discard(u64::from(header.length)).await?;
-                    }
+                    frames
+                        .discard(header.payload_bytes(self.agreement.framing))
+                        .await?;
                     let error = DeviceError::new(violation.errno(), violation.to_string());
                     let reply = Reply {
-                        cookie,
+                        tag,
                         body: ReplyBody::Error(error),
                     };
                     let permits = Permits {
@@ -232,7 +238,7 @@ impl Requests {
                 send(
                     &queue,
                     QueuedReply {
-                        reply: Reply { cookie, body },
+                        reply: Reply { tag, body },
                         permits,
                     },
                 )
@@ -241,13 +247,38 @@ impl Requests {
         }
     }
 
+    /// The next header; `None` when the client has closed.
+    async fn next_header<R: AsyncRead + Unpin>(
+        &self,
+        frames: &mut FrameReader<R>,
+    ) -> Result<Option<RequestHeader>, TransmissionError> {
+        let framing = self.agreement.framing;
+        let header = match framing {
+            Framing::Simple | Framing::Structured => match frames.read_array().await? {
+                Some(header) => RequestHeader::decode(&header)?,
+                None => return Ok(None),
+            },
+            Framing::Extended => match frames.read_array().await? {
+                Some(header) => RequestHeader::decode_extended(&header)?,
+                None => return Ok(None),
+            },
+        };
+        // With compact headers the length is bounded by its 32 bits, and such clients expect an answer.
+        let limit = u64::from(self.bounds.payload_bytes).max(MIN_SKIPPED_PAYLOAD_BYTES);
+        let length = header.payload_bytes(framing);
+        if framing == Framing::Extended && length > limit {
+            return Err(TransmissionError::PayloadTooLong { length, limit });
+        }
+        Ok(Some(header))
+    }
+
     fn limits(&self) -> Limits {
         let device = &self.agreement.device;
         Limits {
             size_bytes: device.size_bytes(),
             read_only: device.read_only(),
             sizes: device.block_sizes().limited_to(self.bounds.payload_bytes),
-            structured: self.agreement.structured,
+            framing: self.agreement.framing,
             allocation: self.agreement.allocation,
         }
     }
@@ -339,22 +370,18 @@ async fn carry_out(
         }
         Command::Write { offset, fua, .. } => device.write(offset, data, fua).await?,
         Command::Flush => device.flush().await?,
-        Command::Trim { offset, length, fua } => device.trim(offset, u64::from(length), fua).await?,
+        Command::Trim { offset, length, fua } => steps::trim(device, offset, length, fua).await?,
+        Command::Cache { offset, length } => steps::cache(device, offset, length).await?,
         Command::WriteZeroes {
             offset,
             length,
             no_hole,
             fua,
-        } => {
-            device
-                .write_zeroes(offset, u64::from(length), no_hole, fua)
-                .await?;
-        }
+            fast,
+        } => steps::write_zeroes(device, offset, length, (no_hole, fua, fast)).await?,
         Command::BlockStatus { offset, length, one } => {
             let max_extents = if one { 1 } else { MAX_STATUS_EXTENTS };
-            let found = device
-                .block_status(offset, u64::from(length), max_extents)
-                .await?;
+            let found = device.block_status(offset, length, max_extents).await?;
             let extents = tidy_extents(found, length, max_extents);
             if extents.is_empty() {
                 return Err(DeviceError::new(
@@ -370,8 +397,8 @@ async fn carry_out(
 
 /// The extents as the protocol wants them: none empty, neighbours of the same state joined, nothing beyond the
 /// range, not too many.
-fn tidy_extents(found: Vec<Extent>, length: u32, max_extents: usize) -> Vec<Extent> {
-    let mut left = u64::from(length);
+fn tidy_extents(found: Vec<Extent>, length: u64, max_extents: usize) -> Vec<Extent> {
+    let mut left = length;
     let mut tidy: Vec<Extent> = Vec::with_capacity(found.len().min(max_extents));
     for extent in found {
         let length_bytes = extent.length_bytes.min(left);
@@ -425,8 +452,8 @@ mod tests {
         );
         assert_eq!(tidy_extents(found, 100, 1), [extent(15, false)]);
         assert_eq!(
-            tidy_extents(vec![extent(u64::MAX, true)], u32::MAX, 1),
-            [extent(u64::from(u32::MAX), true)]
+            tidy_extents(vec![extent(u64::MAX, true)], 5 << 32, 1),
+            [extent(5 << 32, true)]
         );
         assert!(tidy_extents(vec![extent(0, true)], 5, 1).is_empty());
     }

@@ -234,10 +234,10 @@ async fn info_and_go_tell_what_was_asked() {
 #[tokio::test]
 async fn flags_follow_the_device_and_the_agreement() {
     let cases = [
-        (MemoryDevice::new(0), true, 0b1_1110_1101u16),
-        (MemoryDevice::new(0).multi_conn(false), true, 0b0_1110_1101),
-        (MemoryDevice::new(0), false, 0b1_0110_1101),
-        (MemoryDevice::new(0).read_only(), true, 0b1_1000_1111),
+        (MemoryDevice::new(0), true, 0b1101_1110_1101u16),
+        (MemoryDevice::new(0).multi_conn(false), true, 0b1100_1110_1101),
+        (MemoryDevice::new(0), false, 0b1101_0110_1101),
+        (MemoryDevice::new(0).read_only(), true, 0b101_1000_1111),
     ];
     for (device, structured_replies, flags) in cases {
         let served = serve_device(&Arc::new(device));
@@ -245,6 +245,7 @@ async fn flags_follow_the_device_and_the_agreement() {
             served.stream,
             ClientConfig {
                 structured_replies,
+                extended_headers: false,
                 ..ClientConfig::default()
             },
         )
@@ -255,6 +256,92 @@ async fn flags_follow_the_device_and_the_agreement() {
             flags & transmission_flag::READ_ONLY != 0
         );
     }
+}
+
+#[tokio::test]
+async fn the_form_of_replies_is_agreed_in_any_order_that_makes_sense() {
+    let extended = opt::EXTENDED_HEADERS;
+    let structured = opt::STRUCTURED_REPLY;
+    for (steps, chunks) in [
+        (vec![(structured, rep::ACK), (extended, rep::ACK)], true),
+        (
+            vec![
+                (extended, rep::ACK),
+                (structured, rep::ERR_EXT_HEADER_REQD),
+                (extended, rep::ACK),
+            ],
+            true,
+        ),
+        (vec![(structured, rep::ACK), (structured, rep::ACK)], true),
+        (vec![], false),
+    ] {
+        let served = serve_device(&device());
+        let mut raw = Raw::greet(served.stream, 3).await;
+        assert_eq!(raw.verdict(extended, b"data").await, rep::ERR_INVALID);
+        for (option, verdict) in &steps {
+            assert_eq!(raw.verdict(*option, &[]).await, *verdict, "{option} of {steps:?}");
+        }
+        let query = meta_data(EXPORT, &["base:allocation"]);
+        let expected = if chunks { rep::ACK } else { rep::ERR_INVALID };
+        assert_eq!(raw.verdict(opt::SET_META_CONTEXT, &query).await, expected);
+        assert_eq!(raw.verdict(opt::GO, &go_data(EXPORT, &[])).await, rep::ACK);
+        if steps.contains(&(extended, rep::ACK)) {
+            raw.send_extended(cmd::FLUSH, 0, 7, 0, 0).await;
+            assert_eq!(raw.extended_chunk().await.0.cookie, 7);
+        } else {
+            raw.send(cmd::FLUSH, 0, 7, 0, 0).await;
+            assert_eq!(raw.simple_reply().await.cookie, 7);
+        }
+    }
+}
+
+#[tokio::test]
+async fn export_name_after_extended_headers_ends_the_connection() {
+    let served = serve_device(&device());
+    let mut raw = Raw::greet(served.stream, 3).await;
+    assert_eq!(raw.verdict(opt::EXTENDED_HEADERS, &[]).await, rep::ACK);
+    raw.send_option(opt::EXPORT_NAME, EXPORT.as_bytes()).await;
+    assert!(raw.until_closed().await.is_empty());
+    assert!(served.server.await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn too_many_options_end_the_connection_and_too_long_ones_are_skipped() {
+    let config = ServerConfig {
+        max_handshake_options: 5,
+        max_option_bytes: 8 << 10,
+        ..ServerConfig::default()
+    };
+    let served = serve(one_export(&device()), config);
+    let mut raw = Raw::greet(served.stream, 3).await;
+    let long = vec![0; (8 << 10) + 1];
+    assert_eq!(raw.verdict(opt::SET_META_CONTEXT, &long).await, rep::ERR_TOO_BIG);
+    for _ in 0..4 {
+        assert_eq!(raw.verdict(opt::LIST, &[]).await, rep::ACK);
+    }
+    // Nothing is awaited from the client any more.
+    assert!(raw.until_closed().await.is_empty());
+    assert!(served.server.await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn a_client_that_trickles_is_cut_off_at_the_time_limit() {
+    let config = ServerConfig {
+        handshake_timeout: Duration::from_millis(100),
+        ..ServerConfig::default()
+    };
+    let served = serve(one_export(&device()), config);
+    let mut raw = Raw::greet(served.stream, 3).await;
+    // Each byte is progress, and yet the whole takes for ever: only a limit on the whole ends it.
+    let header = OptionHeader {
+        option: opt::LIST,
+        length: 1 << 30,
+    };
+    raw.0.write_all(&header.encode()).await.unwrap();
+    while raw.0.write_all(&[0]).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(served.server.await.unwrap().is_clean());
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ use std::time::Duration;
 use common::{EXPORT, Raw, connect, go_data, meta_data, one_export, serve, string};
 use ferry_nbd::client::{ClientConfig, ClientError, Negotiation};
 use ferry_nbd::proto::{
-    ChunkHeader, OptionHeader, OptionReplyHeader, RequestHeader, SimpleReply, chunk, cmd, opt, rep,
+    ChunkHeader, ExtendedChunkHeader, Framing, OptionHeader, OptionReplyHeader, RequestHeader, SimpleReply,
+    chunk, opt, rep,
 };
 use ferry_nbd::testing::MemoryDevice;
 use ferry_nbd::{ServerConfig, ServerError};
@@ -93,7 +94,7 @@ fn random_option(rng: &mut StdRng) -> Vec<u8> {
     out
 }
 
-fn random_request(rng: &mut StdRng) -> Vec<u8> {
+fn random_request(rng: &mut StdRng, extended: bool) -> Vec<u8> {
     let command = if rng.random_ratio(1, 10) {
         rng.random()
     } else {
@@ -102,20 +103,30 @@ fn random_request(rng: &mut StdRng) -> Vec<u8> {
     let flags = if rng.random_bool(0.5) {
         0
     } else {
-        rng.random_range(0..32)
+        rng.random_range(0..64)
     };
     let mut header = RequestHeader {
         flags,
         command,
         cookie: rng.random(),
         offset: edge(rng),
-        length: edge(rng) as u32,
+        length: edge(rng),
     };
-    if command == cmd::WRITE {
+    let framing = if extended {
+        Framing::Extended
+    } else {
+        header.length &= u64::from(u32::MAX);
+        Framing::Structured
+    };
+    // Mostly, or the rest of the stream would be taken for payload.
+    if header.payload_bytes(framing) > 0 && !rng.random_ratio(1, 50) {
         header.length = rng.random_range(0..10_000);
     }
-    let mut out = header.encode().to_vec();
-    if command == cmd::WRITE {
+    let mut out = match framing {
+        Framing::Extended => header.encode_extended().to_vec(),
+        Framing::Simple | Framing::Structured => header.encode().to_vec(),
+    };
+    if header.payload_bytes(framing) <= 10_000 && header.payload_bytes(framing) > 0 {
         let mut data = vec![0; header.length as usize];
         rng.fill(data.as_mut_slice());
         out.extend(data);
@@ -192,10 +203,15 @@ async fn the_server_survives_random_requests() {
         let device = Arc::new(MemoryDevice::new(SIZE));
         let exports = one_export(&device);
         let served = serve(exports.clone(), ServerConfig::default());
-        let raw = Raw::enter(served.stream, rng.random()).await;
+        let extended = rng.random();
+        let raw = if extended {
+            Raw::enter_extended(served.stream).await
+        } else {
+            Raw::enter(served.stream, rng.random()).await
+        };
         let mut bytes = Vec::new();
         for _ in 0..rng.random_range(0..60) {
-            bytes.extend(random_request(&mut rng));
+            bytes.extend(random_request(&mut rng, extended));
         }
         talk(raw.0, bytes).await;
         assert!(served.server.await.unwrap().is_clean());
@@ -206,7 +222,7 @@ async fn the_server_survives_random_requests() {
 }
 
 /// A server that answers the handshake well and then sends these bytes.
-async fn false_server(mut stream: UnixStream, structured: bool, bytes: Vec<u8>) {
+async fn false_server(mut stream: UnixStream, framing: Framing, bytes: Vec<u8>) {
     let mut greeting = b"NBDMAGICIHAVEOPT".to_vec();
     greeting.extend_from_slice(&[0, 3]);
     stream.write_all(&greeting).await.unwrap();
@@ -230,7 +246,8 @@ async fn false_server(mut stream: UnixStream, structured: bool, bytes: Vec<u8>) 
             replies.extend_from_slice(data);
         };
         match header.option {
-            opt::STRUCTURED_REPLY if !structured => reply(rep::ERR_UNSUP, b""),
+            opt::STRUCTURED_REPLY if framing == Framing::Simple => reply(rep::ERR_UNSUP, b""),
+            opt::EXTENDED_HEADERS if framing != Framing::Extended => reply(rep::ERR_UNSUP, b""),
             opt::SET_META_CONTEXT => {
                 reply(rep::META_CONTEXT, b"\0\0\0\x05base:allocation");
                 reply(rep::ACK, b"");
@@ -250,7 +267,8 @@ async fn false_server(mut stream: UnixStream, structured: bool, bytes: Vec<u8>) 
         }
     }
     // One request is awaited, so that the client has something to misunderstand.
-    stream.read_exact(&mut [0; 28]).await.unwrap();
+    let mut request = vec![0; framing.request_header_bytes()];
+    stream.read_exact(&mut request).await.unwrap();
     let _ = stream.write_all(&bytes).await;
     let _ = stream.shutdown().await;
     let mut rest = Vec::new();
@@ -259,8 +277,17 @@ async fn false_server(mut stream: UnixStream, structured: bool, bytes: Vec<u8>) 
 
 /// What a read of 4096 bytes at 8192 gets from a server that sends these bytes. Its cookie is 1.
 async fn read_from(structured: bool, bytes: Vec<u8>) -> Result<bytes::Bytes, ClientError> {
+    let framing = if structured {
+        Framing::Structured
+    } else {
+        Framing::Simple
+    };
+    read_in_form(framing, bytes).await
+}
+
+async fn read_in_form(framing: Framing, bytes: Vec<u8>) -> Result<bytes::Bytes, ClientError> {
     let (near, far) = UnixStream::pair().unwrap();
-    let server = tokio::spawn(false_server(far, structured, bytes));
+    let server = tokio::spawn(false_server(far, framing, bytes));
     let client = connect(near, ClientConfig::default()).await;
     let result = client.read(8192, 4096).await;
     drop(client);
@@ -376,6 +403,57 @@ async fn the_client_refuses_replies_that_break_the_protocol() {
         ("a huge error", true, huge_error.to_vec()),
     ] {
         match read_from(structured, bytes).await {
+            Err(ClientError::Protocol(_)) => {}
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+fn extended_part(kind: u16, cookie: u64, length: u64, payload: &[u8]) -> Vec<u8> {
+    let header = ExtendedChunkHeader {
+        flags: chunk::FLAG_DONE,
+        kind,
+        cookie,
+        offset: 8192,
+        length,
+    };
+    [&header.encode()[..], payload].concat()
+}
+
+#[tokio::test]
+async fn the_client_refuses_extended_replies_that_break_the_protocol() {
+    let data = [&8192u64.to_be_bytes()[..], &[3; 4096]].concat();
+    let good = extended_part(chunk::OFFSET_DATA, 1, data.len() as u64, &data);
+    assert_eq!(
+        read_in_form(Framing::Extended, good).await.unwrap(),
+        [3; 4096][..]
+    );
+    for (what, bytes) in [
+        (
+            "a simple reply",
+            SimpleReply { error: 0, cookie: 1 }.encode().repeat(2),
+        ),
+        ("a structured chunk", data_part(1, 8192, 4096)),
+        (
+            "a length whose lower half is right",
+            extended_part(chunk::OFFSET_DATA, 1, (1 << 32) + data.len() as u64, &data),
+        ),
+        (
+            "the longest length",
+            extended_part(chunk::OFFSET_DATA, 1, u64::MAX, &data),
+        ),
+        (
+            "a longer chunk than was asked for",
+            extended_part(chunk::OFFSET_DATA, 1, data.len() as u64 + 1, &data),
+        ),
+        ("an unknown cookie", extended_part(chunk::NONE, 2, 0, b"")),
+        ("a huge error", extended_part(chunk::ERROR, 1, 1 << 20, b"")),
+        (
+            "a block status for a read",
+            extended_part(chunk::BLOCK_STATUS_EXT, 1, 24, &[0; 24]),
+        ),
+    ] {
+        match read_in_form(Framing::Extended, bytes).await {
             Err(ClientError::Protocol(_)) => {}
             other => panic!("{what}: {other:?}"),
         }
@@ -596,6 +674,18 @@ async fn bounds_that_make_no_sense_are_refused_before_anything_is_served() {
         },
         ServerConfig {
             max_in_flight_bytes: 1 << 19,
+            ..ServerConfig::default()
+        },
+        ServerConfig {
+            max_handshake_options: 0,
+            ..ServerConfig::default()
+        },
+        ServerConfig {
+            max_option_bytes: 4096,
+            ..ServerConfig::default()
+        },
+        ServerConfig {
+            max_option_bytes: 2 << 20,
             ..ServerConfig::default()
         },
         ServerConfig {

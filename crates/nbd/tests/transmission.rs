@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Raw, connect, one_export, serve, serve_device, settle, simple};
+use common::{Raw, connect, one_export, serve, serve_device, settle, simple, structured};
 use ferry_nbd::client::{Client, ClientConfig, ClientError};
 use ferry_nbd::proto::{SimpleReply, chunk, cmd, cmd_flag};
 use ferry_nbd::testing::{Fault, MemoryDevice, Operation};
@@ -36,8 +36,8 @@ fn expect_errno<T: std::fmt::Debug>(result: Result<T, ClientError>, expected: Er
     }
 }
 
-async fn both_forms(check: impl AsyncFn(&Client, &MemoryDevice)) {
-    for config in [ClientConfig::default(), simple()] {
+async fn all_forms(check: impl AsyncFn(&Client, &MemoryDevice)) {
+    for config in [ClientConfig::default(), structured(), simple()] {
         let device = device();
         let exports = one_export(&device);
         let served = serve(exports.clone(), ServerConfig::default());
@@ -51,7 +51,7 @@ async fn both_forms(check: impl AsyncFn(&Client, &MemoryDevice)) {
 
 #[tokio::test]
 async fn what_was_written_is_read_back_with_its_holes() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         let mut model = vec![0; SIZE];
         for (offset, length) in [
             (0, 512),
@@ -80,7 +80,7 @@ async fn what_was_written_is_read_back_with_its_holes() {
 
 #[tokio::test]
 async fn flush_and_fua_make_durable_and_nothing_else_does() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         client.write(0, pattern(10, 1), false).await.unwrap();
         assert_eq!(device.durable().unwrap(), vec![0; SIZE]);
         client.write(4096, pattern(10, 2), true).await.unwrap();
@@ -94,14 +94,17 @@ async fn flush_and_fua_make_durable_and_nothing_else_does() {
 
 #[tokio::test]
 async fn ranges_beyond_the_end_get_the_error_of_their_command_and_the_connection_lives() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         let end = SIZE as u64;
         expect_errno(client.read(end - 1, 2).await, Errno::Inval);
         expect_errno(client.read(u64::MAX, 2).await, Errno::Inval);
         expect_errno(client.write(end - 1, pattern(2, 0), false).await, Errno::NoSpc);
         expect_errno(client.write_zeroes(end, 1, false, false).await, Errno::NoSpc);
         expect_errno(client.trim(end, 1, false).await, Errno::Inval);
-        expect_errno(client.write_zeroes(0, u32::MAX, false, false).await, Errno::NoSpc);
+        expect_errno(
+            client.write_zeroes(0, u64::from(u32::MAX), false, false).await,
+            Errno::NoSpc,
+        );
         client.write(end - 1, pattern(1, 9), false).await.unwrap();
         assert_eq!(client.read(end - 1, 1).await.unwrap(), pattern(1, 9));
         assert_eq!(device.calls(Operation::Write), 1);
@@ -126,7 +129,7 @@ async fn a_read_only_device_refuses_every_kind_of_write() {
 
 #[tokio::test]
 async fn errors_of_the_device_arrive_with_number_and_message() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         let error = |errno| Fault::Error(DeviceError::new(errno, "sector 7 is gone"));
         device.inject(Operation::Read, error(Errno::Io));
         device.inject(Operation::Write, error(Errno::NoSpc));
@@ -143,7 +146,7 @@ async fn errors_of_the_device_arrive_with_number_and_message() {
 
 #[tokio::test]
 async fn a_panic_of_the_device_is_an_error_of_that_request_only() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         for operation in [
             Operation::Read,
             Operation::Write,
@@ -336,7 +339,7 @@ async fn block_status_tells_holes_and_data() {
 
 #[tokio::test]
 async fn a_resize_counts_for_the_next_request() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         let end = SIZE as u64;
         expect_errno(client.write(end, pattern(10, 3), false).await, Errno::NoSpc);
         device.resize(SIZE + 4096);
@@ -350,7 +353,7 @@ async fn a_resize_counts_for_the_next_request() {
 
 #[tokio::test]
 async fn a_slow_request_does_not_hold_up_the_others() {
-    both_forms(async |client, device| {
+    all_forms(async |client, device| {
         let gate = Arc::new(Semaphore::new(0));
         device.inject(Operation::Write, Fault::Wait(gate.clone()));
         let slow = client.write(0, pattern(4096, 1), false);
@@ -370,7 +373,7 @@ async fn a_slow_request_does_not_hold_up_the_others() {
 
 #[tokio::test]
 async fn many_requests_at_once_all_get_their_own_answer() {
-    both_forms(async |client, _| {
+    all_forms(async |client, _| {
         let requests = (0..500u64).map(|number| async move {
             let offset = number * 2048;
             let data = pattern(1 + number as usize * 4, number as u8);

@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::device::{BlockSizes, Errno, Extent};
-use crate::proto::{RequestHeader, cmd, cmd_flag, transmission_flag};
+use crate::proto::{Framing, RequestHeader, cmd, cmd_flag, transmission_flag};
 use crate::tls::TlsClient;
 use crate::wire::{Batch, FrameReader};
 
@@ -59,6 +59,9 @@ pub struct ClientConfig {
     pub max_payload_bytes: u32,
     /// Ask for structured replies: needed for block status and for errors with messages.
     pub structured_replies: bool,
+    /// Ask for extended headers, which include structured replies: needed for ranges of 4 GiB and more in one
+    /// request.
+    pub extended_headers: bool,
     /// Ask for `base:allocation`: needed for block status.
     pub block_status: bool,
     /// With it, the client starts TLS before anything else and goes no further with a server that won't.
@@ -73,6 +76,7 @@ impl Default for ClientConfig {
             max_in_flight_requests: 64,
             max_payload_bytes: 32 << 20,
             structured_replies: true,
+            extended_headers: true,
             block_status: true,
             tls: None,
         }
@@ -179,6 +183,7 @@ impl ExportDetails {
 pub struct Client {
     details: ExportDetails,
     config: ClientConfig,
+    framing: Framing,
     allocation: Option<u32>,
     next_cookie: AtomicU64,
     slots: Semaphore,
@@ -200,15 +205,16 @@ impl Client {
         writer: BoxWriter,
         details: ExportDetails,
         config: ClientConfig,
-        structured: bool,
+        framing: Framing,
         allocation: Option<u32>,
     ) -> Self {
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let (queue, requests) = mpsc::channel(config.max_in_flight_requests);
-        let sender = tokio::spawn(send_requests(requests, writer, Arc::clone(&waiting)));
-        let receiver = tokio::spawn(receive_replies(frames, Arc::clone(&waiting), structured));
+        let sender = tokio::spawn(send_requests(requests, writer, framing, Arc::clone(&waiting)));
+        let receiver = tokio::spawn(receive_replies(frames, Arc::clone(&waiting), framing));
         Self {
             details,
+            framing,
             allocation,
             next_cookie: AtomicU64::new(1),
             slots: Semaphore::new(config.max_in_flight_requests),
@@ -232,6 +238,12 @@ impl Client {
         self.allocation.is_some()
     }
 
+    /// Whether extended headers are in use, so that requests without payload may name any range.
+    #[must_use]
+    pub fn has_extended_headers(&self) -> bool {
+        self.framing == Framing::Extended
+    }
+
     /// Longest read or write in bytes.
     #[must_use]
     pub fn max_payload_bytes(&self) -> u32 {
@@ -250,7 +262,7 @@ impl Client {
         self.check_payload(u64::from(length))?;
         let pending = Pending::read(offset, length);
         match self
-            .request(cmd::READ, 0, offset, length, Bytes::new(), pending)
+            .request(cmd::READ, 0, offset, u64::from(length), Bytes::new(), pending)
             .await?
         {
             Answer::Data(data) => Ok(data),
@@ -264,54 +276,67 @@ impl Client {
     /// As for [`read`](Client::read).
     pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ClientError> {
         self.check_payload(data.len() as u64)?;
-        // Checked to be at most a u32.
-        let length = data.len() as u32;
-        self.request(cmd::WRITE, fua_flag(fua), offset, length, data, Pending::Plain)
+        let length = data.len() as u64;
+        let flags = fua_flag(fua)
+            | match self.framing {
+                Framing::Extended => cmd_flag::PAYLOAD_LEN,
+                Framing::Simple | Framing::Structured => 0,
+            };
+        self.request(cmd::WRITE, flags, offset, length, data, Pending::Plain)
             .await
             .map(drop)
     }
 
-    /// Tells the server that a range is no longer needed.
+    /// Tells the server that a range is no longer needed. Without extended headers it is shorter than 4 GiB.
     ///
     /// # Errors
     /// As for [`read`](Client::read).
-    pub async fn trim(&self, offset: u64, length_bytes: u32, fua: bool) -> Result<(), ClientError> {
+    pub async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), ClientError> {
         self.require(transmission_flag::SEND_TRIM, "trim")?;
-        self.request(
-            cmd::TRIM,
-            fua_flag(fua),
-            offset,
-            length_bytes,
-            Bytes::new(),
-            Pending::Plain,
-        )
-        .await
-        .map(drop)
+        self.plain(cmd::TRIM, fua_flag(fua), offset, length_bytes).await
     }
 
-    /// Makes a range read as zeroes; allocated ones if `no_hole`.
+    /// Makes a range read as zeroes; allocated ones if `no_hole`. Without extended headers it is shorter than
+    /// 4 GiB.
     ///
     /// # Errors
     /// As for [`read`](Client::read).
     pub async fn write_zeroes(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         no_hole: bool,
         fua: bool,
     ) -> Result<(), ClientError> {
         self.require(transmission_flag::SEND_WRITE_ZEROES, "write zeroes")?;
-        let flags = fua_flag(fua) | if no_hole { cmd_flag::NO_HOLE } else { 0 };
-        self.request(
-            cmd::WRITE_ZEROES,
-            flags,
-            offset,
-            length_bytes,
-            Bytes::new(),
-            Pending::Plain,
-        )
-        .await
-        .map(drop)
+        let flags = fua_flag(fua) | no_hole_flag(no_hole);
+        self.plain(cmd::WRITE_ZEROES, flags, offset, length_bytes).await
+    }
+
+    /// Makes a range read as zeroes if that is faster than writing them, and otherwise fails with
+    /// [`Errno::NotSup`] and changes nothing.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn write_zeroes_fast(
+        &self,
+        offset: u64,
+        length_bytes: u64,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), ClientError> {
+        self.require(transmission_flag::SEND_FAST_ZERO, "fast write zeroes")?;
+        let flags = fua_flag(fua) | no_hole_flag(no_hole) | cmd_flag::FAST_ZERO;
+        self.plain(cmd::WRITE_ZEROES, flags, offset, length_bytes).await
+    }
+
+    /// Tells the server that a range will be read soon.
+    ///
+    /// # Errors
+    /// As for [`read`](Client::read).
+    pub async fn cache(&self, offset: u64, length_bytes: u64) -> Result<(), ClientError> {
+        self.require(transmission_flag::SEND_CACHE, "cache")?;
+        self.plain(cmd::CACHE, 0, offset, length_bytes).await
     }
 
     /// Makes durable every write that was answered before.
@@ -320,9 +345,7 @@ impl Client {
     /// As for [`read`](Client::read).
     pub async fn flush(&self) -> Result<(), ClientError> {
         self.require(transmission_flag::SEND_FLUSH, "flush")?;
-        self.request(cmd::FLUSH, 0, 0, 0, Bytes::new(), Pending::Plain)
-            .await
-            .map(drop)
+        self.plain(cmd::FLUSH, 0, 0, 0).await
     }
 
     /// What is allocated, from `offset` on. The extents cover at least one byte and at most the range; ask again
@@ -333,7 +356,7 @@ impl Client {
     pub async fn block_status(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         one: bool,
     ) -> Result<Vec<Extent>, ClientError> {
         let Some(context) = self.allocation else {
@@ -412,15 +435,27 @@ impl Client {
         Ok(())
     }
 
+    /// A request without payload in either direction.
+    async fn plain(&self, command: u16, flags: u16, offset: u64, length: u64) -> Result<(), ClientError> {
+        self.request(command, flags, offset, length, Bytes::new(), Pending::Plain)
+            .await
+            .map(drop)
+    }
+
     async fn request(
         &self,
         command: u16,
         flags: u16,
         offset: u64,
-        length: u32,
+        length: u64,
         payload: Bytes,
         pending: Pending,
     ) -> Result<Answer, ClientError> {
+        if !self.has_extended_headers() && length > u64::from(u32::MAX) {
+            return Err(ClientError::Unsupported(format!(
+                "{length} bytes are too many without extended headers: split the request"
+            )));
+        }
         // Nobody closes the semaphore.
         let _slot = self.slots.acquire().await.map_err(|_| ClientError::Closed)?;
         let cookie = self.next_cookie.fetch_add(1, Ordering::Relaxed);
@@ -451,17 +486,25 @@ fn fua_flag(fua: bool) -> u16 {
     if fua { cmd_flag::FUA } else { 0 }
 }
 
+fn no_hole_flag(no_hole: bool) -> u16 {
+    if no_hole { cmd_flag::NO_HOLE } else { 0 }
+}
+
 /// Sends whole frames, so that a caller who stops waiting can't leave half a request on the wire.
 async fn send_requests(
     mut requests: mpsc::Receiver<Frame>,
     mut writer: BoxWriter,
+    framing: Framing,
     waiting: Arc<Mutex<Waiting>>,
 ) {
     let mut queued = Vec::with_capacity(BATCH_REQUESTS);
     let mut batch = Batch::default();
     while requests.recv_many(&mut queued, BATCH_REQUESTS).await > 0 {
         for Frame { header, payload } in queued.drain(..) {
-            batch.put_head(&header.encode());
+            match framing {
+                Framing::Extended => batch.put_head(&header.encode_extended()),
+                Framing::Simple | Framing::Structured => batch.put_head(&header.encode()),
+            }
             batch.put_payload(payload);
         }
         if let Err(error) = batch.write_to(&mut writer).await {

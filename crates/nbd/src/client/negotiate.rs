@@ -18,7 +18,7 @@ use crate::exports::ExportInfo;
 use crate::listen;
 use crate::option::{Info, InfoRequest, Malformed, MetaRequest, parse_meta_context, parse_server, text};
 use crate::proto::{
-    self, BadMagic, EXPORT_NAME_PADDING_BYTES, MAX_STRING_BYTES, OptionHeader, OptionReplyHeader,
+    self, BadMagic, EXPORT_NAME_PADDING_BYTES, Framing, MAX_STRING_BYTES, OptionHeader, OptionReplyHeader,
     handshake_flag, opt, rep, transmission_flag,
 };
 use crate::tls::TlsClient;
@@ -124,9 +124,7 @@ impl Negotiation {
 
     /// Starts TLS, before any option that could tell or decide something.
     async fn start_tls(mut self, tls: &TlsClient) -> Result<Self, ClientError> {
-        self.option(opt::STARTTLS, &[], MAX_REPLIES, |kind, _| Err(unexpected(kind)))
-            .await?
-            .accepted()?;
+        self.bare_option(opt::STARTTLS).await?.accepted()?;
         if self.frames.buffered() > 0 {
             return Err(ClientError::Protocol(
                 "the server sent unencrypted bytes behind its agreement to TLS".into(),
@@ -207,13 +205,13 @@ impl Negotiation {
     pub async fn go(mut self, name: &str) -> Result<Client, ClientError> {
         check_name(name)?;
         let config = self.config.clone();
-        let (details, structured, allocation) = within(&config, self.agree(name)).await?;
+        let (details, framing, allocation) = within(&config, self.agree(name)).await?;
         Ok(Client::start(
             self.frames,
             self.writer,
             details,
             config,
-            structured,
+            framing,
             allocation,
         ))
     }
@@ -224,38 +222,55 @@ impl Negotiation {
     /// When the connection fails. A server that closes without an answer is fine.
     pub async fn abort(mut self) -> Result<(), ClientError> {
         let config = self.config.clone();
-        let left = within(
-            &config,
-            self.option(opt::ABORT, &[], MAX_REPLIES, |kind, _| Err(unexpected(kind))),
-        )
-        .await;
+        let left = within(&config, self.bare_option(opt::ABORT)).await;
         match left {
             Ok(_) | Err(ClientError::Closed) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    async fn agree(&mut self, name: &str) -> Result<(ExportDetails, bool, Option<u32>), ClientError> {
-        let mut structured = false;
-        if self.config.structured_replies {
-            let answer = self
-                .option(opt::STRUCTURED_REPLY, &[], MAX_REPLIES, |kind, _| {
-                    Err(unexpected(kind))
-                })
-                .await?;
-            structured = matches!(answer, Final::Accepted);
-        }
+    async fn agree(&mut self, name: &str) -> Result<(ExportDetails, Framing, Option<u32>), ClientError> {
+        let framing = self.choose_framing().await?;
         let mut allocation = None;
-        if structured && self.config.block_status {
+        if framing.has_chunks() && self.config.block_status {
             allocation = self.select_allocation(name).await?;
         }
         match self.describe(opt::GO, name).await {
+            // A server of extended headers has this option, so the older one is allowed here.
             Err(ClientError::Refused {
                 kind: rep::ERR_UNSUP, ..
-            }) => Ok((self.enter_by_name(name).await?, structured, allocation)),
+            }) if framing != Framing::Extended => Ok((self.enter_by_name(name).await?, framing, allocation)),
             Err(error) => Err(error),
-            Ok(details) => Ok((details, structured, allocation)),
+            Ok(details) => Ok((details, framing, allocation)),
         }
+    }
+
+    /// The best form that both ends know.
+    async fn choose_framing(&mut self) -> Result<Framing, ClientError> {
+        let wishes = [
+            (
+                self.config.extended_headers,
+                opt::EXTENDED_HEADERS,
+                Framing::Extended,
+            ),
+            (
+                self.config.structured_replies,
+                opt::STRUCTURED_REPLY,
+                Framing::Structured,
+            ),
+        ];
+        for (wanted, option, framing) in wishes {
+            if wanted && let Final::Accepted = self.bare_option(option).await? {
+                return Ok(framing);
+            }
+        }
+        Ok(Framing::Simple)
+    }
+
+    /// An option without data whose only reply is the last.
+    async fn bare_option(&mut self, option: u32) -> Result<Final, ClientError> {
+        self.option(option, &[], MAX_REPLIES, |kind, _| Err(unexpected(kind)))
+            .await
     }
 
     async fn select_allocation(&mut self, name: &str) -> Result<Option<u32>, ClientError> {

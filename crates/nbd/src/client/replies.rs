@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use super::{BoxReader, ClientError};
 use crate::device::{Errno, Extent};
 use crate::proto::{
-    ChunkHeader, MAX_STATUS_DESCRIPTORS, MAX_STRING_BYTES, ReplyHeader, SimpleReply, allocation, chunk,
+    ChunkHeader, ExtendedChunkHeader, Framing, MAX_STATUS_DESCRIPTORS, MAX_STRING_BYTES, ReplyHeader,
+    SimpleReply, allocation, chunk,
 };
 use crate::wire::FrameReader;
 
@@ -30,7 +31,7 @@ pub(super) enum Pending {
     Read(PendingRead),
     Status {
         context: u32,
-        length: u32,
+        length: u64,
         found: Option<Vec<Extent>>,
     },
 }
@@ -170,10 +171,10 @@ impl Waiting {
 pub(super) async fn receive_replies(
     mut frames: FrameReader<BoxReader>,
     waiting: Arc<Mutex<Waiting>>,
-    structured: bool,
+    framing: Framing,
 ) {
     let mut current = None;
-    let error = match receive_all(&mut frames, &waiting, structured, &mut current).await {
+    let error = match receive_all(&mut frames, &waiting, framing, &mut current).await {
         Ok(()) => ClientError::Closed,
         Err(error) => error,
     };
@@ -187,40 +188,31 @@ pub(super) async fn receive_replies(
 async fn receive_all(
     frames: &mut FrameReader<BoxReader>,
     waiting: &Mutex<Waiting>,
-    structured: bool,
+    framing: Framing,
     current: &mut Option<Request>,
 ) -> Result<(), ClientError> {
-    while let Some(header) = frames.read_array().await? {
-        let header = ReplyHeader::decode(&header)?;
+    while let Some(header) = next_reply(frames, framing).await? {
         let cookie = match header {
-            ReplyHeader::Simple(SimpleReply { cookie, .. }) | ReplyHeader::Chunk { cookie, .. } => cookie,
+            NextReply::Simple(SimpleReply { cookie, .. }) | NextReply::Chunk(ChunkHeader { cookie, .. }) => {
+                cookie
+            }
         };
         let Some(taken) = waiting.lock().requests.remove(&cookie) else {
             return breach("a reply belongs to no request");
         };
         let request = current.insert(taken);
         let done = match header {
-            ReplyHeader::Simple(simple) => {
-                simple_reply(frames, simple, structured, request).await?;
+            NextReply::Simple(simple) => {
+                simple_reply(frames, simple, framing, request).await?;
                 true
             }
-            ReplyHeader::Chunk { .. } if !structured => {
-                return breach("a structured reply was sent that was not agreed on");
-            }
-            ReplyHeader::Chunk { flags, kind, cookie } => {
+            NextReply::Chunk(header) => {
                 request.chunks += 1;
                 if request.chunks > MAX_CHUNKS {
                     return breach("a request was answered in too many chunks");
                 }
-                let length = u32::from_be_bytes(frames.require_array().await?);
-                let header = ChunkHeader {
-                    flags,
-                    kind,
-                    cookie,
-                    length,
-                };
-                chunk_of(frames, header, request).await?;
-                flags & chunk::FLAG_DONE != 0
+                chunk_of(frames, header, framing, request).await?;
+                header.flags & chunk::FLAG_DONE != 0
             }
         };
         let Some(request) = current.take() else { continue };
@@ -245,13 +237,62 @@ async fn receive_all(
     Ok(())
 }
 
+enum NextReply {
+    Simple(SimpleReply),
+    Chunk(ChunkHeader),
+}
+
+/// The next header in the form that was agreed on; `None` at the end of the stream.
+async fn next_reply(
+    frames: &mut FrameReader<BoxReader>,
+    framing: Framing,
+) -> Result<Option<NextReply>, ClientError> {
+    if framing == Framing::Extended {
+        let Some(header) = frames.read_array().await? else {
+            return Ok(None);
+        };
+        let ExtendedChunkHeader {
+            flags,
+            kind,
+            cookie,
+            length,
+            ..
+        } = ExtendedChunkHeader::decode(&header)?;
+        // No chunk that can be asked for is as long as that.
+        let Ok(length) = u32::try_from(length) else {
+            return breach("a chunk is longer than 4 GiB");
+        };
+        return Ok(Some(NextReply::Chunk(ChunkHeader {
+            flags,
+            kind,
+            cookie,
+            length,
+        })));
+    }
+    let Some(header) = frames.read_array().await? else {
+        return Ok(None);
+    };
+    match ReplyHeader::decode(&header)? {
+        ReplyHeader::Simple(simple) => Ok(Some(NextReply::Simple(simple))),
+        ReplyHeader::Chunk { .. } if framing == Framing::Simple => {
+            breach("a structured reply was sent that was not agreed on")
+        }
+        ReplyHeader::Chunk { flags, kind, cookie } => Ok(Some(NextReply::Chunk(ChunkHeader {
+            flags,
+            kind,
+            cookie,
+            length: u32::from_be_bytes(frames.require_array().await?),
+        }))),
+    }
+}
+
 async fn simple_reply(
     frames: &mut FrameReader<BoxReader>,
     reply: SimpleReply,
-    structured: bool,
+    framing: Framing,
     request: &mut Request,
 ) -> Result<(), ClientError> {
-    if structured && !matches!(request.pending, Pending::Plain) {
+    if framing.has_chunks() && !matches!(request.pending, Pending::Plain) {
         return breach("a simple reply was sent where a structured one was agreed on");
     }
     if reply.error != 0 {
@@ -272,6 +313,7 @@ async fn simple_reply(
 async fn chunk_of(
     frames: &mut FrameReader<BoxReader>,
     header: ChunkHeader,
+    framing: Framing,
     request: &mut Request,
 ) -> Result<(), ClientError> {
     let ChunkHeader {
@@ -302,22 +344,26 @@ async fn chunk_of(
             read.arrive(offset, u64::from(hole))?;
         }
         (
-            chunk::BLOCK_STATUS,
+            chunk::BLOCK_STATUS | chunk::BLOCK_STATUS_EXT,
             Pending::Status {
                 context,
                 length: range,
                 found,
             },
         ) => {
-            let count = length.saturating_sub(4) / 8;
-            if length != 4 + count * 8 || count == 0 || count as usize > MAX_STATUS_DESCRIPTORS {
-                return breach("a block status chunk has a wrong length");
-            }
+            let layout = if kind == chunk::BLOCK_STATUS {
+                StatusLayout::Compact
+            } else if framing == Framing::Extended {
+                StatusLayout::Extended
+            } else {
+                return breach("an extended block status was sent that was not agreed on");
+            };
+            layout.check_length(length)?;
             let payload = frames.read_payload(length as usize).await?;
             if found.is_some() || payload[..4] != context.to_be_bytes() {
                 return breach("a block status chunk is of a context that was not selected, or comes twice");
             }
-            *found = Some(parse_extents(&payload[4..], *range)?);
+            *found = Some(layout.extents(&payload[4..], *range)?);
         }
         (kind, _) if kind & chunk::ERROR_BIT != 0 => {
             if !(6..=MAX_ERROR_BYTES).contains(&length) {
@@ -340,29 +386,66 @@ async fn chunk_of(
     Ok(())
 }
 
-/// Extents of a block status, cut to the range that was asked for.
-fn parse_extents(descriptors: &[u8], range: u32) -> Result<Vec<Extent>, ClientError> {
-    let mut left = u64::from(range);
-    let mut extents = Vec::with_capacity(descriptors.len() / 8);
-    for descriptor in descriptors.chunks_exact(8) {
-        let (length, state) = descriptor.split_at(4);
-        let [length, state] = [length, state].map(|field| {
-            field
-                .iter()
-                .fold(0u32, |value, byte| value << 8 | u32::from(*byte))
-        });
-        if length == 0 || left == 0 {
-            return breach("a block status has an empty extent, or one beyond the range");
+/// The two forms of a block status chunk. Both start with the number of the context.
+#[derive(Debug, Clone, Copy)]
+enum StatusLayout {
+    /// Descriptors of two 32-bit fields.
+    Compact,
+    /// A count, which may be left at zero, and descriptors of two 64-bit fields.
+    Extended,
+}
+
+impl StatusLayout {
+    /// Bytes before the descriptors, and of each of them.
+    const fn sizes(self) -> (u32, u32) {
+        match self {
+            Self::Compact => (4, 8),
+            Self::Extended => (8, 16),
         }
-        let length_bytes = u64::from(length).min(left);
-        left -= length_bytes;
-        extents.push(Extent {
-            length_bytes,
-            hole: state & allocation::HOLE != 0,
-            zero: state & allocation::ZERO != 0,
-        });
     }
-    Ok(extents)
+
+    fn check_length(self, length: u32) -> Result<(), ClientError> {
+        let (head, each) = self.sizes();
+        let descriptors = length.checked_sub(head).filter(|rest| rest % each == 0);
+        match descriptors.map(|rest| rest / each) {
+            Some(count) if count > 0 && count as usize <= MAX_STATUS_DESCRIPTORS => Ok(()),
+            _ => breach("a block status chunk has a wrong length"),
+        }
+    }
+
+    /// Extents of a payload whose length was checked, without the number of its context; cut to the range that
+    /// was asked for.
+    fn extents(self, payload: &[u8], range: u64) -> Result<Vec<Extent>, ClientError> {
+        let (head, each) = self.sizes();
+        let (count, descriptors) = payload.split_at(head as usize - 4);
+        let each = each as usize;
+        let found = descriptors.len() / each;
+        if !matches!(self, Self::Compact) && ![0, found as u64].contains(&number(count)) {
+            return breach("a block status chunk counts its extents wrongly");
+        }
+        let mut left = range;
+        let mut extents = Vec::with_capacity(found);
+        for descriptor in descriptors.chunks_exact(each) {
+            let (length, state) = descriptor.split_at(each / 2);
+            let (length, state) = (number(length), number(state));
+            if length == 0 || left == 0 {
+                return breach("a block status has an empty extent, or one beyond the range");
+            }
+            let length_bytes = length.min(left);
+            left -= length_bytes;
+            extents.push(Extent {
+                length_bytes,
+                hole: state & u64::from(allocation::HOLE) != 0,
+                zero: state & u64::from(allocation::ZERO) != 0,
+            });
+        }
+        Ok(extents)
+    }
+}
+
+/// A big-endian number of up to eight bytes.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 fn breach<T>(what: &str) -> Result<T, ClientError> {
@@ -415,7 +498,7 @@ mod tests {
     fn extents_are_cut_to_the_range_and_must_not_be_empty() {
         let good = [0, 0, 0, 10, 0, 0, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0];
         assert_eq!(
-            parse_extents(&good, 100).unwrap(),
+            StatusLayout::Compact.extents(&good, 100).unwrap(),
             [
                 Extent {
                     length_bytes: 10,
@@ -429,7 +512,46 @@ mod tests {
                 }
             ]
         );
-        assert!(parse_extents(&good, 10).is_err(), "an extent beyond the range");
-        assert!(parse_extents(&[0; 8], 10).is_err(), "an empty extent");
+        assert!(
+            StatusLayout::Compact.extents(&good, 10).is_err(),
+            "an extent beyond the range"
+        );
+        assert!(
+            StatusLayout::Compact.extents(&[0; 8], 10).is_err(),
+            "an empty extent"
+        );
+    }
+
+    #[test]
+    fn extended_extents_may_be_long_and_count_themselves_or_not() {
+        let one = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
+        for (count, good) in [(0, true), (1, true), (2, false)] {
+            let payload = [&[0, 0, 0, count][..], &one].concat();
+            let parsed = StatusLayout::Extended.extents(&payload, 1 << 40);
+            assert_eq!(parsed.is_ok(), good, "count {count}");
+            if let Ok(extents) = parsed {
+                assert_eq!(
+                    extents,
+                    [Extent {
+                        length_bytes: 2 << 32,
+                        hole: true,
+                        zero: true
+                    }]
+                );
+            }
+        }
+        for (layout, length, good) in [
+            (StatusLayout::Compact, 12, true),
+            (StatusLayout::Compact, 4, false),
+            (StatusLayout::Compact, 3, false),
+            (StatusLayout::Compact, 13, false),
+            (StatusLayout::Compact, 4 + 8 * ((1 << 20) + 1), false),
+            (StatusLayout::Extended, 24, true),
+            (StatusLayout::Extended, 8, false),
+            (StatusLayout::Extended, 12, false),
+            (StatusLayout::Extended, u32::MAX, false),
+        ] {
+            assert_eq!(layout.check_length(length).is_ok(), good, "{layout:?} {length}");
+        }
     }
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use ferry_nbd::client::{Client, ClientConfig, Negotiation};
 use ferry_nbd::proto::{
-    ChunkHeader, OptionHeader, OptionReplyHeader, ReplyHeader, RequestHeader, SimpleReply, opt, rep,
+    ChunkHeader, ExtendedChunkHeader, OptionHeader, OptionReplyHeader, ReplyHeader, RequestHeader,
+    SimpleReply, opt, rep,
 };
 use ferry_nbd::testing::{MemoryDevice, MemoryExports};
 use ferry_nbd::{Exports, ServeSummary, Server, ServerConfig, ShutdownTrigger, shutdown_channel};
@@ -61,9 +62,17 @@ pub async fn connect(stream: UnixStream, config: ClientConfig) -> Client {
         .unwrap()
 }
 
+pub fn structured() -> ClientConfig {
+    ClientConfig {
+        extended_headers: false,
+        ..ClientConfig::default()
+    }
+}
+
 pub fn simple() -> ClientConfig {
     ClientConfig {
         structured_replies: false,
+        extended_headers: false,
         ..ClientConfig::default()
     }
 }
@@ -136,9 +145,39 @@ impl Raw {
             command,
             cookie,
             offset,
-            length,
+            length: u64::from(length),
         };
         self.0.write_all(&header.encode()).await.unwrap();
+    }
+
+    /// Enters the export with extended headers and block status.
+    pub async fn enter_extended(stream: UnixStream) -> Self {
+        let mut raw = Self::greet(stream, 3).await;
+        assert_eq!(raw.verdict(opt::EXTENDED_HEADERS, &[]).await, rep::ACK);
+        let contexts = meta_data(EXPORT, &["base:allocation"]);
+        assert_eq!(raw.verdict(opt::SET_META_CONTEXT, &contexts).await, rep::ACK);
+        assert_eq!(raw.verdict(opt::GO, &go_data(EXPORT, &[])).await, rep::ACK);
+        raw
+    }
+
+    pub async fn send_extended(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u64) {
+        let header = RequestHeader {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        };
+        self.0.write_all(&header.encode_extended()).await.unwrap();
+    }
+
+    pub async fn extended_chunk(&mut self) -> (ExtendedChunkHeader, Vec<u8>) {
+        let mut header = [0; 32];
+        self.0.read_exact(&mut header).await.unwrap();
+        let header = ExtendedChunkHeader::decode(&header).unwrap();
+        let mut data = vec![0; header.length as usize];
+        self.0.read_exact(&mut data).await.unwrap();
+        (header, data)
     }
 
     pub async fn simple_reply(&mut self) -> SimpleReply {
@@ -209,3 +248,6 @@ pub async fn settle() {
         tokio::task::yield_now().await;
     }
 }
+
+/// Keeps a server running as long as a test wants it.
+pub struct ShutdownOnDrop(pub ShutdownTrigger);
