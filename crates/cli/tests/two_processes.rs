@@ -216,11 +216,7 @@ async fn holes_are_told_where_the_image_stores_nothing() {
     let mut at = 0;
     let mut data = Vec::new();
     while at < 16 << 20 {
-        for extent in client
-            .block_status(at, (16 << 20) - at, false)
-            .await
-            .unwrap()
-        {
+        for extent in client.block_status(at, (16 << 20) - at, false).await.unwrap() {
             assert_eq!(extent.hole, extent.zero);
             if !extent.hole {
                 data.push((at, extent.length_bytes));

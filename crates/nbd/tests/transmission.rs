@@ -173,7 +173,7 @@ async fn malformed_requests_are_refused_and_the_connection_lives() {
     let mut raw = Raw::enter(served.stream, false).await;
     let too_long = (64 << 20) + 1;
     for (command, flags, offset, length) in [
-        (cmd::CACHE, 0, 0, 0),
+        (cmd::CACHE, cmd_flag::NO_HOLE, 0, 0),
         (8, 0, 0, 0),
         (0xffff, 0xffff, u64::MAX, u32::MAX),
         (cmd::READ, cmd_flag::DF, 0, 1),
@@ -182,7 +182,7 @@ async fn malformed_requests_are_refused_and_the_connection_lives() {
         (cmd::READ, 0, 0, u32::MAX),
         (cmd::BLOCK_STATUS, 0, 0, 1),
         (cmd::FLUSH, 0, 0, 1),
-        (cmd::WRITE_ZEROES, cmd_flag::FAST_ZERO, 0, 1),
+        (cmd::WRITE_ZEROES, cmd_flag::DF, 0, 1),
     ] {
         raw.send(command, flags, 77, offset, length).await;
         assert_eq!(

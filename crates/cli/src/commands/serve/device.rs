@@ -117,6 +117,12 @@ impl BlockDevice for ImageDevice {
         self.durable(fua).await
     }
 
+    fn is_fast_zero(&self, _offset: u64, _length_bytes: u64, no_hole: bool) -> bool {
+        // Holes are made by removing and cutting. In the target of a migration, objects at the ends of the range may
+        // have to be copied up first.
+        !no_hole && self.image.header().migration_target().is_none()
+    }
+
     async fn flush(&self) -> Result<(), DeviceError> {
         self.image.flush().await.map_err(device_error)
     }

@@ -138,6 +138,15 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
         waiting.ended(length_bytes, result)
     }
 
+    fn is_fast_zero(&self, offset: u64, length_bytes: u64, no_hole: bool) -> bool {
+        self.inner.is_fast_zero(offset, length_bytes, no_hole)
+    }
+
+    async fn cache(&self, offset: u64, length_bytes: u64) -> Result<(), DeviceError> {
+        // Not counted among the reads: nothing of it reaches the client.
+        self.inner.cache(offset, length_bytes).await
+    }
+
     async fn flush(&self) -> Result<(), DeviceError> {
         let waiting = self.waiting(Kind::Flush);
         waiting.ended(0, self.inner.flush().await)
