@@ -9,6 +9,7 @@
 //! What it does not know: images.
 
 mod client;
+mod copy;
 mod db;
 pub mod disk;
 mod object;

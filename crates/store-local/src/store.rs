@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
-    ClientInstance, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo, PoolOptions, PoolUsage,
-    ReadNow, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie,
-    WatchHandler, WatchInfo, WriteOp, WriteReply,
+    ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
+    PoolOptions, PoolUsage, ReadNow, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store,
+    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply,
 };
 
 use crate::LocalStore;
@@ -219,6 +219,16 @@ impl Store for LocalStore {
     fn snap_seq_now(&self, object: ObjectRef<'_>) -> Option<Option<u64>> {
         let (_under_way, pool) = self.client.begin_now(object.scope.pool)?;
         pool.snap_seq_now(object)
+    }
+
+    async fn copy_into(
+        &self,
+        target: ObjectRef<'_>,
+        snapc: &SnapContext,
+        op: WriteOp,
+        ranges: &[CopyRange<'_>],
+    ) -> Result<CopyReply> {
+        crate::copy::copy_into(&self.client, target, snapc, op, ranges).await
     }
 
     async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::op::{ReadOp, ReadReply, WriteOp, WriteReply};
+use crate::op::{CopyRange, CopyReply, ReadOp, ReadReply, WriteOp, WriteReply};
 use crate::types::{ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
 use crate::{ReadNow, Store};
 
@@ -87,6 +87,17 @@ impl IoCtx {
     /// [`Store::snap_seq_now`].
     pub fn snap_seq_now(&self, name: &str) -> Option<Option<u64>> {
         self.store.snap_seq_now(self.object(name))
+    }
+
+    /// [`Store::copy_into`].
+    pub async fn copy_into(
+        &self,
+        name: &str,
+        snapc: &SnapContext,
+        op: WriteOp,
+        ranges: &[CopyRange<'_>],
+    ) -> Result<CopyReply> {
+        self.store.copy_into(self.object(name), snapc, op, ranges).await
     }
 
     /// A write of metadata: no snapshots, fully durable.

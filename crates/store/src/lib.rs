@@ -26,7 +26,10 @@ use async_trait::async_trait;
 
 pub use error::{Errno, Result, StoreError};
 pub use ioctx::IoCtx;
-pub use op::{Durability, ReadOp, ReadReply, ReadResult, ReadStep, WriteOp, WriteReply, WriteStep};
+pub use op::{
+    CopyRange, CopyReply, Durability, ReadOp, ReadReply, ReadResult, ReadStep, WriteOp, WriteReply,
+    WriteStep, check_copy,
+};
 pub use types::{
     ClientInstance, CloneInfo, EntityAddr, Extent, Namespace, ObjectRef, PoolId, Scope, SnapContext, SnapId,
     SnapSet, Timestamp,
@@ -40,6 +43,9 @@ pub struct PoolOptions {
     /// place. Engines without directories answer `EOPNOTSUPP` when it is given.
     pub dir: Option<PathBuf>,
 }
+
+/// Most ranges of one [`Store::copy_into`].
+pub const COPY_RANGES_MAX: usize = 16_384;
 
 /// One pool, as listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +93,9 @@ pub enum ReadNow {
 /// * An operation with [`Durability::Full`] is durable and atomic across power loss when it returns. One with
 ///   [`Durability::Buffered`] is visible to everyone at once and survives the death of the process; after a power loss
 ///   any of its bytes may be the old or the new ones until [`Store::flush`] returned.
+/// * A buffered operation that makes an object (none was there before it) is after a power loss either kept whole, or lost
+///   together with all that was written to the object since, and the object is absent. What makes a later write to the
+///   object durable, a flush of any client or a full operation, makes its creation durable too.
 /// * Ids that were given up with [`Store::snap_id_remove`] count as absent from every context that still names them.
 /// * Everything in a pool that does not exist is `ENOENT`.
 /// * Errors carry an errno ([`Errno`]), the index of the failing step and the place.
@@ -149,6 +158,36 @@ pub trait Store: Send + Sync + Debug + 'static {
     fn snap_seq_now(&self, object: ObjectRef<'_>) -> Option<Option<u64>> {
         let _ = object;
         None
+    }
+
+    /// Makes `target`, whose head must not exist, with the bytes of `ranges`, as one atomic write under `snapc`, where the
+    /// engine can move bytes itself; a caller that is told otherwise reads and writes.
+    ///
+    /// * `op` says what must hold and what the object is to be: class methods that write nothing, an allocation hint, which
+    ///   must be there, and the durability. They are judged before the object is made, so that of several copiers one
+    ///   makes it; a step that fails fails the copy.
+    /// * The bytes are those of the ranges, read before `op` is judged: the caller promises that they do not change
+    ///   meanwhile. They may be read one after the other. Holes stay holes as far as the engine knows them, and so does
+    ///   what lies between ranges. A range may reach behind the end of what it reads; the target ends with the last byte
+    ///   that a range gave.
+    /// * [`Durability::Buffered`] is that of a buffered write that makes an object: after a power loss absent or whole.
+    ///
+    /// `EOPNOTSUPP`: this engine does not copy, or not these ranges. `EEXIST`: the target has a head. `ENOENT`: an object
+    /// to read does not exist at its snapshot. `EINVAL`: another step in `op`, no hint, more than
+    /// [`COPY_RANGES_MAX`] ranges, or ranges that do not ascend in the target without touching each other's bytes.
+    /// `EFBIG`: a range ends behind every offset. Nothing has changed then.
+    async fn copy_into(
+        &self,
+        target: ObjectRef<'_>,
+        snapc: &SnapContext,
+        op: WriteOp,
+        ranges: &[CopyRange<'_>],
+    ) -> Result<CopyReply> {
+        let _ = (snapc, op, ranges);
+        Err(StoreError::new(
+            Errno::EOPNOTSUPP,
+            format!("copy into {target}: engine '{}' does not copy", self.engine()),
+        ))
     }
 
     /// The object's clones and head with overlaps. `ENOENT` when it has neither head nor clones.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::types::Timestamp;
+use crate::error::Errno;
+use crate::types::{ObjectRef, SnapId, Timestamp};
 
 /// One step of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,7 +259,8 @@ pub enum Durability {
     /// Atomic and durable across power loss.
     #[default]
     Full,
-    /// Durable after the next flush; survives the process.
+    /// Durable after the next flush; survives the process. An object that such a write makes is after a power loss absent
+    /// or whole.
     Buffered,
 }
 
@@ -347,4 +349,63 @@ impl WriteOp {
 pub struct WriteReply {
     /// Version of the object after the write.
     pub version: u64,
+}
+
+/// A run of bytes that [`crate::Store::copy_into`] takes from another object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyRange<'a> {
+    /// The object to read; its pool and namespace may be others than the target's.
+    pub object: ObjectRef<'a>,
+    /// Snapshot to read it at, or the head.
+    pub snap: SnapId,
+    /// First byte in it.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length_bytes: u64,
+    /// Where the bytes begin in the target.
+    pub target_offset: u64,
+}
+
+impl CopyRange<'_> {
+    /// First byte after the range in the target (saturating).
+    pub fn target_end(&self) -> u64 {
+        self.target_offset.saturating_add(self.length_bytes)
+    }
+}
+
+/// What a copy gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CopyReply {
+    /// Version of the target after the copy.
+    pub version: u64,
+    /// Bytes of data in it, holes left out as far as the engine knows them.
+    pub data_bytes: u64,
+}
+
+/// What every engine refuses in a [`crate::Store::copy_into`] before it looks at any object; the index of the step when one
+/// is to blame.
+pub fn check_copy(op: &WriteOp, ranges: &[CopyRange<'_>]) -> Result<(), (Errno, Option<usize>)> {
+    let fits = |step: &WriteStep| matches!(step, WriteStep::Call { .. } | WriteStep::AllocHint { .. });
+    if let Some(index) = op.steps.iter().position(|step| !fits(step)) {
+        return Err((Errno::EINVAL, Some(index)));
+    }
+    let hint = op
+        .steps
+        .iter()
+        .any(|step| matches!(step, WriteStep::AllocHint { .. }));
+    let ascend = ranges
+        .windows(2)
+        .all(|pair| pair[0].target_end() <= pair[1].target_offset);
+    if !hint || !ascend || ranges.len() > crate::COPY_RANGES_MAX {
+        return Err((Errno::EINVAL, None));
+    }
+    let overflows = |range: &CopyRange<'_>| {
+        [range.offset, range.target_offset]
+            .iter()
+            .any(|start| start.checked_add(range.length_bytes).is_none())
+    };
+    match ranges.iter().any(overflows) {
+        true => Err((Errno::EFBIG, None)),
+        false => Ok(()),
+    }
 }

@@ -14,7 +14,8 @@ use ferry_store::memory::MemoryCluster;
 use ferry_store::watch::Notification;
 use ferry_store::wrappers::{Fault, FaultyStore, Moment, OpKind, RecordingStore, SlowStore};
 use ferry_store::{
-    Durability, Errno, IoCtx, PoolOptions, ReadOp, Scope, SnapContext, SnapId, Store, WatchHandler, WriteOp,
+    CopyRange, Durability, Errno, IoCtx, PoolOptions, ReadOp, Scope, SnapContext, SnapId, Store,
+    WatchHandler, WriteOp,
 };
 
 fn cluster() -> MemoryCluster {
@@ -112,6 +113,38 @@ async fn a_write_that_fails_after_it_was_made_has_its_effect() {
         Errno::ETIMEDOUT
     );
     assert_eq!(content(&healthy, "o").await, Some("made".into()));
+}
+
+#[tokio::test]
+async fn a_copy_is_a_mutating_operation_that_fails_dies_and_is_recorded() {
+    let (faulty, io, healthy) = pair().await;
+    io.write_meta("o", write("data")).await.unwrap();
+    let recording = RecordingStore::new(faulty.clone(), 10);
+    let io = IoCtx::new(recording.clone(), io.scope().clone());
+    let range = CopyRange {
+        object: io.object("o"),
+        snap: SnapId::HEAD,
+        offset: 0,
+        length_bytes: 100,
+        target_offset: 0,
+    };
+    let copy = |name| {
+        let (op, none) = (WriteOp::buffered().alloc_hint(4096), SnapContext::empty());
+        let io = io.clone();
+        async move { io.copy_into(name, &none, op, &[range]).await }
+    };
+    faulty.hook().add(Fault::new(OpKind::CopyInto, Errno::ENOSPC));
+    assert_eq!(copy("c").await.unwrap_err().errno, Errno::ENOSPC);
+    assert_eq!(content(&healthy, "c").await, None);
+    copy("c").await.unwrap();
+    assert_eq!(content(&healthy, "c").await, Some("data".into()));
+    let record = recording.hook().records().pop().unwrap();
+    assert_eq!((record.kind, record.name.as_str()), (OpKind::CopyInto, "c"));
+    assert!(record.arguments.contains("'o' at head 0~100 to 0"), "{record}");
+    let before = faulty.hook().mutations();
+    faulty.hook().kill_at(before + 1, Moment::Before);
+    assert_eq!(copy("d").await.unwrap_err().errno, Errno::ESHUTDOWN);
+    assert_eq!(content(&healthy, "d").await, None);
 }
 
 #[tokio::test]

@@ -4,11 +4,13 @@
 //! What holds: a [`DiskFile`] stays usable after its name is gone; reads and writes at offsets do not disturb each
 //! other; nothing here is durable before a sync call returned. What it does not know: objects, layers, SQLite.
 
+pub(crate) mod copy;
 pub mod real;
 pub mod sim;
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -52,6 +54,10 @@ pub trait DiskFile: Send + Sync + Debug {
     fn sync_data(&self) -> io::Result<()>;
     /// First run of allocated bytes at or after `offset`: start and end; `None` when only a hole follows.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
+    /// The kernel's file, where that is what it is: two such can exchange bytes without this process in between.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// A place for data files.

@@ -176,20 +176,28 @@ impl<'a> Bulk<'a> {
         };
         let count = self.files.at(read, "read", &layer.file)?;
         if count < buffer.len() {
-            return Err(StoreError::new(
-                Errno::EIO,
-                format!(
-                    "read {}: the file ends at {}, its rows promise more",
-                    self.files.path_of(&layer.file).display(),
-                    offset + count as u64
-                ),
-            ));
+            return Err(self.ends_early(layer, offset + count as u64));
         }
         Ok(())
     }
 
     /// Allocated runs of layer `lid` between `offset` and `end`, ascending.
     pub(crate) fn runs(&self, lid: i64, offset: u64, end: u64, runs: &mut Vec<Extent>) -> Result<()> {
+        self.parts(lid, offset, end, &mut |_, run| {
+            extents::push(runs, run);
+            Ok(())
+        })
+    }
+
+    /// Hands the allocated runs of layer `lid` between `offset` and `end` to `visit`, ascending, each with the layer whose
+    /// file has it at the same place.
+    pub(crate) fn parts(
+        &self,
+        lid: i64,
+        offset: u64,
+        end: u64,
+        visit: &mut dyn FnMut(&Layer, Extent) -> Result<()>,
+    ) -> Result<()> {
         let layer = self.layer(lid)?;
         let chained = layer
             .parent
@@ -205,16 +213,22 @@ impl<'a> Bulk<'a> {
                     run_end = next_block(run_end).min(covered_end);
                 }
                 match own {
-                    true => self.own_runs(layer, at, run_end, runs)?,
-                    false => self.runs(parent, at, run_end, runs)?,
+                    true => self.own_parts(layer, at, run_end, visit)?,
+                    false => self.parts(parent, at, run_end, visit)?,
                 }
                 at = run_end;
             }
         }
-        self.own_runs(layer, at, end, runs)
+        self.own_parts(layer, at, end, visit)
     }
 
-    fn own_runs(&self, layer: &Layer, offset: u64, end: u64, runs: &mut Vec<Extent>) -> Result<()> {
+    fn own_parts(
+        &self,
+        layer: &Layer,
+        offset: u64,
+        end: u64,
+        visit: &mut dyn FnMut(&Layer, Extent) -> Result<()>,
+    ) -> Result<()> {
         let file = self.files.open(&layer.file)?;
         let mut at = offset;
         while at < end {
@@ -222,13 +236,29 @@ impl<'a> Bulk<'a> {
                 Some((start, stop)) if start < end => {
                     let start = start.max(at);
                     let stop = stop.clamp(start, end);
-                    extents::push(runs, Extent::new(start, stop - start));
+                    visit(layer, Extent::new(start, stop - start))?;
                     at = stop.max(at + 1);
                 }
                 _ => break,
             }
         }
+        if at < end {
+            let size_bytes = self.files.at(file.stat(), "read", &layer.file)?.size_bytes;
+            if size_bytes < end {
+                return Err(self.ends_early(layer, size_bytes));
+            }
+        }
         Ok(())
+    }
+
+    /// The error of a file that is shorter than its rows say.
+    pub(crate) fn ends_early(&self, layer: &Layer, end: u64) -> StoreError {
+        let path = self.files.path_of(&layer.file);
+        let what = format!(
+            "read {}: the file ends at {end}, its rows promise more",
+            path.display()
+        );
+        StoreError::new(Errno::EIO, what)
     }
 
     /// Applies a change to the head's layer in place. `Truncate` below the covered length only after the rows say so.

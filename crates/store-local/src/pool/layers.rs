@@ -65,7 +65,7 @@ impl Pool {
     }
 
     /// Leaves word, once, that this client makes files: whoever notices its death looks for those without rows.
-    fn register_creator(&self) -> Result<()> {
+    pub(super) fn register_creator(&self) -> Result<()> {
         let mut registered = self.creator.lock();
         if !*registered {
             let (gid, path) = (self.gid, self.db.path().to_owned());

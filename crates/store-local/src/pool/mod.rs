@@ -5,6 +5,7 @@
 
 pub(crate) mod change;
 pub(crate) mod compact;
+pub(crate) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod files;
 pub(crate) mod key;

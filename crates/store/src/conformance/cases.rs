@@ -2,7 +2,9 @@
 
 use super::fixture::Flavour;
 use super::{CaseFn, fixture, model};
-use super::{atomicity, data, durability, keys, pools, rollback, snapshots, trimming, visibility, watches};
+use super::{
+    atomicity, copying, data, durability, keys, pools, rollback, snapshots, trimming, visibility, watches,
+};
 
 /// Makes one `#[test]` per conformance case, in one module per group. The argument is an expression, evaluated anew for
 /// each case inside a tokio runtime (it may `.await`), that gives a [`Harness`](crate::conformance::Harness).
@@ -26,10 +28,10 @@ macro_rules! __conformance_table {
             @groups $use $argument
             plain_data(data, Plain) plain_atomicity(atomicity, Plain) plain_keys(keys, Plain)
             plain_snapshots(snapshots, Plain) plain_trimming(trimming, Plain) plain_rollback(rollback, Plain) plain_visibility(visibility, Plain)
-            plain_durability(durability, Plain)
+            plain_durability(durability, Plain) plain_copying(copying, Plain)
             bulk_data(data, Bulk) bulk_atomicity(atomicity, Bulk) bulk_keys(keys, Bulk)
             bulk_snapshots(snapshots, Bulk) bulk_trimming(trimming, Bulk) bulk_rollback(rollback, Bulk) bulk_visibility(visibility, Bulk)
-            bulk_durability(durability, Bulk)
+            bulk_durability(durability, Bulk) bulk_copying(copying, Bulk)
             pools(pools, Plain) watches(watches, Plain) random(model, Plain)
         }
     };
@@ -171,6 +173,19 @@ macro_rules! __conformance_table {
             sync_all_makes_the_writes_of_others_durable
             unflushed_bytes_are_old_or_new_after_power_loss
             snapshots_survive_buffered_writes_and_power_loss
+        ] }
+    };
+    (@copying $use:ident $argument:tt $group:ident $flavour:ident) => {
+        $crate::__conformance_table! { @$use $argument $group copying $flavour [
+            a_copy_holds_exactly_the_bytes_of_its_ranges
+            a_copy_is_a_thing_of_its_own
+            holes_stay_holes_in_a_copy
+            copies_read_snapshots_as_they_were
+            copies_go_to_other_pools_and_namespaces
+            a_copy_that_may_not_be_changes_nothing
+            of_racing_copies_one_makes_the_object
+            a_copy_is_a_write_under_its_context
+            a_buffered_copy_is_whole_or_absent_after_power_loss
         ] }
     };
     (@pools $use:ident $argument:tt $group:ident $flavour:ident) => {

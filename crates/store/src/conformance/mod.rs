@@ -12,6 +12,7 @@
 mod atomicity;
 mod cases;
 pub mod classes;
+mod copying;
 mod data;
 mod durability;
 mod fixture;

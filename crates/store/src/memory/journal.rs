@@ -1,7 +1,7 @@
 //! What a power loss may take from an object: the durable state, and every change since, in order.
 //!
 //! Full changes are in the list because they may come after buffered ones; they always stay. Of a buffered change any
-//! part of its bytes may stay. What a clone preserves is never lost with the change that made the clone: bytes that
+//! part of its bytes may stay; but a change that made the object stays whole, or goes with all that came after it. What a clone preserves is never lost with the change that made the clone: bytes that
 //! were synced before the snapshot must be there after it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,8 @@ pub(super) enum Change {
 struct Entry {
     owner_gid: u64,
     durable: bool,
+    /// There was no head before it, and there is one after it.
+    creates: bool,
     snapc: SnapContext,
     change: Change,
     now: Timestamp,
@@ -52,6 +54,19 @@ fn run(object: &mut Object, under: &Under<'_>, change: &Change) {
         Change::Effects(effects) => object.apply(under, effects),
         Change::Rollback(snap) => object.roll_back(under, *snap),
         Change::Trim(snap) => object.trim(*snap),
+    }
+}
+
+impl Unsynced {
+    /// What makes a change durable makes the making of the object that it changed durable.
+    fn settle_creations(&mut self) {
+        let mut needed = false;
+        for entry in self.entries.iter_mut().rev() {
+            needed |= entry.durable;
+            if entry.creates {
+                entry.durable |= std::mem::take(&mut needed);
+            }
+        }
     }
 }
 
@@ -84,14 +99,17 @@ impl Slot {
             // A full operation saw the object, so it also settles that the object exists.
             effects.insert(0, Effect::Create);
         }
+        let creates = !was_there && self.object.head().is_some();
         if let Some(unsynced) = &mut self.unsynced {
             unsynced.entries.push(Entry {
                 owner_gid,
                 durable,
+                creates,
                 snapc: under.snapc.clone(),
                 change,
                 now: under.now,
             });
+            unsynced.settle_creations();
             if unsynced.entries.len() > MOST_ENTRIES {
                 self.unsynced = None;
             }
@@ -106,6 +124,7 @@ impl Slot {
         for entry in &mut unsynced.entries {
             entry.durable |= owner_gid.is_none_or(|gid| gid == entry.owner_gid);
         }
+        unsynced.settle_creations();
         if unsynced.entries.iter().all(|entry| entry.durable) {
             self.unsynced = None;
         }
@@ -125,7 +144,11 @@ impl Slot {
         // What the object has seen stays known even when what made it known is lost: a later write with an older context
         // must not appear in snapshots that it came after.
         let mut seen = SnapContext::empty();
+        let mut lost = false;
         for entry in entries {
+            if entry.creates {
+                lost = !entry.durable && rng.random();
+            }
             if entry.snapc.seq() > seen.seq() {
                 seen = SnapContext::new(entry.snapc.seq(), Vec::new()).unwrap_or_default();
             }
@@ -137,15 +160,18 @@ impl Slot {
                 now: entry.now,
             };
             match entry.change {
-                Change::Effects(effects) if !entry.durable => {
+                _ if lost => {}
+                Change::Effects(effects) if !entry.durable && !entry.creates => {
                     let kept = survivors(effects, rng);
                     base.apply_preserving(&under, &kept);
                 }
                 // A rollback is one rename of a whole version: it stays or goes as one.
-                Change::Rollback(_) if !entry.durable && rng.random() => base.apply_preserving(&under, &[]),
+                Change::Rollback(_) if !entry.durable && !entry.creates && rng.random() => {
+                    base.apply_preserving(&under, &[])
+                }
                 change => run(&mut base, &under, &change),
             }
-            if entry.durable && base.is_gone() {
+            if (entry.durable || lost) && base.is_gone() {
                 seen = SnapContext::empty();
             }
         }

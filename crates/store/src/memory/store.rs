@@ -12,13 +12,13 @@ use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
 use super::journal::{Change, Slot};
-use super::object::{Object, Under};
+use super::object::{Effect, Object, Under};
 use super::ops::{draft_write, run_read};
 use super::watches::{End, Place, Sent};
 use super::{MemoryStore, Pool, State};
 use crate::class::CallContext;
 use crate::error::{Errno, Result, StoreError};
-use crate::op::{Durability, ReadOp, ReadReply, WriteOp, WriteReply};
+use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply, check_copy};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet, Timestamp};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
 use crate::{PoolInfo, PoolOptions, PoolUsage, Store};
@@ -271,6 +271,58 @@ impl Store for MemoryStore {
         Ok(WriteReply { version })
     }
 
+    async fn copy_into(
+        &self,
+        target: ObjectRef<'_>,
+        snapc: &SnapContext,
+        op: WriteOp,
+        ranges: &[CopyRange<'_>],
+    ) -> Result<CopyReply> {
+        let what = format!("copy into {target}");
+        let mut guard = self.state(&what)?;
+        check_name(target, &what)?;
+        let blame = |(errno, step)| StoreError {
+            errno,
+            what: what.clone(),
+            step,
+        };
+        check_copy(&op, ranges).map_err(blame)?;
+        let state = &mut *guard;
+        let (copied, data_bytes) = copied_effects(state, ranges, &what)?;
+        let durable = op.durability == Durability::Full;
+        let context = self.call_context();
+        let version = state.last_version + 1;
+        let pool = state
+            .pool(target.scope.pool)
+            .map_err(|errno| failed(errno, &what))?;
+        let missing = Object::default();
+        let object = pool.slot(target).map_or(&missing, Slot::object);
+        let effects = draft_write(object, &self.shared.classes, &context, op)
+            .map_err(|(step, errno)| blame((errno, step)))?;
+        if !effects.is_empty() {
+            return Err(failed(
+                Errno::EINVAL,
+                format!("{what}: a step changes the object"),
+            ));
+        }
+        if object.head().is_some() {
+            return Err(failed(Errno::EEXIST, &what));
+        }
+        let removed = std::mem::take(&mut pool.removed_snaps);
+        let under = Under {
+            snapc,
+            removed: &removed,
+            version,
+            now: context.now,
+        };
+        pool.with_slot(target, |slot| {
+            slot.change(self.gid(), durable, &under, Change::Effects(copied));
+        });
+        pool.removed_snaps = removed;
+        state.last_version = version;
+        Ok(CopyReply { version, data_bytes })
+    }
+
     async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
         let what = format!("list snapshots of {object}");
         let mut state = self.state(&what)?;
@@ -462,6 +514,36 @@ impl MemoryStore {
         pool.drop_void();
         Ok(())
     }
+}
+
+/// What makes an object with the bytes of `ranges`, and how many bytes of data these are.
+fn copied_effects(state: &mut State, ranges: &[CopyRange<'_>], what: &str) -> Result<(Vec<Effect>, u64)> {
+    let mut effects = vec![Effect::Create];
+    let (mut size_bytes, mut data_bytes) = (0, 0);
+    for range in ranges {
+        let place = |errno| failed(errno, format!("{what}: read {} at {}", range.object, range.snap));
+        let slot = state
+            .pool(range.object.scope.pool)
+            .map_err(place)?
+            .slot(range.object);
+        let content = slot.and_then(|slot| slot.object().at(range.snap));
+        let data = &content.ok_or_else(|| place(Errno::ENOENT))?.data;
+        for (at, bytes) in data.sparse_read(range.offset, range.length_bytes) {
+            data_bytes += bytes.len() as u64;
+            effects.push(Effect::Write(range.target_offset + (at - range.offset), bytes));
+        }
+        let given = range
+            .length_bytes
+            .min(data.size_bytes().saturating_sub(range.offset));
+        if given > 0 {
+            size_bytes = range.target_offset + given;
+        }
+    }
+    if size_bytes > super::MAX_OBJECT_BYTES {
+        return Err(failed(Errno::EFBIG, what));
+    }
+    effects.push(Effect::Truncate(size_bytes));
+    Ok((effects, data_bytes))
 }
 
 enum Answer {

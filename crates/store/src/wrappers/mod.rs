@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::op::{Durability, ReadOp, ReadReply, WriteOp, WriteReply};
+use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
 use crate::{PoolInfo, PoolOptions, PoolUsage, Store};
@@ -36,6 +36,7 @@ pub enum OpKind {
     ListObjects,
     Read,
     Write,
+    CopyInto,
     ListSnaps,
     Rollback,
     SnapIdCreate,
@@ -59,6 +60,7 @@ impl OpKind {
             Self::PoolCreate
                 | Self::PoolRemove
                 | Self::Write
+                | Self::CopyInto
                 | Self::Rollback
                 | Self::SnapIdCreate
                 | Self::SnapIdRemove
@@ -133,6 +135,7 @@ told_as_debug!(
     PoolUsage,
     SnapSet,
     WriteReply,
+    CopyReply,
     Vec<PoolInfo>,
     Vec<WatchInfo>
 );
@@ -287,6 +290,31 @@ impl<H: Hook> Store for Wrapper<H> {
             ..on_object(OpKind::Write, object, arguments)
         };
         self.around(call, self.inner.write(object, snapc, op)).await
+    }
+
+    async fn copy_into(
+        &self,
+        target: ObjectRef<'_>,
+        snapc: &SnapContext,
+        op: WriteOp,
+        ranges: &[CopyRange<'_>],
+    ) -> Result<CopyReply> {
+        let durability = Some(op.durability);
+        let arguments = Self::arguments(|| {
+            format!(
+                "{:?} under {}: {}; {}",
+                op.durability,
+                snapc.seq(),
+                recording::write_steps(&op),
+                recording::copy_ranges(ranges)
+            )
+        });
+        let call = Call {
+            durability,
+            ..on_object(OpKind::CopyInto, target, arguments)
+        };
+        self.around(call, self.inner.copy_into(target, snapc, op, ranges))
+            .await
     }
 
     async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::{Call, Hook, OpKind, Wrapper};
 use crate::Store;
 use crate::error::{Errno, Result, StoreError};
-use crate::op::{ReadOp, ReadResult, ReadStep, WriteOp, WriteStep};
+use crate::op::{CopyRange, ReadOp, ReadResult, ReadStep, WriteOp, WriteStep};
 
 /// A store with a [`Recorder`].
 pub type RecordingStore = Wrapper<Recorder>;
@@ -159,6 +159,16 @@ pub(super) fn write_steps(op: &WriteOp) -> String {
         WriteStep::SetXattr { name, .. } => format!("setxattr {name}"),
         WriteStep::RemoveXattr(name) => format!("rmxattr {name}"),
         WriteStep::Call { class, method, input } => format!("call {class}.{method} {}", input.len()),
+    })
+}
+
+/// The ranges of a copy in a few words.
+pub(super) fn copy_ranges(ranges: &[CopyRange<'_>]) -> String {
+    joined(ranges, |range| {
+        format!(
+            "'{}' at {} {}~{} to {}",
+            range.object.name, range.snap, range.offset, range.length_bytes, range.target_offset
+        )
     })
 }
 
