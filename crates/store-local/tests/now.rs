@@ -124,10 +124,8 @@ async fn what_is_done_without_waiting_is_what_waiting_would_have_done() {
                             .unwrap();
                     }
                 }
-                12 => {
-                    if now.remove(&object).is_some() {
-                        by.write(&name, &snapc, WriteOp::new().remove()).await.unwrap();
-                    }
+                12 if now.remove(&object).is_some() => {
+                    by.write(&name, &snapc, WriteOp::new().remove()).await.unwrap();
                 }
                 13 if snaps.len() < 6 => {
                     let snap = stores[0].snap_id_create(by.pool()).await.unwrap();

@@ -13,6 +13,7 @@ pub mod write;
 
 use crate::error::Result;
 use crate::image::Image;
+use crate::layout::ImageOffset;
 
 /// Objects that one request works on at the same time.
 pub(crate) const CONCURRENT_OBJECTS: usize = 16;
@@ -22,6 +23,25 @@ impl Image {
     pub async fn flush(&self) -> Result<()> {
         self.check_open()?;
         self.flush_data().await
+    }
+
+    /// Makes durable what was written through this handle to the objects of a range, and maybe more.
+    pub async fn flush_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
+        self.check_open()?;
+        let object_of = |at: u64| {
+            let found = self.layout().map_one(ImageOffset(at), 0);
+            found.map(|extent| extent.object_no)
+        };
+        let last = offset.saturating_add(length_bytes.saturating_sub(1));
+        match (object_of(offset), object_of(last)) {
+            // Without stripes over several objects, all between lies in it too.
+            (Some(first), Some(last)) if first == last && self.layout().stripe_count() == 1 => {
+                let io = &self.inner.data_io;
+                let object = self.data_object(first.0);
+                Ok(io.store().flush(io.scope(), &object).await?)
+            }
+            _ => self.flush_data().await,
+        }
     }
 
     pub(crate) async fn flush_data(&self) -> Result<()> {

@@ -26,8 +26,15 @@ impl ImageDevice {
         Self { image }
     }
 
-    async fn durable(&self, fua: bool) -> Result<(), DeviceError> {
-        if fua { self.flush().await } else { Ok(()) }
+    async fn durable(&self, fua: bool, offset: u64, length_bytes: u64) -> Result<(), DeviceError> {
+        match fua {
+            true => self
+                .image
+                .flush_range(offset, length_bytes)
+                .await
+                .map_err(device_error),
+            false => Ok(()),
+        }
     }
 }
 
@@ -91,8 +98,9 @@ impl BlockDevice for ImageDevice {
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        let length_bytes = data.len() as u64;
         self.image.write(offset, data).await.map_err(device_error)?;
-        self.durable(fua).await
+        self.durable(fua, offset, length_bytes).await
     }
 
     async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), DeviceError> {
@@ -100,7 +108,7 @@ impl BlockDevice for ImageDevice {
             .discard(offset, length_bytes)
             .await
             .map_err(device_error)?;
-        self.durable(fua).await
+        self.durable(fua, offset, length_bytes).await
     }
 
     async fn write_zeroes(
@@ -114,7 +122,7 @@ impl BlockDevice for ImageDevice {
             .write_zeroes(offset, length_bytes, no_hole)
             .await
             .map_err(device_error)?;
-        self.durable(fua).await
+        self.durable(fua, offset, length_bytes).await
     }
 
     fn is_fast_zero(&self, _offset: u64, _length_bytes: u64, no_hole: bool) -> bool {
