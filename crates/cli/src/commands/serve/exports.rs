@@ -167,7 +167,9 @@ impl StoreExports {
 
     fn metrics_of(&self, spec: &ImageSpec, image: &Image) -> Option<Arc<ImageMetrics>> {
         let metrics = self.options.metrics.as_ref()?;
-        Some(metrics.image(spec, image.stats()))
+        let metrics = metrics.image(spec);
+        metrics.attach(image);
+        Some(metrics)
     }
 
     /// Makes the device of an image that was opened for it.
@@ -340,7 +342,7 @@ impl Exports for StoreExports {
 
     async fn close(&self, closing: Arc<dyn BlockDevice>) -> Result<(), DeviceError> {
         let open = self.open.lock().remove(&address(&closing));
-        let Some(OpenDevice { name, .. }) = open else {
+        let Some(OpenDevice { name, metrics }) = open else {
             return Ok(());
         };
         let slot = self.slots.lock().get(&name).cloned();
@@ -353,6 +355,9 @@ impl Exports for StoreExports {
             Some(found) if !is_kept => found.image.close().await,
             _ => Ok(()),
         };
+        if let Some(metrics) = metrics.filter(|_| !is_kept) {
+            metrics.detach();
+        }
         drop(device);
         if !is_kept {
             self.forget(&name, &slot);

@@ -192,7 +192,7 @@ mod tests {
             snap: None,
         };
         let memory = Arc::new(MemoryDevice::new(1 << 20));
-        let device = MeteredDevice::new(Arc::clone(&memory), metrics.image(&spec, &Arc::default()));
+        let device = MeteredDevice::new(Arc::clone(&memory), metrics.image(&spec));
         device.read_sparse(0, 4096).await.unwrap();
         device.read(0, 1024).await.unwrap();
         device
@@ -248,7 +248,7 @@ mod tests {
             snap: None,
         };
         let memory = Arc::new(MemoryDevice::new(4096));
-        let device = MeteredDevice::new(memory, metrics.image(&spec, &Arc::default()));
+        let device = MeteredDevice::new(memory, metrics.image(&spec));
         let waiting = device.waiting(Kind::Flush);
         let series = r#"ferry_image_requests_in_flight{pool="p",namespace="",image="a",snapshot=""}"#;
         assert_eq!(value(&metrics, series), Some(1.0));

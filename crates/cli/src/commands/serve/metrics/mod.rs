@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ferry_image::stats::LatencyHistogram;
-use ferry_image::{ImageStats, ImageStatsSnapshot};
+use ferry_image::{Image, ImageStatsSnapshot};
 use ferry_nbd::ServerStats;
 use parking_lot::Mutex;
 
@@ -76,21 +76,20 @@ impl ServeMetrics {
         &self.server
     }
 
-    /// The counters of an image, which from now on show what `layer` counts too.
-    pub(super) fn image(&self, spec: &ImageSpec, layer: &Arc<ImageStats>) -> Arc<ImageMetrics> {
+    /// The counters of an image.
+    pub(super) fn image(&self, spec: &ImageSpec) -> Arc<ImageMetrics> {
         let mut images = self.images.lock();
         let name = spec.to_string();
         if !images.contains_key(&name) && images.len() >= MAX_IMAGES {
             let unused = images
                 .iter()
-                .find(|(_, image)| Arc::strong_count(image) == 1)
+                .find(|(_, image)| Arc::strong_count(image) == 1 && !image.layer.lock().is_open())
                 .map(|(name, _)| name.clone());
             unused.and_then(|name| images.remove(&name));
         }
         let image = images
             .entry(name)
             .or_insert_with(|| Arc::new(ImageMetrics::new(spec.clone())));
-        image.layer.lock().attach(layer);
         Arc::clone(image)
     }
 
@@ -123,26 +122,34 @@ struct KindMetrics {
 #[derive(Debug, Default)]
 struct Layer {
     past: ImageStatsSnapshot,
-    current: Option<Arc<ImageStats>>,
+    current: Option<Image>,
 }
 
 impl Layer {
-    fn attach(&mut self, stats: &Arc<ImageStats>) {
+    fn is_open(&self) -> bool {
+        self.current.is_some()
+    }
+
+    fn attach(&mut self, image: &Image) {
         match &self.current {
-            Some(current) if Arc::ptr_eq(current, stats) => {}
-            current => {
-                if let Some(ended) = current {
-                    self.past.add(&ended.snapshot());
-                }
-                self.current = Some(Arc::clone(stats));
+            Some(current) if Arc::ptr_eq(current.stats(), image.stats()) => {}
+            _ => {
+                self.detach();
+                self.current = Some(image.clone());
             }
+        }
+    }
+
+    fn detach(&mut self) {
+        if let Some(ended) = self.current.take() {
+            self.past.add(&ended.stats().snapshot());
         }
     }
 
     fn snapshot(&self) -> ImageStatsSnapshot {
         let mut total = self.past.clone();
         if let Some(current) = &self.current {
-            total.add(&current.snapshot());
+            total.add(&current.stats().snapshot());
         }
         total
     }
@@ -164,6 +171,16 @@ impl ImageMetrics {
 
     fn kind(&self, kind: Kind) -> &KindMetrics {
         &self.kinds[kind as usize]
+    }
+
+    /// From now on, what this handle counts is shown too.
+    pub(super) fn attach(&self, image: &Image) {
+        self.layer.lock().attach(image);
+    }
+
+    /// The handle is closed; what it has counted stays.
+    pub(super) fn detach(&self) {
+        self.layer.lock().detach();
     }
 
     /// One more connection uses the image.
@@ -194,12 +211,11 @@ mod tests {
     #[test]
     fn an_image_that_is_opened_again_goes_on_where_it_was() {
         let metrics = ServeMetrics::default();
-        let stats = Arc::<ImageStats>::default();
-        let first = metrics.image(&spec("a"), &stats);
+        let first = metrics.image(&spec("a"));
         first.connected();
         first.disconnected();
         drop(first);
-        let again = metrics.image(&spec("a"), &Arc::default());
+        let again = metrics.image(&spec("a"));
         again.connected();
         assert_eq!(again.connections.load(Ordering::Relaxed), 2);
         assert_eq!(again.connections_now.load(Ordering::Relaxed), 1);
@@ -208,9 +224,9 @@ mod tests {
     #[test]
     fn images_that_nobody_uses_are_forgotten_when_there_are_too_many() {
         let metrics = ServeMetrics::default();
-        let in_use = metrics.image(&spec("0"), &Arc::default());
+        let in_use = metrics.image(&spec("0"));
         for number in 1..3 * MAX_IMAGES {
-            metrics.image(&spec(&number.to_string()), &Arc::default());
+            metrics.image(&spec(&number.to_string()));
         }
         let kept = metrics.images();
         assert_eq!(kept.len(), MAX_IMAGES);
