@@ -76,7 +76,7 @@ class Tables(unittest.TestCase):
         self.assertNotIn("more", table)
 
     def test_merging_replaces_rows_and_names_all_commits(self):
-        old = _record({**self.START, "prepare-size": {FERRY: [1.0], "small image": [1.0]}})
+        old = _record({**self.START, "prepare-size": {FERRY: [1.0], "1 GiB full": [1.0]}})
         new = _record({"start": {FERRY: [30.0]}}, machine={"date": "later", "commit": "def"})
         merged = report.merged(old, new)
         self.assertEqual({row["id"]: row["commit"] for row in merged["rows"]}, {"prepare-size": "abc", "start": "def"})

@@ -10,7 +10,7 @@ from ..turns import turned
 ROWS = ("prepare-size", "execute-size", "memory-execute", "memory-serve")
 
 _OBJECT_BYTES = 4 << 20
-_SMALL = "small image"
+_SMALL = "1 GiB full"
 
 
 class _Subject:
