@@ -19,9 +19,9 @@
 //! | `request.rs` | what a request may ask: one function, one error per rule, pure |
 //! | `reply.rs` | encoding of replies, pure |
 //! | `steps.rs` | commands on long ranges, in steps that a device can plan |
-//! | `transmission.rs` | requests of one connection, run concurrently within bounds |
+//! | `transmission/` | requests of one connection, run concurrently within bounds: a lane for a plain socket, a task for other streams |
 //! | `registry.rs` | which devices are open, and when the last connection of one ended |
-//! | `listen.rs`, `inherited.rs`, `server.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
+//! | `listen.rs`, `inherited.rs`, `server.rs`, `connection.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
 //! | `tls.rs` | certificates and the upgrade of a connection, both ends |
 //! | `client/` | the client: negotiation, then concurrent requests |
 //! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
@@ -30,6 +30,7 @@
 //! extension for extended headers. What of it is spoken is listed in the crate's `README.md`.
 
 pub mod client;
+mod connection;
 mod device;
 mod exports;
 mod handshake;

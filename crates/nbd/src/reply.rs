@@ -118,6 +118,23 @@ fn put_chunk(framing: Framing, tag: Tag, flags: u16, kind: u16, length: u32, bat
     }
 }
 
+/// Appends what stands before the bytes of a read that is answered in one piece; exactly `length` bytes must
+/// follow.
+pub(crate) fn put_data_head(framing: Framing, tag: Tag, offset: u64, length: u32, batch: &mut Batch) {
+    if framing == Framing::Simple {
+        return put_simple(tag, 0, batch);
+    }
+    put_chunk(
+        framing,
+        tag,
+        chunk::FLAG_DONE,
+        chunk::OFFSET_DATA,
+        length + 8,
+        batch,
+    );
+    batch.put_head(&offset.to_be_bytes());
+}
+
 fn put_extent(extent: ReadExtent, batch: &mut Batch) {
     match extent {
         ReadExtent::Data(data) => batch.put_payload(data),

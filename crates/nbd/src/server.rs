@@ -1,4 +1,4 @@
-//! Connections: accepting, bounding and ending them.
+//! A server: its configuration, accepting connections, and the end.
 //!
 //! The promise: what happens on one connection ends at most that connection. The number of connections is
 //! bounded; a handshake has a time limit. After the shutdown signal no new work is accepted, requests under way
@@ -10,26 +10,22 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use crate::connection::Connection;
 use crate::exports::Exports;
-use crate::handshake::{HandshakeError, Negotiated, Outcome, Terms, TlsState, greet, negotiate};
 use crate::listen::{Accepted, Listener};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
 use crate::stats::ServerStats;
 use crate::tls::TlsServer;
-use crate::transmission::{self, Agreement, Bounds, End, TransmissionError};
-use crate::wire::FrameReader;
 
 /// Pause after a failed accept: the cause is mostly a lack of file descriptors, which no hurry mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Time for the last bytes of a TLS connection.
-const TLS_GOODBYE: Duration = Duration::from_secs(1);
 
 /// Bounds and times of a server.
 #[derive(Debug, Clone)]
@@ -200,13 +196,11 @@ impl Server {
                     match stream {
                         Accepted::Unix(stream) => {
                             debug!("accepted");
-                            let (reader, writer) = stream.into_split();
-                            connection.run(reader, writer).await;
+                            connection.run_socket(stream).await;
                         }
                         Accepted::Tcp(stream, peer) => {
                             debug!(%peer, "accepted");
-                            let (reader, writer) = stream.into_split();
-                            connection.run(reader, writer).await;
+                            connection.run_socket(stream).await;
                         }
                     }
                 }
@@ -232,8 +226,8 @@ impl Server {
         Ok(summary)
     }
 
-    /// Serves one connection over any pair of streams, such as the ends of a socket pair or standard input and
-    /// output, and closes its device.
+    /// Serves one connection over any pair of streams, such as standard input and output, and closes its device.
+    /// For sockets, [`run_unix_connection`](Self::run_unix_connection) is faster.
     ///
     /// # Errors
     /// [`ServerError::Config`], before anything is served.
@@ -248,6 +242,35 @@ impl Server {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        Self::run_one(exports, config, shutdown, |connection| {
+            connection.run(reader, writer)
+        })
+        .await
+    }
+
+    /// Serves one connection over a connected socket, such as an end of a socket pair, in the way of
+    /// [`run`](Self::run), and closes its device.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`], before anything is served.
+    pub async fn run_unix_connection(
+        socket: UnixStream,
+        exports: Arc<dyn Exports>,
+        config: ServerConfig,
+        shutdown: Shutdown,
+    ) -> Result<ServeSummary, ServerError> {
+        Self::run_one(exports, config, shutdown, |connection| {
+            connection.run_socket(socket)
+        })
+        .await
+    }
+
+    async fn run_one<F: Future<Output = ()>>(
+        exports: Arc<dyn Exports>,
+        config: ServerConfig,
+        shutdown: Shutdown,
+        run: impl FnOnce(Connection) -> F,
+    ) -> Result<ServeSummary, ServerError> {
         config.validate()?;
         let registry = Registry::new(exports);
         let config = Arc::new(config);
@@ -266,7 +289,7 @@ impl Server {
             sleep(config.shutdown_grace).await;
         };
         tokio::select! {
-            () = connection.run(reader, writer) => {}
+            () = run(connection) => {}
             () = grace_over => summary.connections_aborted = 1,
         }
         close_devices(&registry, &config, &mut summary).await;
@@ -302,139 +325,5 @@ async fn accept_any(listeners: &[Listener]) -> io::Result<Accepted> {
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(failure) = ended {
         warn!(%failure, "a connection ended abnormally");
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ConnectionError {
-    #[error("handshake: {0}")]
-    Handshake(#[from] HandshakeError),
-    #[error("handshake: not finished within {0:?}")]
-    HandshakeTimeout(Duration),
-    #[error("handshake: TLS failed: {0}")]
-    Tls(io::Error),
-    #[error(transparent)]
-    Transmission(#[from] TransmissionError),
-}
-
-/// One client from its greeting to its end.
-struct Connection {
-    registry: Arc<Registry>,
-    config: Arc<ServerConfig>,
-    shutdown: Shutdown,
-}
-
-impl Connection {
-    async fn run<R, W>(self, reader: R, mut writer: W)
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        let config = Arc::clone(&self.config);
-        let _living = config.stats.connection_served();
-        match self.serve(reader, &mut writer).await {
-            Ok(end) => debug!(?end, "connection ended"),
-            Err(error) => info!(%error, "connection ended"),
-        }
-        // The peer may be gone already.
-        let _ = writer.shutdown().await;
-    }
-
-    async fn serve<R, W>(mut self, reader: R, writer: &mut W) -> Result<Option<End>, ConnectionError>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        let deadline = Instant::now() + self.config.handshake_timeout;
-        let mut frames = FrameReader::new(reader);
-        let greeted = self.within(deadline, greet(&mut frames, writer)).await?;
-        let Some(Some(client)) = greeted else {
-            return Ok(greeted.map_or(Some(End::Shutdown), |_| None));
-        };
-        let tls = self.config.tls.clone();
-        let terms = Terms {
-            max_payload_bytes: self.config.max_in_flight_bytes,
-            max_options: self.config.max_handshake_options,
-            max_option_bytes: self.config.max_option_bytes,
-            tls: match tls {
-                Some(_) => TlsState::Required,
-                None => TlsState::Off,
-            },
-        };
-        let registry = Arc::clone(&self.registry);
-        let haggling = negotiate(&mut frames, writer, &registry, client, terms);
-        let tls = match (self.within(deadline, haggling).await?, tls) {
-            (Some(Outcome::StartTls), Some(tls)) => tls,
-            (Some(Outcome::Entered(entered)), _) => return self.transmit(&mut frames, writer, entered).await,
-            (Some(_), _) => return Ok(None),
-            (None, _) => return Ok(Some(End::Shutdown)),
-        };
-        let plain = tokio::io::join(frames.into_inner(), writer);
-        let accepting = async { tls.accept(plain).await.map_err(ConnectionError::Tls) };
-        let Some(stream) = self.within(deadline, accepting).await? else {
-            return Ok(Some(End::Shutdown));
-        };
-        debug!("TLS started");
-        let (reader, mut writer) = tokio::io::split(stream);
-        let mut frames = FrameReader::new(reader);
-        let terms = Terms {
-            tls: TlsState::Active,
-            ..terms
-        };
-        let haggling = negotiate(&mut frames, &mut writer, &registry, client, terms);
-        let ended = match self.within(deadline, haggling).await? {
-            Some(Outcome::Entered(entered)) => self.transmit(&mut frames, &mut writer, entered).await,
-            Some(_) => Ok(None),
-            None => Ok(Some(End::Shutdown)),
-        };
-        // The peer may be gone, or not reading.
-        let _ = timeout(TLS_GOODBYE, writer.shutdown()).await;
-        ended
-    }
-
-    /// Runs a step of the handshake; `None` when the server goes down first.
-    async fn within<T, E: Into<ConnectionError>>(
-        &mut self,
-        deadline: Instant,
-        step: impl Future<Output = Result<T, E>>,
-    ) -> Result<Option<T>, ConnectionError> {
-        tokio::select! {
-            biased;
-            () = self.shutdown.requested() => Ok(None),
-            done = timeout_at(deadline, step) => match done {
-                Ok(done) => done.map(Some).map_err(Into::into),
-                Err(_) => Err(ConnectionError::HandshakeTimeout(self.config.handshake_timeout)),
-            },
-        }
-    }
-
-    async fn transmit<R, W>(
-        &mut self,
-        frames: &mut FrameReader<R>,
-        writer: &mut W,
-        negotiated: Negotiated,
-    ) -> Result<Option<End>, ConnectionError>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        debug!(
-            export = negotiated.name,
-            framing = ?negotiated.framing,
-            allocation = negotiated.allocation,
-            "handshake done"
-        );
-        let bounds = Bounds {
-            requests: self.config.max_in_flight_requests,
-            payload_bytes: self.config.max_in_flight_bytes,
-        };
-        let agreement = Agreement {
-            device: Arc::clone(negotiated.export.device()),
-            framing: negotiated.framing,
-            allocation: negotiated.allocation,
-        };
-        let end = transmission::serve(frames, writer, agreement, bounds, &mut self.shutdown).await?;
-        drop(negotiated.export);
-        Ok(Some(end))
     }
 }

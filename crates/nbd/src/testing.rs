@@ -1,7 +1,8 @@
 //! Devices in memory, for tests of this crate and of those that build on it.
 //!
 //! The promise: [`MemoryDevice`] behaves as a plain sparse disk, and does what it is told to do wrong exactly when
-//! it is told. It keeps a copy of what was durable at the last flush, so that a test can look at what a crash
+//! it is told. Every second read and write is answered at once where the server asks for that, so that both ways
+//! are used. It keeps a copy of what was durable at the last flush, so that a test can look at what a crash
 //! would leave.
 
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::device::{BlockDevice, BlockSizes, DeviceError, Errno, Extent, ReadExtent};
+use crate::device::{BlockDevice, BlockSizes, DeviceError, Errno, Extent, QuickRead, ReadExtent};
 use crate::exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
 
 /// Granularity of allocation, in bytes.
@@ -161,6 +162,24 @@ impl MemoryDevice {
         self.state.lock().calls.get(&operation).copied().unwrap_or(0)
     }
 
+    /// Begins a call that is to be answered at once, if it is this one's turn and nothing has to be waited for.
+    fn begin_at_once(&self, operation: Operation) -> Option<Result<(), DeviceError>> {
+        let mut state = self.state.lock();
+        let calls = state.calls.entry(operation).or_default();
+        let mut faults = self.faults.lock();
+        let queue = faults.entry(operation).or_default();
+        if calls.is_multiple_of(2) || matches!(queue.front(), Some(Fault::Wait(_))) {
+            return None;
+        }
+        *calls += 1;
+        match queue.pop_front() {
+            Some(Fault::Error(error)) => Some(Err(error)),
+            Some(Fault::Panic) => panic!("a panic in {operation:?}, as ordered"),
+            // One that waits was left where it is.
+            Some(Fault::Wait(_)) | None => Some(Ok(())),
+        }
+    }
+
     async fn begin(&self, operation: Operation) -> Result<(), DeviceError> {
         *self.state.lock().calls.entry(operation).or_default() += 1;
         let fault = self
@@ -183,6 +202,13 @@ impl MemoryDevice {
                 )),
             },
         }
+    }
+
+    fn store(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.change(offset, data.len() as u64, fua, |state, range| {
+            state.data[range.clone()].copy_from_slice(data);
+            state.allocate(range);
+        })
     }
 
     fn change(
@@ -281,6 +307,36 @@ impl BlockDevice for MemoryDevice {
         self.multi_conn
     }
 
+    fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<QuickRead, DeviceError>> {
+        {
+            let state = self.state.lock();
+            let range = range(&state.data, offset, out.len() as u64).ok()?;
+            if state.run_end(range.start, range.end).1 < range.end {
+                return None;
+            }
+        }
+        if let Err(error) = self.begin_at_once(Operation::Read)? {
+            return Some(Err(error));
+        }
+        let state = self.state.lock();
+        let range = match range(&state.data, offset, out.len() as u64) {
+            Ok(range) => range,
+            Err(error) => return Some(Err(error)),
+        };
+        if state.run_end(range.start, range.end) == (false, range.end) {
+            return Some(Ok(QuickRead::Zeroes));
+        }
+        out.copy_from_slice(&state.data[range]);
+        Some(Ok(QuickRead::Data))
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Option<Result<(), DeviceError>> {
+        if let Err(error) = self.begin_at_once(Operation::Write)? {
+            return Some(Err(error));
+        }
+        Some(self.store(offset, data, fua))
+    }
+
     async fn read(&self, offset: u64, length: u32) -> Result<Bytes, DeviceError> {
         self.begin(Operation::Read).await?;
         let state = self.state.lock();
@@ -311,10 +367,7 @@ impl BlockDevice for MemoryDevice {
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         self.begin(Operation::Write).await?;
-        self.change(offset, data.len() as u64, fua, |state, range| {
-            state.data[range.clone()].copy_from_slice(&data);
-            state.allocate(range);
-        })
+        self.store(offset, &data, fua)
     }
 
     async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), DeviceError> {

@@ -43,6 +43,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.inner
     }
 
+    /// What was read ahead and not taken yet.
+    pub(crate) fn into_buffered(self) -> Bytes {
+        self.ahead.freeze()
+    }
+
     /// Makes `length` bytes available, at most [`READ_AHEAD_BYTES`]. False when the stream ended before the first
     /// of them. Cancel safe: what was read stays.
     async fn fill(&mut self, length: usize) -> io::Result<bool> {
@@ -71,6 +76,15 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let mut out = [0; N];
         self.ahead.copy_to_slice(&mut out);
         Ok(Some(out))
+    }
+
+    /// Fills `target` with the next bytes; false when the stream ended cleanly before them. Cancel safe.
+    pub(crate) async fn read_header(&mut self, target: &mut [u8]) -> io::Result<bool> {
+        let there = self.fill(target.len()).await?;
+        if there {
+            self.ahead.copy_to_slice(target);
+        }
+        Ok(there)
     }
 
     /// The next `N` bytes; the end of the stream is an error. Cancel safe.
@@ -128,7 +142,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-fn cut_short() -> io::Error {
+pub(crate) fn cut_short() -> io::Error {
     io::Error::new(
         io::ErrorKind::UnexpectedEof,
         "the peer ended the stream inside a message",
@@ -138,10 +152,15 @@ fn cut_short() -> io::Error {
 /// Where padding and zero ranges of replies come from.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
+/// Buffers up to this size are kept for the next batch.
+const KEPT_HEAD_BYTES: usize = 2 << 20;
+
 /// Messages to be sent together.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
+    /// Initialised memory, used up to `filled`; what lies behind are old bytes.
     heads: Vec<u8>,
+    filled: usize,
     parts: Vec<Part>,
 }
 
@@ -152,15 +171,31 @@ enum Part {
     Payload(Bytes),
 }
 
+/// A state of a batch to go back to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    filled: usize,
+    parts: usize,
+}
+
 impl Batch {
     /// Appends a small piece by copying it; neighbours become one slice.
     pub(crate) fn put_head(&mut self, bytes: &[u8]) {
-        let start = self.heads.len();
-        self.heads.extend_from_slice(bytes);
-        match self.parts.last_mut() {
-            Some(Part::Head(range)) if range.end == start => range.end = self.heads.len(),
-            _ => self.parts.push(Part::Head(start..self.heads.len())),
+        self.slot(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Appends `length` bytes, which hold anything until the caller fills them.
+    pub(crate) fn slot(&mut self, length: usize) -> &mut [u8] {
+        let start = self.filled;
+        self.filled += length;
+        if self.heads.len() < self.filled {
+            self.heads.resize(self.filled.next_power_of_two(), 0);
         }
+        match self.parts.last_mut() {
+            Some(Part::Head(range)) if range.end == start => range.end = self.filled,
+            _ => self.parts.push(Part::Head(start..self.filled)),
+        }
+        &mut self.heads[start..self.filled]
     }
 
     /// Appends a payload without copying it.
@@ -179,16 +214,48 @@ impl Batch {
         }
     }
 
+    /// The state now, for [`roll_back`](Self::roll_back).
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            filled: self.filled,
+            parts: self.parts.len(),
+        }
+    }
+
+    /// Takes back everything that was appended since the mark.
+    pub(crate) fn roll_back(&mut self, mark: Mark) {
+        self.filled = mark.filled;
+        self.parts.truncate(mark.parts);
+        if let Some(Part::Head(range)) = self.parts.last_mut() {
+            range.end = range.end.min(mark.filled);
+        }
+    }
+
+    /// Bytes that were copied or filled in; payloads that are passed on don't count.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.filled
+    }
+
+    /// Empties the batch and keeps its memory for the next, unless it is much.
+    pub(crate) fn clear(&mut self) {
+        self.parts.clear();
+        self.filled = 0;
+        if self.heads.len() > KEPT_HEAD_BYTES {
+            self.heads = Vec::new();
+        }
+    }
+
+    /// The pieces in their order.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|part| match part {
+            Part::Head(range) => &self.heads[range.clone()],
+            Part::Payload(payload) => payload.as_ref(),
+        })
+    }
+
     /// Sends everything and empties the batch.
     pub(crate) async fn write_to<W: AsyncWrite + Unpin>(&mut self, writer: &mut W) -> io::Result<()> {
-        let mut slices: Vec<IoSlice<'_>> = self
-            .parts
-            .iter()
-            .map(|part| match part {
-                Part::Head(range) => IoSlice::new(&self.heads[range.clone()]),
-                Part::Payload(payload) => IoSlice::new(payload),
-            })
-            .collect();
+        let mut slices: Vec<IoSlice<'_>> = self.slices().map(IoSlice::new).collect();
         let mut remaining = slices.as_mut_slice();
         while !remaining.is_empty() {
             let written = writer.write_vectored(remaining).await?;
@@ -198,22 +265,14 @@ impl Batch {
             IoSlice::advance_slices(&mut remaining, written);
         }
         writer.flush().await?;
-        self.heads.clear();
-        self.parts.clear();
+        self.clear();
         Ok(())
     }
 
     /// Everything as one buffer.
     #[cfg(test)]
     pub(crate) fn to_vec(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        for part in &self.parts {
-            match part {
-                Part::Head(range) => out.extend_from_slice(&self.heads[range.clone()]),
-                Part::Payload(payload) => out.extend_from_slice(payload),
-            }
-        }
-        out
+        self.slices().flatten().copied().collect()
     }
 }
 

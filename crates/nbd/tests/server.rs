@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{EXPORT, Raw, go_data, one_export, settle};
+use common::{EXPORT, Raw, go_data, one_export, settle, until};
 use ferry_nbd::client::{Client, ClientConfig, Negotiation};
 use ferry_nbd::proto::{opt, rep};
 use ferry_nbd::testing::{Fault, MemoryDevice, MemoryExports, Operation};
@@ -72,8 +72,7 @@ async fn connections_share_a_device_that_is_closed_after_the_last() {
     settle().await;
     assert_eq!((exports.opened(), exports.closed()), (2, 0));
     second.disconnect().await.unwrap();
-    settle().await;
-    assert_eq!(exports.closed(), 1);
+    until(|| exports.closed() == 1).await;
     let third = running.client().await;
     assert_eq!(third.read(0, 100).await.unwrap(), [1; 100][..]);
     let summary = running.stop().await;
@@ -106,13 +105,14 @@ async fn connections_beyond_the_bound_are_closed_and_room_is_made_again() {
         max_connections: 2,
         ..ServerConfig::default()
     };
+    let stats = Arc::clone(&config.stats);
     let running = start(one_export(&device()), config).await;
     let first = running.client().await;
     let second = running.client().await;
     let mut third = Raw(UnixStream::connect(&running.socket).await.unwrap());
     assert!(third.until_closed().await.is_empty());
     first.disconnect().await.unwrap();
-    settle().await;
+    until(|| stats.connections_now() == 1).await;
     let fourth = running.client().await;
     fourth.flush().await.unwrap();
     second.flush().await.unwrap();

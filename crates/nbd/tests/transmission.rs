@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Raw, connect, one_export, serve, serve_device, settle, simple, structured};
+use common::{Raw, connect, one_export, serve, serve_device, settle, simple, structured, until};
 use ferry_nbd::client::{Client, ClientConfig, ClientError};
 use ferry_nbd::proto::{SimpleReply, chunk, cmd, cmd_flag};
 use ferry_nbd::testing::{Fault, MemoryDevice, Operation};
@@ -399,6 +399,7 @@ async fn requests_beyond_the_bound_wait_for_their_turn() {
     for cookie in 1..=3 {
         raw.send(cmd::READ, 0, cookie, 0, 16).await;
     }
+    until(|| device.calls(Operation::Read) >= 2).await;
     settle().await;
     assert_eq!(device.calls(Operation::Read), 2);
     gate.add_permits(3);
@@ -421,6 +422,7 @@ async fn payload_bytes_beyond_the_bound_wait_for_their_turn() {
     for cookie in 1..=3 {
         raw.send(cmd::READ, 0, cookie, 0, 512 << 10).await;
     }
+    until(|| device.calls(Operation::Read) >= 2).await;
     settle().await;
     assert_eq!(device.calls(Operation::Read), 2);
     gate.add_permits(3);
@@ -441,6 +443,7 @@ async fn a_client_that_does_not_read_its_replies_stops_its_own_requests() {
     for cookie in 0..100 {
         raw.send(cmd::READ, 0, cookie, 0, 1 << 20).await;
     }
+    until(|| device.calls(Operation::Read) > 0).await;
     settle().await;
     let reached = device.calls(Operation::Read);
     assert!(
@@ -464,6 +467,7 @@ async fn goodbye_waits_for_the_requests_under_way() {
     raw.send(cmd::WRITE, 0, 5, 0, 4).await;
     raw.0.write_all(b"last").await.unwrap();
     raw.send(cmd::DISC, 0, 0, 0, 0).await;
+    until(|| device.calls(Operation::Write) == 1).await;
     settle().await;
     gate.add_permits(1);
     assert_eq!(raw.simple_reply().await, SimpleReply { error: 0, cookie: 5 });
@@ -486,7 +490,7 @@ async fn requests_of_a_client_that_vanished_are_finished_before_the_device_is_cl
     let mut raw = Raw::enter(served.stream, false).await;
     raw.send(cmd::WRITE, 0, 5, 0, 4).await;
     raw.0.write_all(b"last").await.unwrap();
-    settle().await;
+    until(|| device.calls(Operation::Write) == 1).await;
     drop(raw);
     settle().await;
     assert_eq!(exports.closed(), 0);
@@ -508,7 +512,7 @@ async fn a_shutdown_answers_what_is_under_way_and_flushes() {
     raw.0.write_all(b"last").await.unwrap();
     // A second write whose data never comes must not hold up the end.
     raw.send(cmd::WRITE, 0, 6, 0, 4096).await;
-    settle().await;
+    until(|| device.calls(Operation::Write) == 1).await;
     served.trigger.shut_down();
     settle().await;
     gate.add_permits(1);
@@ -532,7 +536,7 @@ async fn requests_that_outlast_the_grace_are_dropped_and_told() {
     let mut raw = Raw::enter(served.stream, false).await;
     raw.send(cmd::WRITE, 0, 5, 0, 4).await;
     raw.0.write_all(b"last").await.unwrap();
-    settle().await;
+    until(|| device.calls(Operation::Write) == 1).await;
     served.trigger.shut_down();
     assert!(raw.until_closed().await.is_empty());
     let summary = served.server.await.unwrap();

@@ -5,6 +5,7 @@
 pub mod certificates;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferry_nbd::client::{Client, ClientConfig, Negotiation};
 use ferry_nbd::proto::{
@@ -20,6 +21,12 @@ use tokio::task::JoinHandle;
 /// The export that the tests use.
 pub const EXPORT: &str = "disk";
 
+/// Whether [`serve`] takes the way of plain sockets, a lane, rather than that of any stream. Suites that hold for
+/// both are compiled twice; the second time under a name that says so.
+fn over_lane() -> bool {
+    env!("CARGO_CRATE_NAME").ends_with("_lane")
+}
+
 /// One connection of a server.
 pub struct Served {
     pub trigger: ShutdownTrigger,
@@ -31,6 +38,11 @@ pub fn serve(exports: Arc<dyn Exports>, config: ServerConfig) -> Served {
     let (near, stream) = UnixStream::pair().unwrap();
     let (trigger, shutdown) = shutdown_channel();
     let server = tokio::spawn(async move {
+        if over_lane() {
+            return Server::run_unix_connection(near, exports, config, shutdown)
+                .await
+                .unwrap();
+        }
         let (reader, writer) = near.into_split();
         Server::run_connection(reader, writer, exports, config, shutdown)
             .await
@@ -242,11 +254,19 @@ pub fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     out
 }
 
-/// Lets every other task get as far as it can; for one-threaded tests.
+/// Waits for something that will be so; a test that hangs here has failed.
+pub async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Lets every other task, and every thread, get as far as it can: for showing that something does not happen.
 pub async fn settle() {
     for _ in 0..1000 {
         tokio::task::yield_now().await;
     }
+    tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
 /// Keeps a server running as long as a test wants it.
