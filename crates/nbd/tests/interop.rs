@@ -5,10 +5,12 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use common::tools::{installed, run};
 use ferry_nbd::testing::{MemoryDevice, MemoryExports, Operation};
 use ferry_nbd::{
     BlockDevice, Listener, ServeSummary, Server, ServerConfig, ShutdownTrigger, shutdown_channel,
@@ -19,23 +21,6 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 const MIB: usize = 1 << 20;
-
-/// Whether all of these can be run.
-fn installed(tools: &[&str]) -> bool {
-    let missing: Vec<_> = tools
-        .iter()
-        .filter(|tool| Command::new(tool).arg("--version").output().is_err())
-        .collect();
-    if missing.is_empty() {
-        return true;
-    }
-    let required = ["CI", "FERRY_REQUIRE_TOOLS"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
-    assert!(!required, "not installed: {missing:?}");
-    eprintln!("SKIPPED: not installed: {missing:?}");
-    false
-}
 
 struct Running {
     directory: TempDir,
@@ -87,15 +72,6 @@ impl Running {
         let summary = self.server.await.unwrap();
         assert!(summary.is_clean(), "{summary:?}");
     }
-}
-
-/// Runs a command with a limit on its time, and returns what it did.
-async fn run(directory: &Path, command: &[&str]) -> Output {
-    let mut limited = Command::new("timeout");
-    limited.arg("300").args(command).current_dir(directory);
-    tokio::task::spawn_blocking(move || limited.output().unwrap())
-        .await
-        .unwrap()
 }
 
 /// Runs a command that must succeed, and returns its standard output.

@@ -76,7 +76,11 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let serial = SerialNumber::from(u64::from(rand::random::<u32>()) + 1);
         params.serial_number = Some(serial.clone());
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // QEMU demands the second.
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = vec![purpose];
         Identity {
             certificate: params.signed_by(&key, &self.issuer).unwrap(),

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Every test file uses another part.
 
 pub mod certificates;
+pub mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
