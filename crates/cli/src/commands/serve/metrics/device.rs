@@ -143,8 +143,8 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
     }
 
     async fn cache(&self, offset: u64, length_bytes: u64) -> Result<(), DeviceError> {
-        // Not counted among the reads: nothing of it reaches the client.
-        self.inner.cache(offset, length_bytes).await
+        let waiting = self.waiting(Kind::Cache);
+        waiting.ended(length_bytes, self.inner.cache(offset, length_bytes).await)
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
@@ -202,6 +202,7 @@ mod tests {
         device.flush().await.unwrap();
         device.trim(0, 512, false).await.unwrap();
         device.write_zeroes(0, 512, false, false).await.unwrap();
+        device.cache(0, 4096).await.unwrap();
         device.block_status(0, 4096, 8).await.unwrap();
         memory.inject(
             Operation::Read,
@@ -220,7 +221,7 @@ mod tests {
         assert_eq!(of_kind("requests_total", "read"), Some(3.0));
         assert_eq!(of_kind("request_errors_total", "read"), Some(1.0));
         assert_eq!(of_kind("request_duration_seconds_count", "read"), Some(3.0));
-        for kind in ["write", "flush", "trim", "write_zeroes", "block_status"] {
+        for kind in ["write", "flush", "trim", "write_zeroes", "cache", "block_status"] {
             assert_eq!(of_kind("requests_total", kind), Some(1.0), "{kind}");
             assert_eq!(of_kind("request_errors_total", kind), Some(0.0), "{kind}");
         }

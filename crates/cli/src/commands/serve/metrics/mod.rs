@@ -38,16 +38,18 @@ enum Kind {
     Flush,
     Trim,
     WriteZeroes,
+    Cache,
     BlockStatus,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Read,
         Self::Write,
         Self::Flush,
         Self::Trim,
         Self::WriteZeroes,
+        Self::Cache,
         Self::BlockStatus,
     ];
 
@@ -58,6 +60,7 @@ impl Kind {
             Self::Flush => "flush",
             Self::Trim => "trim",
             Self::WriteZeroes => "write_zeroes",
+            Self::Cache => "cache",
             Self::BlockStatus => "block_status",
         }
     }
