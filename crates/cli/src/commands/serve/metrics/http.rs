@@ -32,7 +32,7 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 /// Time for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest life of a connection; scrapers connect again.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a failed accept, which no hurry mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
