@@ -17,11 +17,13 @@ use ferry_cls::rbd::{MigrationState, feature};
 use ferry_store::{Errno, IoCtx, SnapId};
 use parking_lot::RwLock;
 
+use crate::client_activity::ClientActivity;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::ExclusiveLock;
 use crate::header::{self, Fixed, Header};
 use crate::io::complete::CompleteObjects;
 use crate::layout::Layout;
+use crate::migration::execution::Execution;
 use crate::migration::source::MigrationSource;
 use crate::names;
 use crate::object_map::HeadMap;
@@ -109,6 +111,8 @@ pub(crate) struct Inner {
     /// Second of the last note in the header that the image was written to; 0: none by this handle.
     pub modify_noted: AtomicU64,
     pub stats: Arc<ImageStats>,
+    pub activity: ClientActivity,
+    pub execution: Execution,
     name: RwLock<String>,
     header: RwLock<Arc<Header>>,
     source: RwLock<Option<Arc<MigrationSource>>>,
@@ -163,6 +167,8 @@ impl Image {
             complete: CompleteObjects::default(),
             modify_noted: AtomicU64::new(0),
             stats: Arc::default(),
+            activity: ClientActivity::default(),
+            execution: Execution::default(),
             name: RwLock::new(name),
             header: RwLock::new(Arc::new(header)),
             source: RwLock::new(None),
@@ -289,6 +295,7 @@ impl Image {
     /// Notes that the header has changed; the next operation reads it again.
     pub(crate) fn want_refresh(&self) {
         self.inner.refresh_wanted.fetch_add(1, Ordering::SeqCst);
+        self.inner.execution.poked.notify_one();
     }
 
     /// Whether the header is not known to have changed since it was read.

@@ -9,6 +9,8 @@ use super::{directory, pool, trash};
 use crate::error::{Result, optional};
 use crate::header;
 use crate::image::ImageKey;
+use crate::migration::execution::{self, ExecuteProgress};
+use crate::migration::settings::ExecuteSettings;
 use crate::names;
 
 /// One image of a migration.
@@ -37,6 +39,10 @@ pub struct MigrationStatus {
     pub state: MigrationState,
     /// Progress: empty or `NN% complete`.
     pub state_description: String,
+    /// What an execute is to observe; `None` in states in which nothing is to be copied, and when it cannot be read.
+    pub settings: Option<ExecuteSettings>,
+    /// How far an execute is, or was when it was interrupted; `None` unless executing.
+    pub progress: Option<ExecuteProgress>,
 }
 
 /// Status of an image.
@@ -77,12 +83,23 @@ async fn migration(io: &IoCtx, name: &str, id: &str, spec: &MigrationSpec) -> Re
         MigrationHeaderType::Source => (this, other),
         MigrationHeaderType::Destination => (other, this),
     };
+    let (settings, progress) = match spec.state {
+        MigrationState::Prepared | MigrationState::Executing => {
+            // The other side may be out of reach.
+            let seen = execution::look(io, id, spec).await;
+            seen.inspect_err(|error| tracing::debug!(%error, "cannot read how the execute stands"))
+                .map_or((None, None), |(settings, progress)| (Some(settings), progress))
+        }
+        _ => (None, None),
+    };
     Ok(MigrationStatus {
         source,
         source_spec: spec.source_spec.clone(),
         dest,
         state: spec.state,
         state_description: spec.state_description.clone(),
+        settings,
+        progress: progress.filter(|_| spec.state == MigrationState::Executing),
     })
 }
 

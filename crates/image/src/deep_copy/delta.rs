@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use ferry_store::{SnapId, SnapSet, WriteStep};
 
+use super::{CopyOptions, zeroes};
 use crate::error::{Result, optional};
 use crate::image::Image;
 use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
@@ -53,6 +54,8 @@ pub(super) async fn versions(
     target: &Image,
     source: &MigrationSource,
     object_no: ObjectNo,
+    options: CopyOptions,
+    zero_bytes: &mut u64,
 ) -> Result<Vec<Version>> {
     let pieces = pieces(target, object_no);
     let snapsets = snapsets(source, &pieces).await?;
@@ -85,7 +88,11 @@ pub(super) async fn versions(
             (_, true) if changed.is_empty() => None,
             (_, true) => {
                 // Data that does not matter (all beyond the overlap) is no reason to make an object.
-                write_steps(source, &changed, source_snap, overlap, &mut size, existed).await?
+                let mut found = read_pieces(source, &changed, source_snap, overlap).await?;
+                if options.zero_detect {
+                    *zero_bytes += zeroes::leave_out(&mut found);
+                }
+                write_steps(found, &mut size, existed)
             }
         };
         existed = match &change {
@@ -201,18 +208,22 @@ fn push_piece(out: &mut Vec<Piece>, offset: u64, image_offset: u64, length_bytes
     out.push(Piece { offset, image });
 }
 
-/// Reads the changed pieces and says how to write them; `size` is the object's size before and after.
-async fn write_steps(
+/// What the changed pieces hold, by offsets in the target's object.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    /// Runs of data.
+    pub data: Vec<(u64, Bytes)>,
+    /// Runs of zeroes: offset and length.
+    pub zeroes: Vec<(u64, u64)>,
+}
+
+async fn read_pieces(
     source: &MigrationSource,
     changed: &[Piece],
     snap: SnapId,
     overlap: u64,
-    size: &mut u64,
-    existed: bool,
-) -> Result<Option<Change>> {
-    let mut writes: Vec<(u64, Bytes)> = Vec::new();
-    let mut zeroes: Vec<(u64, u64)> = Vec::new();
-    let mut data_bytes = 0;
+) -> Result<Content> {
+    let mut content = Content::default();
     for piece in changed {
         let start = piece.image.offset.0;
         let visible = overlap.saturating_sub(start).min(piece.image.length_bytes);
@@ -222,21 +233,28 @@ async fn write_steps(
             for (run_at, data) in found.runs {
                 let relative = run_at - start;
                 if relative > at {
-                    zeroes.push((piece.offset + at, relative - at));
+                    content.zeroes.push((piece.offset + at, relative - at));
                 }
                 at = relative + data.len() as u64;
-                data_bytes += data.len() as u64;
-                writes.push((piece.offset + relative, data));
+                content.data.push((piece.offset + relative, data));
             }
         }
         if at < piece.image.length_bytes {
-            zeroes.push((piece.offset + at, piece.image.length_bytes - at));
+            content
+                .zeroes
+                .push((piece.offset + at, piece.image.length_bytes - at));
         }
     }
-    if !existed && writes.is_empty() {
-        return Ok(None);
+    Ok(content)
+}
+
+/// How to write what was found; `size` is the object's size before and after.
+fn write_steps(content: Content, size: &mut u64, existed: bool) -> Option<Change> {
+    let Content { data, zeroes } = content;
+    if !existed && data.is_empty() {
+        return None;
     }
-    let mut steps = Vec::with_capacity(writes.len() + zeroes.len());
+    let mut steps = Vec::with_capacity(data.len() + zeroes.len());
     for (offset, length_bytes) in zeroes {
         // Past the end everything reads as zero already.
         if existed && offset < *size {
@@ -246,9 +264,11 @@ async fn write_steps(
             });
         }
     }
-    for (offset, data) in writes {
+    let mut data_bytes = 0;
+    for (offset, data) in data {
+        data_bytes += data.len() as u64;
         *size = (*size).max(offset + data.len() as u64);
         steps.push(WriteStep::Write { offset, data });
     }
-    Ok((!steps.is_empty()).then_some(Change::Write { steps, data_bytes }))
+    (!steps.is_empty()).then_some(Change::Write { steps, data_bytes })
 }

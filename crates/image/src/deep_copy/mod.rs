@@ -9,6 +9,7 @@
 //! [`crate::migration::source`]) only after the last one. Object maps say "exists" before the object does.
 
 mod delta;
+mod zeroes;
 
 use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};
@@ -25,8 +26,17 @@ use delta::{Change, Version};
 pub struct Copied {
     /// Bytes of data written.
     pub data_bytes: u64,
+    /// Bytes of data that were read and left out, being zero.
+    pub zero_bytes: u64,
     /// Whether the target object exists or has history now.
     pub exists: bool,
+}
+
+/// How to copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// Blocks of 4 KiB that hold only zeroes are not written.
+    pub zero_detect: bool,
 }
 
 /// Makes sure that the object is complete. The caller may write (holds the lock if the image has one).
@@ -35,11 +45,21 @@ pub(crate) async fn ensure_copied(
     source: &MigrationSource,
     object_no: ObjectNo,
 ) -> Result<Copied> {
+    ensure_copied_with(target, source, object_no, CopyOptions::default()).await
+}
+
+/// The same, in another way.
+pub(crate) async fn ensure_copied_with(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+    options: CopyOptions,
+) -> Result<Copied> {
     if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
         return Ok(Copied::default());
     }
     let _one_at_a_time = target.inner.complete.lock(object_no).await;
-    ensure_copied_locked(target, source, object_no).await
+    complete(target, source, object_no, options).await
 }
 
 /// The same for a caller that has the object's lock.
@@ -48,24 +68,42 @@ pub(crate) async fn ensure_copied_locked(
     source: &MigrationSource,
     object_no: ObjectNo,
 ) -> Result<Copied> {
+    complete(target, source, object_no, CopyOptions::default()).await
+}
+
+async fn complete(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+    options: CopyOptions,
+) -> Result<Copied> {
     if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
         return Ok(Copied::default());
     }
     if source.is_complete(target, object_no).await? {
         return Ok(Copied {
-            data_bytes: 0,
             exists: true,
+            ..Copied::default()
         });
     }
-    let copied = copy(target, source, object_no).await?;
+    let copied = copy(target, source, object_no, options).await?;
     target.inner.complete.insert(object_no);
     Ok(copied)
 }
 
-async fn copy(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> Result<Copied> {
-    let versions = delta::versions(target, source, object_no).await?;
+async fn copy(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+    options: CopyOptions,
+) -> Result<Copied> {
+    let mut zero_bytes = 0;
+    let versions = delta::versions(target, source, object_no, options, &mut zero_bytes).await?;
     if versions.iter().all(|version| version.change.is_none()) {
-        return Ok(Copied::default());
+        return Ok(Copied {
+            zero_bytes,
+            ..Copied::default()
+        });
     }
     if !target.inner.head_map.is_marked_ahead() {
         mark_maps(target, source, &versions, object_no).await?;
@@ -74,6 +112,7 @@ async fn copy(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> 
     let object = target.data_object(object_no.0);
     let mut copied = Copied {
         data_bytes: 0,
+        zero_bytes,
         exists: true,
     };
     let base = source.base_context();

@@ -21,6 +21,7 @@ pub(crate) const CONCURRENT_OBJECTS: usize = 16;
 impl Image {
     /// Makes durable all that was written through this handle.
     pub async fn flush(&self) -> Result<()> {
+        let _client = self.inner.activity.begin();
         self.check_open()?;
         self.flush_data().await
     }

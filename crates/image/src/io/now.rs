@@ -15,6 +15,7 @@ impl Image {
     /// Fills `buffer` from `offset` on. [`ReadNow::Absent`]: there is nothing but zeroes, and the buffer is as it was.
     /// [`ReadNow::WouldWait`]: that would have to wait, or cannot be done; [`Image::read`] does it, or tells why not.
     pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> ReadNow {
+        let _client = self.inner.activity.begin();
         self.read_now_at(offset, buffer, self.inner.read_snap)
     }
 
@@ -99,6 +100,7 @@ impl Image {
     /// Writes `data` at `offset`, buffered; false when that would have to wait, or cannot be done: then [`Image::write`]
     /// does it, or tells why not.
     pub fn write_now(&self, offset: u64, data: &[u8]) -> bool {
+        let _client = self.inner.activity.begin();
         let Some(_guard) = self.begin_write_now() else {
             return false;
         };

@@ -30,6 +30,7 @@ pub struct Found {
 impl Image {
     /// Reads `length_bytes` at `offset`. `EINVAL` past the end of what this handle shows.
     pub async fn read(&self, offset: u64, length_bytes: u64) -> Result<Bytes> {
+        let _client = self.inner.activity.begin();
         let found = self
             .read_found(offset, length_bytes, self.inner.read_snap)
             .await?;
@@ -49,6 +50,7 @@ impl Image {
 
     /// Reads without holes: runs of data, ascending. What lies between reads as zero.
     pub async fn read_sparse(&self, offset: u64, length_bytes: u64) -> Result<Vec<Run>> {
+        let _client = self.inner.activity.begin();
         Ok(self
             .read_found(offset, length_bytes, self.inner.read_snap)
             .await?

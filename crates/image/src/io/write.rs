@@ -23,6 +23,7 @@ pub const MAX_WRITE_BYTES: u64 = 64 << 20;
 impl Image {
     /// Writes `data` at `offset`. `EINVAL` past the end, `EROFS` on a read-only handle.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        let _client = self.inner.activity.begin();
         let length_bytes = data.len() as u64;
         let _guard = self.begin_write().await?;
         let header = self.header();
@@ -50,6 +51,7 @@ impl Image {
 
     /// Makes a range read as zero and gives its space back.
     pub async fn discard(&self, offset: u64, length_bytes: u64) -> Result<()> {
+        let _client = self.inner.activity.begin();
         let _guard = self.begin_write().await?;
         let header = self.header();
         self.check_range(&header, offset, length_bytes, u64::MAX)?;
@@ -97,6 +99,7 @@ impl Image {
     /// Writes `data` if the bytes there equal `expected`; `EILSEQ` if they don't. Both have the same length and must
     /// not cross an object's border (`EINVAL`).
     pub async fn compare_and_write(&self, offset: u64, expected: Bytes, data: Bytes) -> Result<()> {
+        let _client = self.inner.activity.begin();
         if expected.len() != data.len() {
             return Err(ImageError::new(
                 Errno::EINVAL,

@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use ferry_cls::rbd::MigrationState;
 use ferry_store::{Errno, IoCtx};
-use futures::stream::{StreamExt as _, TryStreamExt as _};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::Instant;
 
+use super::execution::{self, Meter};
+use super::pace::{self, Pace};
 use super::pair::{self, Found, Pair};
+use super::settings::{self, SettingsChange};
 use super::source::MigrationSource;
-use crate::deep_copy::{self, Copied};
+use crate::deep_copy::{self, Copied, CopyOptions};
 use crate::error::{ImageError, Result};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::layout::ObjectNo;
@@ -26,7 +30,11 @@ pub const DEFAULT_CONCURRENT_OBJECTS: usize = 10;
 /// Most objects copied at the same time.
 pub const MAX_CONCURRENT_OBJECTS: usize = 256;
 /// Pause between two writes of the percentage into the headers.
-const DESCRIBE_PAUSE_MS: u64 = 200;
+const DESCRIBE_PAUSE_MS: u64 = 500;
+/// How often an execute that copies nothing (paused, or waiting for its rate) says that it lives, and shows itself.
+const SIGN_OF_LIFE_MS: u64 = 1_000;
+/// How often the settings are read although nobody said that they changed.
+const SETTINGS_MS: u64 = 5_000;
 
 /// Objects that an execute in this process copies at the same time.
 static CONCURRENT_OBJECTS: AtomicUsize = AtomicUsize::new(DEFAULT_CONCURRENT_OBJECTS);
@@ -36,8 +44,18 @@ pub fn set_concurrent_objects(objects: usize) {
     CONCURRENT_OBJECTS.store(objects.clamp(1, MAX_CONCURRENT_OBJECTS), Ordering::Relaxed);
 }
 
-/// Runs the verb for the migration that `name` belongs to.
+/// Runs the verb for the migration that `name` belongs to. It waits while the migration is paused.
 pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
+    execute_with(io, name, &SettingsChange::default(), progress).await
+}
+
+/// The same with other settings, which stay for later runs.
+pub async fn execute_with(
+    io: &IoCtx,
+    name: &str,
+    change: &SettingsChange,
+    progress: &Progress,
+) -> Result<()> {
     let mut pair = match pair::find(io, name).await? {
         Found::Pair(pair) => *pair,
         Found::NotMigrating(side) => return Err(pair::not_migrating(&side)),
@@ -57,6 +75,7 @@ pub async fn execute(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> 
         }
         _ => return Err(pair::wrong_state(&pair, "prepared", "rbd migration abort")),
     }
+    settings::change_in(&pair.target.io, &pair.target.header_object(), change).await?;
     // Open from before the first mark until after the last: an abort sees the watch, and waits its turn.
     let image = Image::open(
         &pair.target.io,
@@ -90,7 +109,7 @@ async fn with_target(image: &Image, pair: &mut Pair, progress: &Progress) -> Res
 }
 
 async fn copy(image: &Image, pair: &Pair, progress: &Progress) -> Result<()> {
-    let (describing, describer) = describe_progress(pair, progress);
+    let (describing, describer) = describe_progress(image, pair, progress);
     let migrated = image.maintain(&Request::Migrate, &describing).await;
     drop(describing);
     // Its last write must not come after the final state.
@@ -105,13 +124,26 @@ async fn copy(image: &Image, pair: &Pair, progress: &Progress) -> Result<()> {
     image.sync_all_data().await
 }
 
-/// A progress that also writes the percentage into both headers.
-fn describe_progress(pair: &Pair, progress: &Progress) -> (Progress, tokio::task::JoinHandle<()>) {
+/// A progress that also writes the percentage into both headers, and has the details shown to whoever wants them.
+fn describe_progress(
+    image: &Image,
+    pair: &Pair,
+    progress: &Progress,
+) -> (Progress, tokio::task::JoinHandle<()>) {
     let (sender, mut receiver) = tokio::sync::watch::channel(None);
+    let (ending, mut ended) = tokio::sync::oneshot::channel::<()>();
     let (source, target) = (pair.source.clone(), pair.target.clone());
+    let (image, shown) = (image.clone(), progress.clone());
+    let pause = Duration::from_millis(DESCRIBE_PAUSE_MS);
     let task = tokio::spawn(async move {
-        while receiver.changed().await.is_ok() {
-            let percent: Option<u64> = *receiver.borrow_and_update();
+        let mut over = false;
+        loop {
+            let changed = tokio::time::timeout(pause, receiver.changed()).await;
+            let percent: Option<u64> = match changed {
+                Ok(Ok(())) => *receiver.borrow_and_update(),
+                Ok(Err(_)) => return,
+                Err(_) => None,
+            };
             if let Some(percent) = percent {
                 let text = format!("{percent}% complete");
                 for side in [&target, &source] {
@@ -120,11 +152,18 @@ fn describe_progress(pair: &Pair, progress: &Progress) -> (Progress, tokio::task
                     }
                 }
             }
-            tokio::time::sleep(Duration::from_millis(DESCRIBE_PAUSE_MS)).await;
+            if let Some(report) = shown.of_execute()
+                && let Some(details) = execution::anywhere(&image).await
+            {
+                report(&details);
+            }
+            // Until the next time, or the end of the work.
+            over = over || tokio::time::timeout(pause, &mut ended).await.is_ok();
         }
     });
     let progress = progress.clone();
     let describing = Progress::new(move |done, total| {
+        let _lives_as_long_as_the_work = &ending;
         progress.update(done, total);
         let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
         sender.send_if_modified(|last| {
@@ -152,31 +191,159 @@ pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
         };
     };
     let objects = source.objects_to_copy(image).await?;
-    let total = objects.len();
-    let marks = Marks::new(&objects);
-    let mut done = 0;
-    // Found to need no copy: nothing was there, or somebody else did it, or there was nothing to do.
-    let mut uncopied = ObjectSet::default();
-    let concurrent = CONCURRENT_OBJECTS.load(Ordering::Relaxed);
-    let mut copies = futures::stream::iter(objects.iter())
-        .map(|object_no| copy_one(image, &marks, object_no))
-        .buffer_unordered(concurrent);
-    while let Some((object_no, copied)) = copies.try_next().await? {
-        if !copied.exists {
-            uncopied.insert(object_no);
-        }
-        done += 1;
-        progress.update(done, total);
-    }
-    drop(copies);
+    let settings = settings::load(image.io(), &image.inner.header_object).await?;
+    let activity = &image.inner.activity;
+    let default_concurrency = CONCURRENT_OBJECTS.load(Ordering::Relaxed);
+    let mut run = Run {
+        image,
+        progress,
+        pace: Pace::new(settings, default_concurrency, activity, Instant::now()),
+        meter: Meter::start(
+            image,
+            objects.len(),
+            bytes_of(image, &source, &objects).await,
+            source.copy_overlap_bytes(),
+        ),
+        shown: Instant::now(),
+        settings_read: Instant::now(),
+        uncopied: ObjectSet::default(),
+    };
+    let copied = run.copy(&source, &objects).await;
+    let Run { meter, uncopied, .. } = run;
+    meter.finish().await;
+    copied?;
     ahead::take_back(image, &uncopied).await?;
-    progress.update(total.max(1), total.max(1));
+    let total = objects.len().max(1);
+    progress.update(total, total);
     Ok(())
 }
 
-async fn copy_one(image: &Image, marks: &Marks<'_>, object_no: ObjectNo) -> Result<(ObjectNo, Copied)> {
+/// Bytes of the image that lie in some objects.
+async fn bytes_of(image: &Image, source: &MigrationSource, objects: &ObjectSet) -> u64 {
+    let mut bytes = 0;
+    for (index, object_no) in objects.iter().enumerate() {
+        bytes += image
+            .layout()
+            .object_bytes_used(object_no, source.copy_overlap_bytes());
+        if index % 4096 == 4095 {
+            tokio::task::yield_now().await;
+        }
+    }
+    bytes
+}
+
+/// The copying of one execute.
+struct Run<'a> {
+    image: &'a Image,
+    progress: &'a Progress,
+    pace: Pace,
+    meter: Meter,
+    /// When progress was last shown.
+    shown: Instant,
+    settings_read: Instant,
+    /// Found to need no copy: nothing was there, or somebody else did it, or there was nothing to do.
+    uncopied: ObjectSet,
+}
+
+impl Run<'_> {
+    async fn copy(&mut self, source: &MigrationSource, objects: &ObjectSet) -> Result<()> {
+        let image = self.image;
+        let marks = Marks::new(objects);
+        let overlap_bytes = source.copy_overlap_bytes();
+        let mut waiting = objects.iter().peekable();
+        let mut running = FuturesUnordered::new();
+        let mut done = 0;
+        self.show(done, objects.len());
+        loop {
+            let mut wake = Duration::from_millis(if self.pace.settings().is_adaptive() {
+                pace::SAMPLE_MS
+            } else {
+                SIGN_OF_LIFE_MS
+            });
+            while waiting.peek().is_some() && running.len() < self.pace.concurrency() {
+                if let Some(wait) = self.pace.wait(Instant::now()) {
+                    wake = wake.min(wait);
+                    break;
+                }
+                let Some(object_no) = waiting.next() else { break };
+                let object_bytes = image.layout().object_bytes_used(object_no, overlap_bytes);
+                self.pace.charge(object_bytes);
+                let zero_detect = self.pace.settings().zero_detect;
+                running.push(copy_one(image, &marks, object_no, object_bytes, zero_detect));
+            }
+            if running.is_empty() && waiting.peek().is_none() {
+                return Ok(());
+            }
+            tokio::select! {
+                Some(one) = running.next() => {
+                    let One { object_no, object_bytes, copied } = one?;
+                    self.pace.settle(object_bytes, copied.data_bytes + copied.zero_bytes);
+                    self.meter.done(object_bytes, copied.data_bytes);
+                    if !copied.exists {
+                        self.uncopied.insert(object_no);
+                    }
+                    done += 1;
+                    self.progress.update(done, objects.len());
+                }
+                () = image.inner.execution.poked.notified() => self.read_settings().await,
+                () = tokio::time::sleep(wake) => {}
+            }
+            self.look_around(done, objects.len()).await;
+        }
+    }
+
+    async fn look_around(&mut self, done: u64, total: u64) {
+        let now = Instant::now();
+        self.pace.sample(&self.image.inner.activity, now);
+        if now.saturating_duration_since(self.settings_read) >= Duration::from_millis(SETTINGS_MS) {
+            self.read_settings().await;
+        }
+        let pause = if done == total { 0 } else { DESCRIBE_PAUSE_MS };
+        if now.saturating_duration_since(self.shown) >= Duration::from_millis(pause) {
+            self.show(done, total);
+        }
+    }
+
+    fn show(&mut self, done: u64, total: u64) {
+        self.shown = Instant::now();
+        self.meter
+            .tick(self.pace.settings().paused, self.pace.is_yielding());
+        // Also when nothing has moved: whoever asked for the copy hears that it goes on.
+        self.progress.update(done, total);
+    }
+
+    async fn read_settings(&mut self) {
+        self.settings_read = Instant::now();
+        match settings::load(self.image.io(), &self.image.inner.header_object).await {
+            Ok(settings) => self.pace.set(settings, Instant::now()),
+            Err(error) => {
+                tracing::warn!(image = self.image.name(), %error, "keeping the settings of the migration");
+            }
+        }
+    }
+}
+
+/// What became of one object.
+struct One {
+    object_no: ObjectNo,
+    object_bytes: u64,
+    copied: Copied,
+}
+
+async fn copy_one(
+    image: &Image,
+    marks: &Marks<'_>,
+    object_no: ObjectNo,
+    object_bytes: u64,
+    zero_detect: bool,
+) -> Result<One> {
+    let one = |copied| One {
+        object_no,
+        object_bytes,
+        copied,
+    };
     if image.inner.complete.contains(object_no) {
-        return Ok((object_no, Copied::default()));
+        return Ok(one(Copied::default()));
     }
     let _guard = image.begin_write().await?;
     // Asked for anew: snapshots of the target may have gone since.
@@ -187,8 +354,9 @@ async fn copy_one(image: &Image, marks: &Marks<'_>, object_no: ObjectNo) -> Resu
         ));
     };
     marks.ensure(image, &source).await?;
-    let copied = deep_copy::ensure_copied(image, &source, object_no).await?;
-    Ok((object_no, copied))
+    let how = CopyOptions { zero_detect };
+    let copied = deep_copy::ensure_copied_with(image, &source, object_no, how).await?;
+    Ok(one(copied))
 }
 
 /// Object maps marked ahead of the copies, and again when somebody made the marks void.

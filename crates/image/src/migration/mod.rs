@@ -3,14 +3,18 @@
 //! The states, what is durable in each, and what every verb does in each are the table of `docs/migration.md`; the
 //! functions here are named after its rows. [`source`] is how a target reads through; [`prepare`], [`execute`],
 //! [`commit`] and [`abort`] are the verbs; [`pair`] finds both images from either name; [`record`] reads and writes
-//! the records in both headers.
+//! the records in both headers. How fast an execute goes is told by [`settings`] and kept by its pace; how far it is,
+//! by [`execution`].
 
 pub mod abort;
 pub mod commit;
 pub mod execute;
+pub mod execution;
+pub mod pace;
 pub mod pair;
 pub mod prepare;
 pub mod record;
+pub mod settings;
 pub mod source;
 
 use ferry_store::Errno;

@@ -1,7 +1,8 @@
 //! The migration records in both headers (rbd-format sheet, section 3.8), byte for byte Ceph's.
 
+use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{MigrationSpec, MigrationState, client};
-use ferry_store::{Errno, IoCtx};
+use ferry_store::{Errno, IoCtx, WriteOp};
 
 use crate::error::{Result, absent_is_fine};
 use crate::names;
@@ -54,10 +55,11 @@ impl Side {
         Ok(ferry_cls::exec_write(&self.io, &self.header_object(), call).await?)
     }
 
-    /// Removes the record and tells all who have the image open. A header without one, or none, is fine.
+    /// Removes the record, with what Ferry notes beside it, and tells all who have the image open. A header without one, or none, is fine.
     pub(crate) async fn remove(&mut self) -> Result<()> {
-        let call = client::migration_remove();
-        match ferry_cls::exec_write(&self.io, &self.header_object(), call).await {
+        let op = WriteOp::new().class_call(&client::migration_remove());
+        let op = super::settings::remove_keys(op);
+        match self.io.write_meta(&self.header_object(), op).await.map(|_| ()) {
             Err(error) if error.errno == Errno::EINVAL => {}
             result => absent_is_fine(result)?,
         }
