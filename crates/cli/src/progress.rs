@@ -22,7 +22,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,11 +46,24 @@ pub struct ProgressOptions {
     pub unit: Unit,
 }
 
+/// How far work is in bytes, for the bar on a terminal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ByteDetail {
+    /// Bytes dealt with.
+    pub done: u64,
+    /// Bytes to come.
+    pub left: u64,
+    /// What stands behind the bar.
+    pub text: String,
+}
+
 /// A task whose progress is shown. See the module's text for how to use it.
 pub struct Progress {
     task: String,
     /// Highest percentage so far; ENDED once the end line is written.
     percent: AtomicU64,
+    /// Whether the bar shows what [`Progress::detail`] says.
+    detailed: AtomicBool,
     mode: Mode,
 }
 
@@ -84,6 +97,7 @@ impl Progress {
         Self {
             task: task.to_owned(),
             percent: AtomicU64::new(0),
+            detailed: AtomicBool::new(false),
             mode,
         }
     }
@@ -91,7 +105,7 @@ impl Progress {
     /// Reports that `done` of `total` units are finished. May come from any thread, in any order; `total` may change.
     pub fn update(&self, done: u64, total: u64) {
         if let Mode::Bar(bar) = &self.mode {
-            if self.percent.load(Ordering::Relaxed) != ENDED {
+            if self.percent.load(Ordering::Relaxed) != ENDED && !self.detailed.load(Ordering::Relaxed) {
                 bar.set_length(total);
                 bar.set_position(done.min(total).max(bar.position().min(total)));
             }
@@ -108,6 +122,20 @@ impl Progress {
             self.percent.store(percent, Ordering::Relaxed);
             let _ = write!(sink, "\r{}: {percent}% complete...", self.task).and_then(|()| sink.flush());
         }
+    }
+
+    /// Shows bytes and a text of the work's own on the bar, in place of the counts of [`Progress::update`]. Piped, nothing.
+    pub fn detail(&self, detail: &ByteDetail) {
+        let Mode::Bar(bar) = &self.mode else { return };
+        if self.percent.load(Ordering::Relaxed) == ENDED {
+            return;
+        }
+        if !self.detailed.swap(true, Ordering::Relaxed) {
+            bar.set_style(style("{msg}: {percent:>3}% [{bar:30}] {prefix}"));
+        }
+        bar.set_prefix(detail.text.clone());
+        bar.set_length(detail.done.saturating_add(detail.left).max(1));
+        bar.set_position(detail.done);
     }
 
     /// The task succeeded. Later calls do nothing.
@@ -179,10 +207,15 @@ fn bar(task: &str, unit: Unit) -> ProgressBar {
             "{msg}: {percent:>3}% [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}"
         }
     };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(0)
-        .with_style(style.progress_chars("=> "))
+        .with_style(style(template))
         .with_message(task.to_owned())
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 #[cfg(test)]
@@ -307,6 +340,15 @@ mod tests {
             progress.update(3, 10);
             let Mode::Bar(bar) = &progress.mode else { panic!() };
             assert_eq!((bar.position(), bar.length()), (5, Some(10)));
+            let detail = ByteDetail {
+                done: 30,
+                left: 70,
+                text: "copied 30 B".into(),
+            };
+            progress.detail(&detail);
+            progress.update(6, 10);
+            assert_eq!((bar.position(), bar.length()), (30, Some(100)));
+            assert_eq!(bar.prefix(), detail.text);
             progress.finish();
         }
     }

@@ -1,17 +1,21 @@
-//! `rbd migration *`: the four verbs.
+//! `rbd migration *`: the four verbs, and the settings of an execute.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferry_image::migration::abort::{AbortOptions, abort as abort_verb};
 use ferry_image::migration::commit::commit as commit_verb;
-use ferry_image::migration::execute::execute as execute_verb;
+use ferry_image::migration::execute::execute_with as execute_verb;
 use ferry_image::migration::pair::{self, Found};
 use ferry_image::migration::prepare::{PrepareOptions, prepare as prepare_verb};
+use ferry_image::migration::settings::{self, ExecuteSettings, Rate, SettingsChange};
 
 use super::create::{refuse_format_1, warn};
 use super::error::Explain as _;
-use super::session::Session;
+use super::session::{Session, say};
 use crate::VERSION;
 use crate::exit::{EINVAL, EOPNOTSUPP, Failure};
-use crate::grammar::ImageOptions;
+use crate::grammar::{Args, ImageOptions};
+use crate::output::bytes;
 use crate::spec::{Check, ImageQuery, ImageSpec};
 
 pub(super) async fn prepare(session: &Session) -> Result<(), Failure> {
@@ -101,12 +105,89 @@ async fn shared_features(
 }
 
 pub(super) async fn execute(session: &Session) -> Result<(), Failure> {
+    let change = SettingsChange {
+        zero_detect: session.args().flag("zero-detect").then_some(true),
+        ..limits(session.args())
+    };
     let spec = image(session)?;
     let io = session.place_of(&spec).await?;
     let task = session.task("Image migration");
-    let executed = execute_verb(&io, &spec.image, &task.library()).await;
+    let told = AtomicBool::new(false);
+    let name = spec.image.clone();
+    let progress = task.library_of_execute(move |progress| {
+        if progress.paused && !told.swap(true, Ordering::Relaxed) {
+            eprintln!("rbd: note: the migration is paused; it goes on after 'rbd migration resume {name}'");
+        }
+    });
+    let executed = execute_verb(&io, &spec.image, &change, &progress).await;
     task.end(executed)
         .map_err(|error| error.failed("migration failed"))
+}
+
+/// The limits that were given.
+fn limits(args: &Args) -> SettingsChange {
+    let rate = args
+        .number_or_auto("max-bytes-per-second")
+        .map(|rate| match rate {
+            None => Rate::Adaptive,
+            Some(0) => Rate::Unlimited,
+            Some(bytes) => Rate::BytesPerSecond(bytes),
+        });
+    let concurrency = args
+        .number_or_auto("concurrency")
+        .map(|number| number.and_then(|number| u16::try_from(number).ok()));
+    SettingsChange {
+        rate,
+        concurrency,
+        ..SettingsChange::default()
+    }
+}
+
+pub(super) async fn throttle(session: &Session) -> Result<(), Failure> {
+    let change = limits(session.args());
+    let settings = change_settings(session, &change).await?;
+    if change.is_empty() {
+        say(&format!("{}\n", settings_text(&settings)))?;
+    }
+    Ok(())
+}
+
+pub(super) async fn pause(session: &Session, paused: bool) -> Result<(), Failure> {
+    let change = SettingsChange {
+        paused: Some(paused),
+        ..SettingsChange::default()
+    };
+    change_settings(session, &change).await.map(|_| ())
+}
+
+async fn change_settings(session: &Session, change: &SettingsChange) -> Result<ExecuteSettings, Failure> {
+    let spec = image(session)?;
+    let io = session.place_of(&spec).await?;
+    settings::change(&io, &spec.image, change)
+        .await
+        .map_err(|error| error.failed("changing the migration failed"))
+}
+
+/// Settings in one line: `max-bytes-per-second: 8 MiB, concurrency: auto, paused`.
+pub(super) fn settings_text(settings: &ExecuteSettings) -> String {
+    let rate = match settings.rate {
+        Rate::Adaptive => "auto".to_owned(),
+        Rate::Unlimited => "none".to_owned(),
+        Rate::BytesPerSecond(rate) => bytes(rate),
+    };
+    let concurrency = settings
+        .concurrency
+        .map_or("auto".to_owned(), |number| number.to_string());
+    let mut text = format!("max-bytes-per-second: {rate}, concurrency: {concurrency}");
+    for (word, is_on) in [
+        (", zero-detect", settings.zero_detect),
+        (", paused", settings.paused),
+    ] {
+        if is_on {
+            text.push_str(word);
+        }
+    }
+    text
 }
 
 pub(super) async fn commit(session: &Session) -> Result<(), Failure> {

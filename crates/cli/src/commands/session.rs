@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use ferry_image::migration::execution::ExecuteProgress;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, SnapKey, admin};
 use ferry_store::{IoCtx, Store};
 use ferry_store_local::{LocalOptions, LocalStore};
@@ -15,8 +16,8 @@ use tokio::sync::OnceCell;
 use super::error::Explain as _;
 use crate::exit::Failure;
 use crate::grammar::{Args, Invocation};
-use crate::output::{Document, OutputFormat, emit};
-use crate::progress::{Progress, Unit};
+use crate::output::{Document, OutputFormat, bytes, emit};
+use crate::progress::{ByteDetail, Progress, Unit};
 use crate::spec::{ImageRef, ImageSpec, PoolSpec};
 
 /// See the module's text.
@@ -179,6 +180,35 @@ pub(crate) fn open_failed(error: ImageError, name: &str) -> Failure {
     }
 }
 
+/// How an execute stands, in one line: what is copied, skipped and left, at which rate, and how long it will take.
+pub(crate) fn execute_text(progress: &ExecuteProgress) -> String {
+    let mut text = format!(
+        "copied {}, skipped {}, left {}",
+        bytes(progress.bytes_copied),
+        bytes(progress.bytes_skipped),
+        bytes(progress.bytes_left)
+    );
+    if progress.paused {
+        text.push_str(", paused");
+        return text;
+    }
+    if progress.bytes_per_second > 0 {
+        text.push_str(&format!(", {}/s", bytes(progress.bytes_per_second)));
+    }
+    if let Some(seconds) = progress.seconds_left {
+        let (minutes, seconds) = (seconds / 60, seconds % 60);
+        text.push_str(&format!(
+            ", {}:{:02}:{seconds:02} left",
+            minutes / 60,
+            minutes % 60
+        ));
+    }
+    if progress.yielding {
+        text.push_str(", yielding to clients");
+    }
+    text
+}
+
 /// Writes results to stdout.
 pub(crate) fn say(text: &str) -> Result<(), Failure> {
     emit(text).map_err(|error| Failure::errno("writing the output", error.raw_os_error().unwrap_or(5)))
@@ -195,6 +225,22 @@ impl Task {
     pub(crate) fn library(&self) -> ferry_image::Progress {
         let shown = Arc::clone(&self.shown);
         ferry_image::Progress::new(move |done, total| shown.update(done, total))
+    }
+
+    /// What an execute of a migration reports to; `seen` hears of its details too.
+    pub(crate) fn library_of_execute(
+        &self,
+        seen: impl Fn(&ExecuteProgress) + Send + Sync + 'static,
+    ) -> ferry_image::Progress {
+        let shown = Arc::clone(&self.shown);
+        self.library().with_execute(move |progress| {
+            shown.detail(&ByteDetail {
+                done: progress.bytes_copied.saturating_add(progress.bytes_skipped),
+                left: progress.bytes_left,
+                text: execute_text(progress),
+            });
+            seen(progress);
+        })
     }
 
     /// Reports directly.

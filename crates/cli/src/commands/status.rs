@@ -2,9 +2,12 @@
 
 use ferry_image::ImageKey;
 use ferry_image::admin::status::{self, MigrationImage, MigrationStatus, Status};
+use ferry_image::migration::execution::ExecuteProgress;
+use ferry_image::migration::settings::{ExecuteSettings, Rate};
 
 use super::error::Explain as _;
-use super::session::Session;
+use super::migration::settings_text;
+use super::session::{Session, execute_text};
 use crate::exit::Failure;
 use crate::output::{Document, Node};
 use crate::spec::ImageQuery;
@@ -48,8 +51,20 @@ fn text(status: &Status) -> String {
             name(&migration.dest),
             migration.state.name(),
         ));
+        if let Some(progress) = &migration.progress {
+            text.push_str(&format!("\tprogress: {}\n", execute_text(progress)));
+        }
+        if let Some(settings) = changed_settings(migration) {
+            text.push_str(&format!("\tthrottle: {}\n", settings_text(settings)));
+        }
     }
     text
+}
+
+/// Settings that are not those of every migration.
+fn changed_settings(migration: &MigrationStatus) -> Option<&ExecuteSettings> {
+    let settings = migration.settings.as_ref()?;
+    (*settings != ExecuteSettings::default()).then_some(settings)
 }
 
 fn name(image: &MigrationImage) -> String {
@@ -94,4 +109,33 @@ fn migration(migration: &MigrationStatus) -> Node {
     side(source, "dest", &migration.dest)
         .with("state", migration.state.name())
         .with("state_description", &migration.state_description)
+        .with_some("progress", migration.progress.as_ref().map(progress))
+        .with_some("throttle", changed_settings(migration).map(throttle))
+}
+
+fn progress(progress: &ExecuteProgress) -> Node {
+    Node::map()
+        .with("objects_done", progress.objects_done)
+        .with("objects_total", progress.objects_total)
+        .with("bytes_copied", progress.bytes_copied)
+        .with("bytes_skipped", progress.bytes_skipped)
+        .with("bytes_left", progress.bytes_left)
+        .with("bytes_per_second", progress.bytes_per_second)
+        .with_some("seconds_left", progress.seconds_left)
+        .with("paused", progress.paused)
+        .with("yielding", progress.yielding)
+}
+
+/// A limit that is left to Ferry is left out; no limit at all is 0.
+fn throttle(settings: &ExecuteSettings) -> Node {
+    let rate = match settings.rate {
+        Rate::Adaptive => None,
+        Rate::Unlimited => Some(0),
+        Rate::BytesPerSecond(bytes) => Some(bytes),
+    };
+    Node::map()
+        .with_some("max_bytes_per_second", rate)
+        .with_some("concurrency", settings.concurrency.map(u64::from))
+        .with("paused", settings.paused)
+        .with("zero_detect", settings.zero_detect)
 }

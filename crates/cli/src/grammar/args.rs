@@ -101,6 +101,18 @@ impl Args {
         }
     }
 
+    /// The number of an option that may be `auto` instead: `Some(None)`. `None`: not given.
+    pub fn number_or_auto(&self, long: &str) -> Option<Option<u64>> {
+        match self.value(long)? {
+            Value::Number(number) => Some(Some(*number)),
+            Value::Text(_) => Some(None),
+            other => {
+                debug_assert!(false, "--{long} holds {other:?}");
+                None
+            }
+        }
+    }
+
     /// The bytes that a size option stands for.
     pub fn size_bytes(&self, long: &str) -> Option<u64> {
         self.number(long)

@@ -24,6 +24,10 @@ pub enum Kind {
     Features,
     /// A fraction between 0 and 1.
     Fraction,
+    /// Bytes per second with an optional binary suffix, or `none` (as 0), or `auto`.
+    Rate,
+    /// A number from 1 to this, or `auto`.
+    NumberOrAuto(u64),
 }
 
 /// Who insists on an option that is not optional.
@@ -358,6 +362,19 @@ pub(super) const LISTEN: Opt = Opt::text(
     "address and port to serve NBD on, e.g. 127.0.0.1:10809; may be given several times",
 )
 .repeatable();
+/// What slows an execute down.
+pub(super) const EXECUTE_LIMITS: &[Opt] = &[
+    Opt::new(
+        "max-bytes-per-second",
+        Kind::Rate,
+        "copy at most this much data a second, in B/K/M/G; 0 or none: no limit; auto: yield to clients [default: auto]",
+    ),
+    Opt::new(
+        "concurrency",
+        Kind::NumberOrAuto(256),
+        "objects to copy at the same time, 1 to 256, or auto [default: auto]",
+    ),
+];
 pub(super) const MERGE_SNAPSHOTS: Opt =
     Opt::switch("merge-snapshots", "add the snapshots to their image's row");
 pub(super) const RW_MIX_READ: Opt = Opt::new(
@@ -473,3 +490,7 @@ pub(super) const SITE_NAME: Opt = Opt::text("site-name", "name of the local site
 pub(super) const SORT_BY: Opt = Opt::text("sort-by", "column to sort by [default: write-ops]");
 pub(super) const TOKEN_PATH: Opt = Opt::text("token-path", "file of the token ('-' for stdin)");
 pub(super) const VERBOSE: Opt = Opt::switch("verbose", "say more");
+pub(super) const ZERO_DETECT: Opt = Opt::switch(
+    "zero-detect",
+    "do not write blocks of 4 KiB that hold only zeros, so that the image stays thin",
+);

@@ -339,10 +339,12 @@ fn clap_arg(option: &'static Opt) -> Arg {
 fn invalid_value(option: &Opt, text: &str) -> Failure {
     // Ceph names the value only where Boost itself converts it, which is for bare numbers.
     match option.kind {
-        Kind::Number(_) | Kind::Fraction => Failure::usage(format_args!(
-            "the argument ('{text}') for option '--{}' is invalid",
-            option.long
-        )),
+        Kind::Number(_) | Kind::Fraction | Kind::Rate | Kind::NumberOrAuto(_) => {
+            Failure::usage(format_args!(
+                "the argument ('{text}') for option '--{}' is invalid",
+                option.long
+            ))
+        }
         _ => Failure::usage(format_args!(
             "the argument for option '--{}' is invalid",
             option.long

@@ -55,6 +55,15 @@ pub(super) fn check(kind: Kind, text: &str) -> Option<Value> {
             .ok()
             .filter(|f| (0.0..=1.0).contains(f))
             .map(Value::Fraction),
+        Kind::Rate => match text {
+            "auto" => Some(Value::Text(text.to_owned())),
+            "none" => Some(Value::Number(0)),
+            _ => size_bytes(text).map(Value::Number),
+        },
+        Kind::NumberOrAuto(max) => match text {
+            "auto" => Some(Value::Text(text.to_owned())),
+            _ => number(text).filter(|n| (1..=max).contains(n)).map(Value::Number),
+        },
     }
 }
 
@@ -201,5 +210,14 @@ mod tests {
         assert_eq!(check(Kind::Fraction, "nan"), None);
         assert_eq!(check(Kind::Fraction, "0.5"), Some(Value::Fraction(0.5)));
         assert_eq!(check(Kind::Number(100), "101"), None);
+        assert_eq!(check(Kind::Rate, "none"), Some(Value::Number(0)));
+        assert_eq!(check(Kind::Rate, "2M"), Some(Value::Number(2 << 20)));
+        assert_eq!(check(Kind::Rate, "fast"), None);
+        assert_eq!(
+            check(Kind::NumberOrAuto(9), "auto"),
+            Some(Value::Text("auto".to_owned()))
+        );
+        assert_eq!(check(Kind::NumberOrAuto(9), "0"), None);
+        assert_eq!(check(Kind::NumberOrAuto(9), "10"), None);
     }
 }
