@@ -1,0 +1,4 @@
+//! TLS once more, on a plain socket, which gets no lane once TLS is active.
+
+#[path = "tls.rs"]
+mod suite;
