@@ -164,9 +164,14 @@ fn a_load_during_execute_is_counted_request_by_request() {
     let served = ferry.serve(&["--metrics", "127.0.0.1:0", "fast/disk"]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = runtime.block_on(connect(&served.socket, "fast/disk"));
+    assert!(!Scrape::of(&served).0.contains("ferry_image_execute_objects{"));
+    // With the first write the server owns the image's lock, and with it the work of execute.
+    runtime
+        .block_on(client.write(0, Bytes::from(vec![1; 512]), false))
+        .unwrap();
     let execute = ferry.start(&["migration", "execute", "fast/disk", "--no-progress"]);
-    let (mut reads, mut writes, mut flushes) = (0, 0, 0);
-    let (mut read_bytes, mut written_bytes) = (0, 0);
+    let (mut reads, mut writes, mut flushes) = (0, 1, 0);
+    let (mut read_bytes, mut written_bytes) = (0, 512);
     for _ in 0..400 {
         let length = rng.random_range(1..=64) * 512;
         let offset = rng.random_range(0..=(OBJECTS * OBJECT_BYTES - length) / 512) * 512;
@@ -190,6 +195,17 @@ fn a_load_during_execute_is_counted_request_by_request() {
     }
     execute.finish().ok();
     let seen = Scrape::of(&served);
+    // Every object was copied once: for a client or by the execute, which the server carried out.
+    assert_eq!(
+        seen.image("execute_copied_bytes", "") + seen.image("copied_up_bytes_total", ""),
+        OBJECTS * OBJECT_BYTES
+    );
+    assert_eq!(
+        seen.image("execute_objects_done", ""),
+        seen.image("execute_objects", "")
+    );
+    assert_eq!(seen.image("execute_left_bytes", ""), 0);
+    assert_eq!(seen.image("execute_paused", ""), 0);
     for (kind, count) in [("read", reads), ("write", writes), ("flush", flushes)] {
         assert_eq!(seen.image("requests_total", kind), count, "{kind}");
         assert_eq!(

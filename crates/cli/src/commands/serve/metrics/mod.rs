@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ferry_image::migration::execution::ExecuteProgress;
 use ferry_image::stats::LatencyHistogram;
 use ferry_image::{Image, ImageStatsSnapshot};
 use ferry_nbd::ServerStats;
@@ -126,6 +127,8 @@ struct KindMetrics {
 struct Layer {
     past: ImageStatsSnapshot,
     current: Option<Image>,
+    /// The last execute that copied in one of these handles.
+    execute: Option<ExecuteProgress>,
 }
 
 impl Layer {
@@ -144,9 +147,15 @@ impl Layer {
     }
 
     fn detach(&mut self) {
+        self.execute = self.execute();
         if let Some(ended) = self.current.take() {
             self.past.add(&ended.stats().snapshot());
         }
+    }
+
+    fn execute(&self) -> Option<ExecuteProgress> {
+        let current = self.current.as_ref().and_then(Image::execute_progress);
+        current.or(self.execute)
     }
 
     fn snapshot(&self) -> ImageStatsSnapshot {

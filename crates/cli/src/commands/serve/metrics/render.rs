@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ferry_image::ImageStatsSnapshot;
+use ferry_image::migration::execution::ExecuteProgress;
 use ferry_image::stats::LatencySnapshot;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text};
@@ -39,6 +40,9 @@ struct Scrape(Arc<ServeMetrics>);
 
 type ImageLabels<'a> = [(&'static str, &'a str); 4];
 type OperationLabels<'a> = [(&'static str, &'a str); 5];
+
+/// Takes one figure out of the progress of an execute.
+type ExecuteFigure = fn(&ExecuteProgress) -> u64;
 
 fn labels(image: &ImageMetrics) -> ImageLabels<'_> {
     let spec = &image.spec;
@@ -85,7 +89,8 @@ impl Collector for Scrape {
         )?;
         let images = self.0.images();
         out.images(&images)?;
-        out.layers(&images)
+        out.layers(&images)?;
+        out.executes(&images)
     }
 }
 
@@ -261,5 +266,48 @@ impl Out<'_, '_> {
                 .iter()
                 .map(|(labels, layer)| (*labels, layer.copy_up_waits.clone())),
         )
+    }
+
+    /// How far migrations are whose copying is done by this server; others have no series.
+    fn executes(&mut self, images: &[Arc<ImageMetrics>]) -> fmt::Result {
+        let executes: Vec<(ImageLabels<'_>, ExecuteProgress)> = images
+            .iter()
+            .filter_map(|image| Some((labels(image), image.layer.lock().execute()?)))
+            .collect();
+        let gauges: [(&str, &str, ExecuteFigure); 8] = [
+            ("objects", "Objects that the execute has to look at", |p| {
+                p.objects_total
+            }),
+            ("objects_done", "Objects of them that are done", |p| {
+                p.objects_done
+            }),
+            (
+                "copied_bytes",
+                "Bytes of data that the execute has written",
+                |p| p.bytes_copied,
+            ),
+            ("skipped_bytes", "Bytes that needed no copy", |p| p.bytes_skipped),
+            ("left_bytes", "Bytes of objects that are not done", |p| {
+                p.bytes_left
+            }),
+            ("bytes_per_second", "Bytes written per second, lately", |p| {
+                p.bytes_per_second
+            }),
+            ("paused", "1 while the execute waits to be resumed", |p| {
+                p.paused.into()
+            }),
+            (
+                "yielding",
+                "1 while the execute copies little for the sake of clients",
+                |p| p.yielding.into(),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let series = executes
+                .iter()
+                .map(|(labels, progress)| (*labels, value(progress)));
+            self.gauge(&format!("ferry_image_execute_{name}"), help, series)?;
+        }
+        Ok(())
     }
 }
