@@ -118,7 +118,13 @@ fn prepare_execute_and_commit_go_as_written_with_a_client_that_watches() {
         );
     }
     assert!(!watchers.is_empty(), "{executing}");
-    assert!(executing.ends_with("% complete)\n"), "{executing}");
+    let state = lines
+        .iter()
+        .find(|line| line.trim().starts_with("state: executing ("));
+    assert!(
+        state.is_some_and(|line| line.ends_with("% complete)")),
+        "{executing}"
+    );
     served.stop();
 
     let status = type_line(&ferry, "rbd status migration_target").ok().stdout;

@@ -6,10 +6,10 @@
 //! first, whoever finishes it to "restoring": only one of them can, from "normal".
 
 use ferry_cls::rbd::{TrashImageSource, TrashImageSpec, TrashImageState, client};
-use ferry_store::{Errno, IoCtx, Timestamp};
+use ferry_store::{Errno, IoCtx, SnapId, Timestamp, WriteOp};
 
 use super::{directory, remove, trash};
-use crate::error::{ErrorKind, ImageError, Result};
+use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
 use crate::names;
 use crate::progress::Progress;
 
@@ -69,6 +69,9 @@ pub(crate) async fn abandon(io: &IoCtx, name: &str, id: &str) {
     let removed = async {
         remove::remove_names(io, name, id).await?;
         remove::remove_by_id(io, id, &Progress::silent()).await?;
+        // Without a header nobody knows of a map: one made after another command had cleared the image away.
+        let map = names::object_map_object(id, SnapId::HEAD);
+        absent_is_fine(io.write_meta(&map, WriteOp::new().remove()).await.map(|_| ()))?;
         trash::forget(io, id).await
     }
     .await;
