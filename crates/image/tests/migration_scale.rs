@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ferry_cls::rbd::feature;
 use ferry_image::admin::create::{self, CreateOptions};
+use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::object_map::{rebuild, snap};
@@ -230,4 +231,36 @@ async fn objects_that_turn_out_to_hold_nothing_lose_their_marks() {
         );
     }
     image.close().await.unwrap();
+}
+
+/// A map may call existing what is gone; the next migration must not take its word for an object that becomes an empty one.
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_stay_true_when_an_object_was_removed_between_snapshots_and_migrated_twice() {
+    for snapshot_since in [false, true] {
+        let engine = Engine::memory();
+        let io = pool(&engine.connect().await, "rbd").await;
+        source(&io, 64 << 20, feature::DEFAULT, false).await;
+        let image = open(&io, "src").await;
+        image.write(8 << 20, vec![9; 4096].into()).await.unwrap();
+        image.snap_create("s1", &silent()).await.unwrap();
+        image.discard(8 << 20, 4 << 20).await.unwrap();
+        image.close().await.unwrap();
+        let options = PrepareOptions::default();
+        prepare(&io, "src", &io, "dst", &options).await.unwrap();
+        execute(&io, "dst", &silent()).await.unwrap();
+        commit(&io, "dst", &silent()).await.unwrap();
+        let image = open(&io, "dst").await;
+        image.snap_create("s2", &silent()).await.unwrap();
+        image.close().await.unwrap();
+
+        prepare(&io, "dst", &io, "third", &options).await.unwrap();
+        let image = open(&io, "third").await;
+        if snapshot_since {
+            image.snap_create("s3", &silent()).await.unwrap();
+        }
+        execute(&io, "third", &silent()).await.unwrap();
+        let wrong = rebuild::verify(&image, &silent()).await.unwrap();
+        assert_eq!(wrong, [], "snapshot since prepare: {snapshot_since}");
+        image.close().await.unwrap();
+    }
 }

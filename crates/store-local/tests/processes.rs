@@ -68,6 +68,15 @@ impl Peer {
     fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
+        if signal == nix::sys::signal::Signal::SIGSTOP {
+            // Its threads may run on for a moment after the signal was sent; this returns when all have stopped.
+            let flags = nix::sys::wait::WaitPidFlag::WUNTRACED;
+            let status = nix::sys::wait::waitpid(pid, Some(flags)).unwrap();
+            assert!(
+                matches!(status, nix::sys::wait::WaitStatus::Stopped(..)),
+                "{status:?}"
+            );
+        }
     }
 
     fn kill(&mut self) {

@@ -105,7 +105,9 @@ async fn copy(
             ..Copied::default()
         });
     }
-    if !target.inner.head_map.is_marked_ahead() {
+    let head_map = &target.inner.head_map;
+    let became_absent = versions_end_absent(&versions) && head_map.is_marked_clean(object_no);
+    if !head_map.is_marked_ahead() || became_absent {
         mark_maps(target, source, &versions, object_no).await?;
     }
     let object_size = target.layout().object_size_bytes();

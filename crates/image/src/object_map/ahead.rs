@@ -31,6 +31,16 @@ struct States {
 }
 
 impl States {
+    fn clean(&self) -> ObjectSet {
+        let mut clean = ObjectSet::default();
+        clean.extend(
+            self.existing
+                .iter()
+                .filter(|object| !self.changed.contains(*object)),
+        );
+        clean
+    }
+
     /// Raises what `map` says to these states; whether that changed anything.
     fn raise(&self, map: &mut BitVector) -> bool {
         let mut any = false;
@@ -57,7 +67,7 @@ impl States {
 pub(crate) async fn mark(image: &Image, source: &MigrationSource, objects: &ObjectSet) -> Result<bool> {
     let header = image.header();
     if !header.has(feature::OBJECT_MAP) {
-        image.inner.head_map.set_marked_ahead(true);
+        image.inner.head_map.set_marked_ahead(ObjectSet::default());
         return Ok(true);
     }
     let taken_since = SnapId(source.base_seq() + 1);
@@ -73,13 +83,14 @@ pub(crate) async fn mark(image: &Image, source: &MigrationSource, objects: &Obje
     let Some(states) = &mut state else {
         return Ok(false);
     };
+    let clean = states.clean();
     for snap in header.snaps.range(taken_since..) {
         // They see what the source's head was; all but the first of them see it unchanged.
         raise_snap(image, *snap.0, states).await?;
         states.changed = ObjectSet::default();
     }
     raise_head(image, states).await?;
-    image.inner.head_map.set_marked_ahead(true);
+    image.inner.head_map.set_marked_ahead(clean);
     Ok(true)
 }
 
@@ -180,7 +191,7 @@ async fn raise_head(image: &Image, states: &States) -> Result<()> {
 /// objects at a time.
 pub(crate) async fn take_back(image: &Image, objects: &ObjectSet) -> Result<()> {
     // From here on copies mark for themselves.
-    image.inner.head_map.set_marked_ahead(false);
+    image.inner.head_map.forget_marks();
     if !image.header().has(feature::OBJECT_MAP) {
         return Ok(());
     }
