@@ -118,7 +118,7 @@ impl Image {
         let may_show_source = self.source().is_some_and(|source| {
             source.covers(self, extent.object_no) && !self.inner.complete.contains(extent.object_no)
         });
-        if may_show_source || !crate::object_map::head::is_marked(self, extent.object_no) {
+        if may_show_source || !crate::object_map::mark::is_marked(self, extent.object_no) {
             return false;
         }
         let object = self.data_object(extent.object_no.0);

@@ -15,7 +15,7 @@ use crate::header::Header;
 use crate::image::Image;
 use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectNo};
 use crate::migration::source::MigrationSource;
-use crate::object_map::head;
+use crate::object_map::{head, mark};
 
 /// Largest single write; callers cut larger ones.
 pub const MAX_WRITE_BYTES: u64 = 64 << 20;
@@ -233,7 +233,7 @@ impl Writer<'_> {
 
     async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
         self.copy_up(object_no).await?;
-        head::mark_exists(self.image, object_no).await
+        mark::mark_exists(self.image, object_no).await
     }
 
     async fn submit(&self, object_no: ObjectNo, op: WriteOp) -> Result<()> {
@@ -270,7 +270,7 @@ impl Writer<'_> {
         data: Bytes,
     ) -> Result<()> {
         let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
-        head::mark_exists(self.image, object_no).await?;
+        mark::mark_exists(self.image, object_no).await?;
         let mut op = WriteOp::new().alloc_hint(self.object_size()).write_full(data);
         if source.is_complete(self.image, object_no).await? {
             op.durability = Durability::Buffered;
@@ -303,7 +303,7 @@ impl Writer<'_> {
         if !self.image.inner.head_map.may_exist(object_no) {
             return Ok(());
         }
-        head::mark_exists(self.image, object_no).await?;
+        mark::mark_exists(self.image, object_no).await?;
         let op = WriteOp::buffered().zero(offset, length_bytes);
         absent_is_fine(
             self.image
@@ -348,7 +348,7 @@ impl Writer<'_> {
             let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
             if self.header.snaps.is_empty() {
                 // No history to keep: nothing needs to be copied, only hidden.
-                head::mark_exists(self.image, object_no).await?;
+                mark::mark_exists(self.image, object_no).await?;
                 self.submit(object_no, op).await?;
                 self.image.inner.complete.insert(object_no);
                 return Ok(());
@@ -369,7 +369,7 @@ impl Writer<'_> {
             }
         }
         op.durability = Durability::Buffered;
-        head::mark_exists(self.image, object_no).await?;
+        mark::mark_exists(self.image, object_no).await?;
         self.submit(object_no, op).await
     }
 
@@ -432,7 +432,7 @@ impl Writer<'_> {
         if !existed {
             return self.empty(object_no).await;
         }
-        head::mark_exists(self.image, object_no).await?;
+        mark::mark_exists(self.image, object_no).await?;
         Ok(io
             .store()
             .rollback(io.object(&object), &self.header.snapc, snap, Durability::Buffered)

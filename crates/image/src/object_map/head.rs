@@ -9,7 +9,7 @@ use ferry_cls::BitVector;
 use ferry_cls::CallExt as _;
 use ferry_cls::lock::{self, LockKind};
 use ferry_cls::rbd::{ObjectState, client, feature, flag};
-use ferry_store::{Errno, SnapId, Timestamp, WriteOp};
+use ferry_store::{Errno, SnapId, StoreError, Timestamp, WriteOp};
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
@@ -17,14 +17,17 @@ use crate::error::{ImageError, Result, absent_is_fine};
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::names;
+use crate::object_map::mark::Wanted;
 use crate::object_set::ObjectSet;
 
 /// The map in memory; empty while the lock is not owned, or the image has no usable map.
 #[derive(Debug, Default)]
 pub struct HeadMap {
-    bits: RwLock<Option<BitVector>>,
+    pub(super) bits: RwLock<Option<BitVector>>,
     /// Held while the map, or that of a snapshot, is changed.
     pub(super) updating: Mutex<()>,
+    /// What writers wait to see marked.
+    pub(super) wanted: Wanted,
     /// How often the map was loaded, dropped or replaced.
     epoch: AtomicU64,
     /// 1 + the epoch in which all that a migration will copy was marked; 0: never.
@@ -209,12 +212,22 @@ pub(crate) async fn update(
         }
         end
     };
-    let call = client::object_map_update(first.0, end, new, current);
+    set(image, first.0..end, new, current).await
+}
+
+/// As [`update`], for objects inside the map. The caller holds `updating`.
+pub(super) async fn set(
+    image: &Image,
+    objects: std::ops::Range<u64>,
+    new: ObjectState,
+    current: Option<ObjectState>,
+) -> Result<()> {
+    let call = client::object_map_update(objects.start, objects.end, new, current);
     let op = asserted().class_call(&call);
     match image.inner.io.write_meta(&object(image), op).await {
         Ok(_) => {
             if let Some(bits) = image.inner.head_map.bits.write().as_mut() {
-                for n in first.0..end {
+                for n in objects {
                     if changes(bits.get(n), new, current) {
                         bits.set(n, new.byte());
                     }
@@ -222,12 +235,18 @@ pub(crate) async fn update(
             }
             Ok(())
         }
-        Err(error) if error.errno == Errno::ESHUTDOWN => Err(error.into()),
-        Err(error) => {
-            tracing::error!(image = image.name(), %error, "object map update failed");
-            invalidate(image).await
-        }
+        Err(error) => failed(image, error).await,
     }
+}
+
+/// What follows from an update that failed: a client that was fenced says so, else the map is given up and the write
+/// goes on.
+pub(super) async fn failed(image: &Image, error: StoreError) -> Result<()> {
+    if error.errno == Errno::ESHUTDOWN {
+        return Err(error.into());
+    }
+    tracing::error!(image = image.name(), %error, "object map update failed");
+    invalidate(image).await
 }
 
 fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) -> bool {
@@ -243,23 +262,6 @@ fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) ->
             state == current || (current == ObjectState::Exists && state == ObjectState::ExistsClean)
         }
     }
-}
-
-/// Whether [`mark_exists`] has nothing to do.
-pub(crate) fn is_marked(image: &Image, object_no: ObjectNo) -> bool {
-    matches!(
-        image.inner.head_map.state(object_no),
-        None | Some(ObjectState::Exists)
-    )
-}
-
-/// Says that an object is about to be written.
-pub(crate) async fn mark_exists(image: &Image, object_no: ObjectNo) -> Result<()> {
-    if is_marked(image, object_no) {
-        return Ok(());
-    }
-    let end = ObjectNo(object_no.0 + 1);
-    update(image, object_no, end, ObjectState::Exists, None).await
 }
 
 /// Says that an object is about to be removed. False: it surely does not exist, there is nothing to remove.
@@ -369,6 +371,11 @@ pub(crate) async fn replace(image: &Image, map: BitVector) -> Result<()> {
 
 /// Stores the whole map. The caller holds `updating`.
 pub(super) async fn save(image: &Image, map: BitVector) -> Result<()> {
+    Ok(store(image, map).await?)
+}
+
+/// As [`save`], with the store's own error.
+pub(super) async fn store(image: &Image, map: BitVector) -> ferry_store::Result<()> {
     let op = asserted().class_call(&client::object_map_save(&map));
     image.inner.io.write_meta(&object(image), op).await?;
     *image.inner.head_map.bits.write() = Some(map);

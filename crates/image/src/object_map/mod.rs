@@ -3,10 +3,12 @@
 //!
 //! Invariant: a map never says "nonexistent" of an object that exists; it may say "exists" of one that does not.
 //! [`head`] keeps the head's map in memory under the exclusive lock, [`snap`] works on maps of snapshots, [`rebuild`]
-//! makes and checks maps from the objects themselves, [`ahead`] marks at once what a migration is going to copy.
+//! makes and checks maps from the objects themselves, [`mark`] marks what is about to be written, [`ahead`] at once what
+//! a migration is going to copy.
 
 pub mod ahead;
 pub mod head;
+pub(crate) mod mark;
 pub mod rebuild;
 pub mod snap;
 
