@@ -219,6 +219,13 @@ fn a_store_or_pool_of_a_newer_format_is_refused() {
                 .write_meta("o", WriteOp::new().create(true))
                 .await
                 .unwrap();
+            let connection = Connection::open(root.join(file)).unwrap();
+            let format: i64 = connection
+                .query_row("SELECT value FROM meta WHERE key = 'format'", [], |row| {
+                    row.get(0)
+                })
+                .unwrap();
+            assert_eq!(format, if opens { 2 } else { 1 }, "{file} after it was format 1");
         }
     });
 }
@@ -400,5 +407,66 @@ fn a_change_that_a_full_disk_could_not_finish_is_refused_before_it_counts() {
         after[40_970] = b'y';
         assert_eq!(head(&io, "o").await.unwrap(), after);
         assert_eq!(at(&io, "o", snap).await.unwrap(), vec![1; 65_536]);
+    });
+}
+
+#[test]
+fn layers_made_from_one_another_are_damage_and_no_endless_loop() {
+    two_threads().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        let store = open(&root, None).unwrap();
+        let writer = io(&store);
+        let mut snaps = Vec::new();
+        for round in 0..3 {
+            let op = full().write(round * 4096, vec![1; 4096]);
+            writer.write("o", &context(&snaps), op).await.unwrap();
+            snaps.push(store.snap_id_create(writer.pool()).await.unwrap());
+        }
+        store.shutdown().await.unwrap();
+        drop((writer, store));
+        let damage = |head_is_in: bool| {
+            let connection = Connection::open(root.join("pools/1/pool.db")).unwrap();
+            connection.execute("UPDATE layers SET chained = 0", []).unwrap();
+            let ring = match head_is_in {
+                // The head's and the clone's below it from each other: neither comes to the oldest clone.
+                true => "UPDATE layers SET parent = CASE lid WHEN 3 THEN 2 WHEN 2 THEN 3 END",
+                // Two that go, below one that stays.
+                false => "UPDATE layers SET parent = CASE lid WHEN 3 THEN 1 WHEN 1 THEN 2 WHEN 2 THEN 1 END",
+            };
+            assert_eq!(connection.execute(ring, []).unwrap(), 3);
+        };
+        damage(true);
+        let store = open(&root, None).unwrap();
+        let error = io(&store).list_snaps("o").await.unwrap_err();
+        assert_eq!(error.errno, Errno::EIO, "{error}");
+        assert!(
+            error.what.contains("object 'o'") && error.what.contains("3 from 2"),
+            "{error}"
+        );
+        drop(store);
+        damage(false);
+        {
+            // Both clones go with one snapshot.
+            let connection = Connection::open(root.join("pools/1/pool.db")).unwrap();
+            let moved = connection
+                .execute("UPDATE bodies SET layer = 2 WHERE layer = 1", [])
+                .unwrap();
+            assert_eq!(moved, 1);
+            let kept = connection
+                .execute("DELETE FROM bodies WHERE clone = 1", [])
+                .unwrap();
+            assert_eq!(kept, 1);
+        }
+        let store = open(&root, None).unwrap();
+        let error = store
+            .snap_id_remove(io(&store).pool(), snaps[1])
+            .await
+            .unwrap_err();
+        assert_eq!(error.errno, Errno::EIO, "{error}");
+        assert!(
+            error.what.contains("object 'o'") && error.what.contains("1 from 2"),
+            "{error}"
+        );
     });
 }

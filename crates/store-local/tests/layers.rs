@@ -205,8 +205,9 @@ async fn who_dies_while_cutting_a_chain_takes_no_unflushed_block_along() {
                     .await
                     .unwrap();
                 let (mut snaps, mut history) = (Vec::new(), Vec::new());
-                // Long enough that the next clone makes the head stand for itself first.
-                for round in 0..9u8 {
+                // Eight layers, so that the next clone makes the head stand for itself first; and the head has blocks enough
+                // for that to happen too when the layer below is merged.
+                for round in 0..7u8 {
                     snaps.push(store.snap_id_create(writer.pool()).await.unwrap());
                     history.push(now.clone());
                     let start = usize::from(round) * BLOCK + 7;
@@ -214,13 +215,13 @@ async fn who_dies_while_cutting_a_chain_takes_no_unflushed_block_along() {
                     let op = buffered().write(start as u64, vec![10 + round; 2 * BLOCK]);
                     writer.write("o", &context(&snaps), op).await.unwrap();
                 }
-                now[14 * BLOCK..].fill(99);
-                let last = buffered().write(14 * BLOCK as u64, vec![99; 2 * BLOCK]);
+                now[9 * BLOCK..].fill(99);
+                let last = buffered().write(9 * BLOCK as u64, vec![99; 7 * BLOCK]);
                 writer.write("o", &context(&snaps), last).await.unwrap();
                 let next = store.snap_id_create(writer.pool()).await.unwrap();
                 sim.fail_after(Fault::Writes, before, u64::MAX);
                 let outcome = match trims {
-                    true => store.snap_id_remove(writer.pool(), snaps.remove(8)).await,
+                    true => store.snap_id_remove(writer.pool(), snaps.remove(6)).await,
                     false => {
                         let op = buffered().write(0, now[..10].to_vec());
                         let all: Vec<SnapId> = snaps.iter().copied().chain([next]).collect();

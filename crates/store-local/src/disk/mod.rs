@@ -52,6 +52,11 @@ pub trait DiskFile: Send + Sync + Debug {
     fn stat(&self) -> io::Result<FileStat>;
     /// Makes content and length durable.
     fn sync_data(&self) -> io::Result<()>;
+    /// After [`Disk::sync_all`]: whether writing out this file has failed, as far as this opening of it has not been told.
+    /// Unlike another sync it does not make the medium empty its cache.
+    fn check_synced(&self) -> io::Result<()> {
+        self.sync_data()
+    }
     /// First run of allocated bytes at or after `offset`: start and end; `None` when only a hole follows.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
     /// The kernel's file, where that is what it is: two such can exchange bytes without this process in between.

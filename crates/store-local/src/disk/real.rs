@@ -164,6 +164,10 @@ impl DiskFile for RealFile {
         self.file.sync_data()
     }
 
+    fn check_synced(&self) -> io::Result<()> {
+        crate::sys::writeback::check(self.file.as_fd())
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
         let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(start) => start,

@@ -4,6 +4,7 @@
 //! the old block; a read that ends early where rows promise bytes is an error, never zeros. Callers hold the object's
 //! slot: shared to read, exclusively to change. Does not know rows beyond [`Object`], nor durability.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ pub(crate) struct Bulk<'a> {
     object: &'a Object,
     /// Whether reads may wait for the medium.
     waits: bool,
+    /// The live map of a head's layer that has no row yet.
+    unborn: Option<&'a RefCell<Bitmap>>,
 }
 
 /// Bits of a range of blocks.
@@ -54,6 +57,15 @@ impl<'a> Bulk<'a> {
             files,
             object,
             waits: true,
+            unborn: None,
+        }
+    }
+
+    /// The data of an object whose head's layer has no row yet; `map` is that layer's.
+    pub(crate) fn unborn(files: &'a Files, object: &'a Object, map: &'a RefCell<Bitmap>) -> Self {
+        Self {
+            unborn: Some(map),
+            ..Self::new(files, object)
         }
     }
 
@@ -81,11 +93,8 @@ impl<'a> Bulk<'a> {
     }
 
     fn blocks(&self, layer: &Layer, first: u64, end: u64) -> Result<Blocks> {
-        if !self.object.is_live(layer.lid) {
-            return Ok(Blocks {
-                first: 0,
-                map: layer.map.clone(),
-            });
+        if let Some(map) = self.map_in_memory(layer) {
+            return Ok(Blocks { first: 0, map });
         }
         let first_byte = first / 8;
         let count = (end.div_ceil(8) - first_byte) as usize;
@@ -103,8 +112,19 @@ impl<'a> Bulk<'a> {
         })
     }
 
+    /// The map of a layer as of now, unless a sidecar has it.
+    fn map_in_memory(&self, layer: &Layer) -> Option<Bitmap> {
+        if !self.object.is_live(layer.lid) {
+            return Some(layer.map.clone());
+        }
+        match self.unborn {
+            Some(map) => Some(map.borrow().clone()),
+            None => (!self.object.sidecar).then(|| layer.map.clone()),
+        }
+    }
+
     fn sidecar(&self, layer: &Layer) -> Result<crate::pool::files::Sidecar> {
-        // Loading an object makes its sidecar, so in the boot of the load there is one.
+        // It was there when the object was loaded.
         self.files.sidecar(layer)?.ok_or_else(|| {
             StoreError::new(
                 Errno::EIO,
@@ -118,8 +138,11 @@ impl<'a> Bulk<'a> {
 
     /// The map of a layer as of now.
     pub(crate) fn map_now(&self, layer: &Layer) -> Result<Bitmap> {
-        if layer.parent.is_none() || !self.object.is_live(layer.lid) {
+        if layer.parent.is_none() {
             return Ok(layer.map.clone());
+        }
+        if let Some(map) = self.map_in_memory(layer) {
+            return Ok(map);
         }
         let map = self.sidecar(layer)?.whole(layer.map.bytes().len() as u64 * 8);
         self.files.at(map, "read the map of", &layer.file)
@@ -380,7 +403,38 @@ impl<'a> Bulk<'a> {
         Ok(())
     }
 
+    /// Whether `steps` give the head's layer blocks that its row lacks, while it has no sidecar to say so: then it must be
+    /// given one first.
+    pub(crate) fn needs_sidecar(&self, layer: &Layer, steps: &[DataStep]) -> bool {
+        let adds = |step: &DataStep| match step {
+            DataStep::Write { offset, data } => self.adds_blocks(layer, *offset, data.len() as u64),
+            DataStep::Zero { offset, length_bytes } => self.adds_blocks(layer, *offset, *length_bytes),
+            DataStep::Truncate { .. } => false,
+        };
+        steps.iter().any(adds)
+    }
+
+    /// The same for a write of a range.
+    pub(crate) fn adds_blocks(&self, layer: &Layer, offset: u64, length_bytes: u64) -> bool {
+        let end = offset.saturating_add(length_bytes).min(layer.covered_bytes);
+        let mut blocks = offset / BLOCK_BYTES..blocks_of(end);
+        layer.parent.is_some()
+            && !self.object.sidecar
+            && offset < end
+            && blocks.any(|block| !layer.map.has(block))
+    }
+
     fn mark(&self, layer: &Layer, first: u64, end: u64) -> Result<()> {
+        if let Some(map) = self.unborn {
+            let mut map = map.borrow_mut();
+            for block in first..end {
+                map.insert(block);
+            }
+            return Ok(());
+        }
+        if !self.object.sidecar && (first..end).all(|block| layer.map.has(block)) {
+            return Ok(());
+        }
         let sidecar = self.sidecar(layer)?;
         let mut blocks = self.blocks(layer, first, end)?;
         let mut changed = false;

@@ -31,6 +31,8 @@ pub(crate) struct Object {
     pub(crate) layers: Vec<Arc<Layer>>,
     /// Changes that are committed but not yet in the head's file.
     pub(crate) redo: Option<Vec<u8>>,
+    /// Whether the live map of the head's layer is in a sidecar; else the map of its row is the live one.
+    pub(crate) sidecar: bool,
 }
 
 /// The head or a clone.
@@ -74,7 +76,7 @@ pub(crate) struct Layer {
     pub(crate) chained: bool,
     /// Bytes from the start that may equal the parent; what lies behind is this layer's own.
     pub(crate) covered_bytes: u64,
-    /// Durable map of the blocks that differ from the parent. Of the head's layer the sidecar file is ahead of it.
+    /// The row's map of the blocks that differ from the parent. Of the head's layer a sidecar, if it has one, is ahead.
     pub(crate) map: Bitmap,
     /// Not durable yet: after the end of this boot it counts as never made.
     pub(crate) provisional: bool,
@@ -89,6 +91,11 @@ impl Object {
     /// The head's layer, if it is bulk.
     pub(crate) fn head_layer(&self) -> Option<&Arc<Layer>> {
         self.layer(self.head.as_ref()?.layer?)
+    }
+
+    /// The layer that `layer` was made from, if it is still there.
+    pub(crate) fn below(&self, layer: &Layer) -> Option<&Arc<Layer>> {
+        self.layer(layer.parent?)
     }
 
     /// Whether `lid` is written to in place.
@@ -209,6 +216,7 @@ pub(crate) fn load(
         clones: Vec::new(),
         layers,
         redo,
+        sidecar: false,
     };
     for row in bodies {
         if row.body.size_bytes > crate::pool::schema::OBJECT_BYTES_MAX {

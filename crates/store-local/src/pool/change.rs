@@ -93,6 +93,10 @@ impl Pool {
         let lazy = provisional && unused.is_empty();
         let size_bytes = files.new.as_ref().map(|new| new.size_bytes);
         let redo = files.redo.is_some();
+        let below = match (&new, edit.object.as_deref()) {
+            (Some(new), Some(object)) => object.below(new).cloned(),
+            _ => None,
+        };
         let mut transaction = Transaction {
             edit,
             settled: files.settled,
@@ -128,7 +132,7 @@ impl Pool {
         if let (Some(new), Some(lid)) = (new, lid)
             && new.provisional
         {
-            self.mark_dirty(&key, &Layer { lid, ..new })?;
+            self.mark_dirty(&key, &Layer { lid, ..new }, false, below.as_ref())?;
         }
         self.remove_files(unused.into_iter().map(|(_, file)| file));
         if redo {

@@ -49,7 +49,7 @@ impl Pool {
         let bulk = Bulk::new(&self.files, object);
         let mut map = bulk.map_now(layer)?;
         self.copy_blocks(&bulk, parent, layer, |block| !map.has(block), layer.covered_bytes)?;
-        self.sync_layer(key, layer)?;
+        self.sync_layer(key, object, layer)?;
         // Where the parent is no body's, what counts is the difference to the layer that is.
         let below = object.layer(parent);
         let is_body =
@@ -61,6 +61,7 @@ impl Pool {
             }
             _ => (Some(parent), layer.covered_bytes),
         };
+        self.slots.bump(key.slot());
         if object.is_live(lid) && base.is_some() {
             self.files.extend_sidecar(layer, &map)?;
         }
@@ -88,9 +89,9 @@ impl Pool {
                 })
                 .collect(),
             redo: None,
+            sidecar: object.sidecar,
         };
         let unused = super::change::names_of(object, after.unused_layers(&used));
-        self.slots.bump(key.slot());
         let (path, doomed) = (self.db.path().to_owned(), unused.clone());
         self.db.write(Commit::Full, move |connection| {
             settled(connection, &path, lid, &map)?;

@@ -2,11 +2,12 @@
 //!
 //! Keeps invariant: a layer is entered after its bytes are in the file and before the write returns; a flush takes
 //! entries out, reads the live map, syncs the file, and only then makes the map durable, so the durable map never
-//! promises a block whose bytes might be lost. One flush at a time: a second one finds nothing to do only after the first
+//! promises a block whose bytes might be lost. With a provisional layer, what it was made from is synced too. One flush at a time: a second one finds nothing to do only after the first
 //! has made it durable, or has failed and said so. A failed sync poisons: the kernel may have dropped the bytes, and a second
 //! sync would claim success.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +15,7 @@ use ferry_store::{Errno, Result, StoreError};
 use parking_lot::Mutex;
 
 use super::Pool;
-use super::files::Sidecar;
+use super::files::{Files, Sidecar};
 use super::key::ObjectKey;
 use super::layers::settled;
 use crate::db::{Commit, SqlContext};
@@ -49,6 +50,18 @@ struct Entry {
     sidecar: Option<Sidecar>,
     blocks: u64,
     provisional: bool,
+    /// Of a provisional layer: the file of the layer that it was made from, which may be unsynced.
+    below: Option<(String, Arc<dyn DiskFile>)>,
+}
+
+impl Entry {
+    /// Syncs the file, after the one below; `sync` is how.
+    fn sync(&self, files: &Files, name: &str, sync: impl Fn(&dyn DiskFile) -> io::Result<()>) -> Result<()> {
+        if let Some((below, file)) = &self.below {
+            files.at(sync(&**file), "sync", below)?;
+        }
+        files.at(sync(&*self.file), "sync", name)
+    }
 }
 
 impl Dirty {
@@ -91,26 +104,37 @@ impl Dirty {
 }
 
 impl Pool {
-    /// Notes that a layer of `key` has bytes that are not durable. Only under the exclusive hold of the object.
-    pub(crate) fn mark_dirty(&self, key: &ObjectKey, layer: &Layer) -> Result<()> {
+    /// Notes that a head's layer of `key` has bytes that are not durable; `sidecar`: whether it has one, `below`: the layer
+    /// that it was made from. Only under the exclusive hold of the object.
+    pub(crate) fn mark_dirty(
+        &self,
+        key: &ObjectKey,
+        layer: &Layer,
+        sidecar: bool,
+        below: Option<&Arc<Layer>>,
+    ) -> Result<()> {
         let blocks = layer.map.bytes().len() as u64 * 8;
         if let Some(entry) = self.dirty.entries.lock().get_mut(&layer.file)
             && entry.blocks >= blocks
-            && entry.sidecar.is_some() == layer.parent.is_some()
+            && (entry.sidecar.is_some() || !sidecar)
+            && (entry.provisional || !layer.provisional)
         {
-            entry.provisional |= layer.provisional;
             return Ok(());
         }
         let entry = Entry {
             key: key.clone(),
             lid: layer.lid,
             file: self.files.open(&layer.file)?,
-            sidecar: match layer.parent {
-                Some(_) => self.files.sidecar(layer)?,
-                None => None,
+            sidecar: match sidecar {
+                true => self.files.sidecar(layer)?,
+                false => None,
             },
             blocks,
             provisional: layer.provisional,
+            below: match below.filter(|_| layer.provisional) {
+                Some(below) => Some((below.file.clone(), self.files.open(&below.file)?)),
+                None => None,
+            },
         };
         let full = {
             let mut entries = self.dirty.entries.lock();
@@ -168,14 +192,14 @@ impl Pool {
             let synced = self.files.disk().sync_all(self.files.data());
             synced
                 .map_err(|error| StoreError::io(&error, format!("sync {}", self.files.data().display())))?;
-            // Clean by now, so it costs little; and an error that somebody else's syncfs has taken shows here.
+            // An error that somebody else's syncfs has taken shows here.
             for (name, entry) in entries {
-                self.files.at(entry.file.sync_data(), "sync", name)?;
+                entry.sync(&self.files, name, |file| file.check_synced())?;
             }
         } else {
             let mut dirs = Vec::new();
             for (name, entry) in entries {
-                self.files.at(entry.file.sync_data(), "sync", name)?;
+                entry.sync(&self.files, name, |file| file.sync_data())?;
                 if entry.provisional {
                     let path = self.files.path_of(name);
                     if !dirs.contains(&path.parent().map(ToOwned::to_owned)) {

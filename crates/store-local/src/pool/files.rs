@@ -3,7 +3,8 @@
 //! A file is `data/<xx>/<gid>.<n>`: the client that made it and a number of that client, both hexadecimal, `xx` the low
 //! byte of the number. Names are never used twice, so an open file found by its name is always the right one.
 //!
-//! The *sidecar* `<name>.map` of a head's layer says which blocks differ from the parent right now. It is shared through
+//! The *sidecar* `<name>.map` of a head's layer, if there is one, says which blocks differ from the parent right now; without
+//! one the layer's row does. It is shared through
 //! the page cache, survives every process, and is void after the end of the boot that its header names.
 
 use std::collections::HashMap;
@@ -230,19 +231,26 @@ impl Files {
         let name = sidecar_name(file);
         self.open.lock().remove(&name);
         let path = self.path_of_any(&name);
-        let side = match self.disk.create_new(&path) {
-            Ok(side) => Ok(side),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.disk.open(&path),
-            Err(error) => Err(error),
-        };
-        let side = self.at(side, "create", &name)?;
         let mut bytes = map_header(&self.disk.boot_id()).to_vec();
         bytes.extend_from_slice(map.bytes());
-        // The magic comes last: a half-made sidecar is none.
-        self.at(side.write_at(&[0; 8], 0), "write", &name)?;
-        self.at(side.truncate(bytes.len() as u64), "write", &name)?;
-        self.at(side.write_at(&bytes[8..], 8), "write", &name)?;
-        self.at(side.write_at(&bytes[..8], 0), "write", &name)?;
+        let make = || -> io::Result<Arc<dyn DiskFile>> {
+            let side = match self.disk.create_new(&path) {
+                Ok(side) => {
+                    // Cut short, it is too short to count.
+                    side.write_at(&bytes, 0)?;
+                    return Ok(side);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.disk.open(&path)?,
+                Err(error) => return Err(error),
+            };
+            // The magic comes last: a half-made sidecar is none.
+            side.write_at(&[0; 8], 0)?;
+            side.truncate(bytes.len() as u64)?;
+            side.write_at(&bytes[8..], 8)?;
+            side.write_at(&bytes[..8], 0)?;
+            Ok(side)
+        };
+        let side = self.at(make(), "make", &name)?;
         self.keep(&name, &side);
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! Making layers and making them durable.
 //!
 //! A new layer is *provisional* when its operation is buffered: neither its file nor its name is synced before the row
-//! is committed, and after a power loss it counts as never made (docs/format-local.md, "Provisional layers").
+//! is committed, and after a power loss it counts as never made (docs/format-local.md, "Provisional layers"). What lies
+//! below it may be unsynced too, below any other layer nothing is.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,28 +42,34 @@ pub(crate) fn settled(connection: &Connection, path: &Path, lid: i64, map: &Bitm
 }
 
 impl Pool {
-    /// Makes content and, of a provisional layer, name of a layer durable. A failure poisons the object for this handle;
-    /// `EIO` if an earlier one has: the bytes that were lost then are not on the medium, whatever another sync says.
-    pub(crate) fn sync_layer(&self, key: &ObjectKey, layer: &Layer) -> Result<()> {
+    /// Makes content and, of a provisional layer, name of a layer durable, and first what a provisional layer was made
+    /// from. A failure poisons the object for this handle; `EIO` if an earlier one has: the bytes that were lost then are
+    /// not on the medium, whatever another sync says.
+    pub(crate) fn sync_layer(&self, key: &ObjectKey, object: &Object, layer: &Layer) -> Result<()> {
         if self.dirty.is_poisoned(key.namespace(), key.name()) {
             return Err(StoreError::new(
                 Errno::EIO,
                 format!("sync of object '{}': an earlier sync failed", key.name()),
             ));
         }
-        self.sync_written(key, layer)
+        self.sync_written(key, object, layer)
     }
 
     /// The same for one who has just written anew, from a record, all that an earlier failed sync may have lost of its
     /// writes.
-    pub(crate) fn sync_written(&self, key: &ObjectKey, layer: &Layer) -> Result<()> {
-        let file = self.files.open(&layer.file)?;
-        let synced = self.files.at(file.sync_data(), "sync", &layer.file);
-        let synced = match layer.provisional {
-            true => synced.and_then(|()| self.files.sync_name(&layer.file)),
-            false => synced,
+    pub(crate) fn sync_written(&self, key: &ObjectKey, object: &Object, layer: &Layer) -> Result<()> {
+        let sync = || -> Result<()> {
+            let below = object.below(layer).filter(|_| layer.provisional);
+            for name in below.map(|below| &below.file).into_iter().chain([&layer.file]) {
+                let file = self.files.open(name)?;
+                self.files.at(file.sync_data(), "sync", name)?;
+            }
+            match layer.provisional {
+                true => self.files.sync_name(&layer.file),
+                false => Ok(()),
+            }
         };
-        synced.inspect_err(|_| self.dirty.poison(key.namespace(), key.name()))
+        sync().inspect_err(|_| self.dirty.poison(key.namespace(), key.name()))
     }
 
     /// Leaves word, once, that this client makes files: whoever notices its death looks for those without rows.
@@ -109,29 +117,16 @@ impl Pool {
         durable: bool,
     ) -> Result<NewLayer> {
         let begin = |layer: Layer, file: &Arc<dyn DiskFile>| {
-            let shared = !parent.chained && self.try_share(&parent.file, &layer.file);
             self.files.at(file.truncate(size_bytes), "resize", &layer.file)?;
-            let map = Bitmap::empty(blocks_of(size_bytes));
-            self.files.make_sidecar(&layer.file, &map)?;
             Ok(Layer {
                 parent: Some(parent.lid),
-                chained: !shared,
+                chained: true,
                 covered_bytes: size_bytes,
-                map,
+                map: Bitmap::empty(blocks_of(size_bytes)),
                 ..layer
             })
         };
         self.new_layer(durable, begin, steps, Some((object, parent)))
-    }
-
-    fn try_share(&self, from: &str, to: &str) -> bool {
-        match self.files.share(from, to) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::trace!(%error, "the file system does not share blocks; reading through the parent");
-                false
-            }
-        }
     }
 
     fn new_layer(
@@ -158,16 +153,8 @@ impl Pool {
                 self.files.at(file.sync_data(), "sync", &name)?;
                 self.files.sync_name(&name)?;
             }
-            let map = self.scene(&layer, below);
-            let map = Bulk::new(&self.files, &map).map_now(&layer)?;
             let size_bytes = self.files.at(file.stat(), "read", &name)?.size_bytes;
-            Ok(NewLayer {
-                layer: match durable {
-                    true => Layer { map, ..layer },
-                    false => layer,
-                },
-                size_bytes,
-            })
+            Ok(NewLayer { layer, size_bytes })
         })();
         made.inspect_err(|_: &StoreError| self.discard(&name))
     }
@@ -206,31 +193,67 @@ impl Pool {
             clones: Vec::new(),
             layers,
             redo: None,
+            sidecar: false,
         }
     }
 
     fn fill(&self, mut layer: Layer, steps: &[DataStep], below: Option<(&Object, &Layer)>) -> Result<Layer> {
+        let map = RefCell::new(std::mem::take(&mut layer.map));
         for step in steps {
             if let DataStep::Truncate { size_bytes } = step {
                 layer.covered_bytes = layer.covered_bytes.min(*size_bytes);
             }
             let scene = self.scene(&layer, below);
-            let bulk = Bulk::new(&self.files, &scene);
+            let bulk = Bulk::unborn(&self.files, &scene, &map);
             bulk.reserve(&layer, std::slice::from_ref(step), false)?;
             bulk.apply(&layer, step)?;
         }
+        layer.map = map.into_inner();
         Ok(layer)
     }
 
     /// The head's layer as it is now, synced: what a clone may rest on. Only under the exclusive hold.
     pub(crate) fn settle(&self, key: &ObjectKey, object: &Object, layer: &Layer) -> Result<Layer> {
         let map = Bulk::new(&self.files, object).map_now(layer)?;
-        self.sync_layer(key, layer)?;
+        self.sync_layer(key, object, layer)?;
         Ok(Layer {
             map,
             provisional: false,
             ..layer.clone()
         })
+    }
+
+    /// The head's layer as it is now, if its row already says all of it: then a clone may rest on it unsynced, below a
+    /// provisional layer (docs/format-local.md, 4.3). Only under the exclusive hold.
+    pub(crate) fn in_row(&self, object: &Object, layer: &Layer) -> Result<Option<Layer>> {
+        let map = Bulk::new(&self.files, object).map_now(layer)?;
+        // What is cached may lag behind flushes.
+        if layer.provisional || map != layer.map {
+            let stored: (Vec<u8>, bool) = self
+                .db
+                .reader()?
+                .prepare_cached("SELECT map, provisional IS NOT NULL FROM layers WHERE lid = ?1")
+                .and_then(|mut statement| {
+                    statement.query_row([layer.lid], |row| Ok((row.get(0)?, row.get(1)?)))
+                })
+                .at(self.db.path(), "read")?;
+            if stored.1 || Bitmap::from_bytes(stored.0) != map {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Layer {
+            map,
+            provisional: false,
+            ..layer.clone()
+        }))
+    }
+
+    /// Syncs what the head's layer, provisional and about to go, was made from: nobody else may have.
+    pub(crate) fn settle_below(&self, key: &ObjectKey, object: &Object, layer: &Layer) -> Result<()> {
+        match object.below(layer).filter(|_| layer.provisional) {
+            Some(below) => self.sync_layer(key, object, below),
+            None => Ok(()),
+        }
     }
 
     /// Inserts the row of a new layer; gives its id.

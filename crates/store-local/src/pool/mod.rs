@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use crate::db::{Commit, Db, SqlContext};
 use crate::object::bitmap::Bitmap;
 use crate::object::plan::Judge;
-use crate::object::rows::{self, Object};
+use crate::object::rows::{self, Layer, Object};
 use crate::object::view::View;
 use dirty::Dirty;
 use files::Files;
@@ -85,24 +85,27 @@ impl Pool {
         }
         loop {
             let object = rows::load(&*self.db.reader()?, self.db.path(), key)?;
-            let Some(object) = object else {
+            let Some(mut object) = object else {
                 self.slots.remember(key, None);
                 return Ok(Some(None));
             };
-            if let Some(layer) = object.head_layer()
-                && layer.parent.is_some()
-                && self.files.sidecar(layer)?.is_none()
-            {
-                if !exclusive {
-                    return Ok(None);
+            let live = object.head_layer().filter(|layer| layer.parent.is_some());
+            if let Some(layer) = live.cloned() {
+                object.sidecar = self.files.sidecar(&layer)?.is_some();
+                // Without a sidecar of this boot no block was added in it. A chained layer then has what its row says;
+                // in one that stands for itself any block may have been written before the power was lost, so all count
+                // as different from the parent.
+                if !object.sidecar && (!layer.chained || object.redo.is_some()) {
+                    if !exclusive {
+                        return Ok(None);
+                    }
+                    let map = match layer.chained {
+                        true => layer.map.clone(),
+                        false => Bitmap::from_bytes(vec![0xff; layer.map.bytes().len()]),
+                    };
+                    self.make_live_sidecar(key, &layer, &map)?;
+                    object.sidecar = true;
                 }
-                // The power was lost. A chained layer falls back to what was durable; in one that stands for itself any
-                // block may have been written since, so all count as different from the parent.
-                let map = match layer.chained {
-                    true => layer.map.clone(),
-                    false => Bitmap::from_bytes(vec![0xff; layer.map.bytes().len()]),
-                };
-                self.files.make_sidecar(&layer.file, &map)?;
             }
             if object.redo.is_some() {
                 if !exclusive {
@@ -116,6 +119,13 @@ impl Pool {
             self.slots.remember(key, object.clone());
             return Ok(Some(object));
         }
+    }
+
+    /// Gives the head's layer a sidecar; what was cached of the object is void then. Only under the exclusive hold.
+    pub(crate) fn make_live_sidecar(&self, key: &ObjectKey, layer: &Layer, map: &Bitmap) -> Result<()> {
+        // First: whoever went on believing the row would miss what the sidecar gets.
+        self.slots.bump(key.slot());
+        self.files.make_sidecar(&layer.file, map)
     }
 
     /// As [`Pool::load`] under an exclusive hold.
@@ -201,7 +211,7 @@ impl Pool {
     pub(crate) fn list_snaps(&self, key: &ObjectKey, exclusive: bool) -> Result<Option<SnapSet>> {
         match self.load(key, exclusive)? {
             None => Ok(None),
-            Some(Some(object)) => snaps::list(&self.files, &object).map(Some),
+            Some(Some(object)) => snaps::list(&self.files, key, &object).map(Some),
             Some(None) => Err(StoreError::new(
                 Errno::ENOENT,
                 format!("list snapshots of pool {} {key}", self.id),

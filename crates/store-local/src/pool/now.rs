@@ -10,7 +10,7 @@ use super::Pool;
 use super::key::NamedHash;
 use crate::object::bitmap::BLOCK_BYTES;
 use crate::object::data::Bulk;
-use crate::object::rows::Layer;
+use crate::object::rows::{Layer, Object};
 
 impl Pool {
     /// Fills `buffer` with the object's bytes at `snap` from `offset` on, zeroes past its end.
@@ -79,7 +79,7 @@ impl Pool {
         if data.is_empty()
             || snapc.seq() > object.snap_seq
             || self.dirty.is_poisoned(key.namespace(), key.name())
-            || !self.is_ready(layer, offset, data.len() as u64)
+            || !self.is_ready(&object, layer, offset, data.len() as u64)
         {
             return false;
         }
@@ -89,16 +89,22 @@ impl Pool {
         self.slots.set_overwrite_version(&key, version);
         let written = Bulk::new(&self.files, &object).write(layer, offset, data);
         // Also after a failure: some bytes may have changed.
-        self.mark_dirty(&key, layer).and(written).is_ok()
+        self.mark_dirty(&key, layer, object.sidecar, object.below(layer))
+            .and(written)
+            .is_ok()
     }
 
     /// Whether the file has room for the bytes, so that a full disk cannot cut the write short; what fits into one block
     /// fails whole.
-    fn is_ready(&self, layer: &Layer, offset: u64, length_bytes: u64) -> bool {
+    fn is_ready(&self, object: &Object, layer: &Layer, offset: u64, length_bytes: u64) -> bool {
         let Some(file) = self.files.opened(&layer.file) else {
             return false;
         };
-        if layer.parent.is_some() && self.files.opened_sidecar(layer).is_none() {
+        let has_map = match layer.parent {
+            Some(_) if object.sidecar => self.files.opened_sidecar(layer).is_some(),
+            _ => !Bulk::new(&self.files, object).adds_blocks(layer, offset, length_bytes),
+        };
+        if !has_map {
             return false;
         }
         let end = offset.saturating_add(length_bytes);

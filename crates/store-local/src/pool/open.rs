@@ -245,6 +245,7 @@ struct Lost {
     oid: i64,
     file: String,
     parent: Option<(String, bool)>,
+    /// Length that the parent had at least, when the layer was made.
     covered_bytes: u64,
 }
 
@@ -314,7 +315,18 @@ impl Pool {
                 self.files.share(parent, &layer.file)?;
             }
             file.truncate(layer.covered_bytes)?;
-            file.sync_data()
+            file.sync_data()?;
+            // What grew the parent, before the clone that rests on it was made, may be lost too.
+            let below = match disk.open(&self.files.path_of(parent)) {
+                // Damage is for those to report who read there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                opened => opened?,
+            };
+            if below.stat()?.size_bytes < layer.covered_bytes {
+                below.truncate(layer.covered_bytes)?;
+                below.sync_data()?;
+            }
+            Ok(())
         };
         remake().map_err(|error| StoreError::io(&error, format!("make anew {}", path.display())))?;
         self.files.sync_name(&layer.file)

@@ -95,7 +95,7 @@ impl Pool {
             bulk.apply(layer, step)?;
         }
         let map = bulk.map_now(layer)?;
-        self.sync_written(key, layer)?;
+        self.sync_written(key, object, layer)?;
         let (oid, lid) = (object.oid, layer.lid);
         let path = self.db.path().to_owned();
         self.db.write(Commit::Full, move |connection| {

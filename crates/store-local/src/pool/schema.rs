@@ -10,8 +10,8 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::db::SqlContext;
 
-/// Format that this program writes.
-pub(crate) const FORMAT: i64 = 1;
+/// Format that this program writes; format 1 becomes it when a pool is opened (docs/format-local.md, 11).
+pub(crate) const FORMAT: i64 = 2;
 /// Bytes of an inline page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Page keys are `bid << PAGE_SHIFT | page`; the shift covers the largest object.
@@ -55,7 +55,12 @@ pub(crate) fn prepare(connection: &Connection, path: &Path) -> Result<()> {
         connection.execute_batch(TABLES).at(path, "make tables in")?;
         return meta_set(connection, path, "format", FORMAT);
     }
-    check_format(meta_get(connection, path, "format")?, FORMAT, path)
+    let found = meta_get(connection, path, "format")?;
+    check_format(found, FORMAT, path)?;
+    match found {
+        Some(FORMAT) => Ok(()),
+        _ => meta_set(connection, path, "format", FORMAT),
+    }
 }
 
 /// Refuses formats newer than `known`, and files without one.

@@ -17,11 +17,13 @@ use crate::object::inline;
 use crate::object::plan::Change;
 use crate::object::rows::{Body, CloneBody, Layer, Object};
 
+/// Layers named in one message.
+const RING_NAMED_MAX: usize = 16;
 /// Objects trimmed between two looks at the table.
 pub(crate) const TRIM_BATCH: usize = 64;
 
 /// Clones and head with overlaps.
-pub(crate) fn list(files: &super::files::Files, object: &Object) -> Result<SnapSet> {
+pub(crate) fn list(files: &super::files::Files, key: &ObjectKey, object: &Object) -> Result<SnapSet> {
     let bulk = Bulk::new(files, object);
     let size = |body: &Body| match body.layer {
         Some(lid) => bulk.size(body, lid),
@@ -41,7 +43,10 @@ pub(crate) fn list(files: &super::files::Files, object: &Object) -> Result<SnapS
                 Some(_) => Vec::new(),
             },
             (Some(old), Some(newer)) => match newer.layer {
-                Some(new) => shared(&bulk, object, old, new, clone.body.size_bytes.min(size(newer)?))?,
+                Some(new) => {
+                    let size_bytes = clone.body.size_bytes.min(size(newer)?);
+                    shared(&bulk, key, object, (old, new), size_bytes)?
+                }
                 None => Vec::new(),
             },
         };
@@ -68,10 +73,17 @@ pub(crate) fn list(files: &super::files::Files, object: &Object) -> Result<SnapS
 
 /// What layer `new` has in common with `old` in the first `size_bytes`: all that no layer from `new` down to, without,
 /// `old` has of its own. Nothing when `new` was not made from `old`.
-fn shared(bulk: &Bulk<'_>, object: &Object, old: i64, new: i64, size_bytes: u64) -> Result<Vec<Extent>> {
+fn shared(
+    bulk: &Bulk<'_>,
+    key: &ObjectKey,
+    object: &Object,
+    (old, new): (i64, i64),
+    size_bytes: u64,
+) -> Result<Vec<Extent>> {
     let mut changed = Bitmap::empty(blocks_of(size_bytes));
     let mut end = size_bytes;
     let mut lid = new;
+    let mut steps = 0;
     while lid != old {
         let Some(layer) = object.layer(lid) else {
             return Ok(Vec::new());
@@ -79,6 +91,10 @@ fn shared(bulk: &Bulk<'_>, object: &Object, old: i64, new: i64, size_bytes: u64)
         let Some(parent) = layer.parent else {
             return Ok(Vec::new());
         };
+        steps += 1;
+        if steps > object.layers.len() {
+            return Err(ring(key, object, new));
+        }
         changed.merge(&bulk.map_now(layer)?);
         end = end.min(layer.covered_bytes);
         lid = parent;
@@ -92,6 +108,23 @@ fn shared(bulk: &Bulk<'_>, object: &Object, old: i64, new: i64, size_bytes: u64)
         );
     }
     Ok(overlap)
+}
+
+/// The error of layers of which each was made from the next, and the last from the first.
+fn ring(key: &ObjectKey, object: &Object, lid: i64) -> StoreError {
+    let layers = object
+        .layers
+        .iter()
+        .filter_map(|layer| Some((layer.lid, layer.parent?)));
+    let parents: Vec<String> = layers
+        .take(RING_NAMED_MAX)
+        .map(|(lid, parent)| format!("{lid} from {parent}"))
+        .collect();
+    let what = format!(
+        "{key}: what layer {lid} was made from has no end ({}): its rows are damaged",
+        parents.join(", ")
+    );
+    StoreError::new(Errno::EIO, what)
 }
 
 impl Pool {
@@ -161,6 +194,9 @@ impl Pool {
             Some(layer) if edit.clone.is_some() => Some(self.settle(key, object, layer)?),
             _ => None,
         };
+        if let Some(layer) = object.head_layer() {
+            self.settle_below(key, object, layer)?;
+        }
         let layer = source.as_ref().and_then(|body| object.layer(body.layer?));
         let new = match layer {
             Some(layer) => Some(self.new_child(object, layer, edit.size_bytes, &[], true)?),
@@ -287,7 +323,9 @@ impl Pool {
             Some(layer) if layer.provisional && goes => Some(self.settle(key, &object, layer)?),
             _ => None,
         };
-        let rebased = self.rebased(&object, &unused)?;
+        // First: a sidecar that is made for one of these layers voids what was cached.
+        self.slots.bump(key.slot());
+        let rebased = self.rebased(key, &object, &unused)?;
         // The next older clone's newer version is now the next newer one.
         let older = index.checked_sub(1).map(|older| &object.clones[older]);
         let older = older.filter(|older| older.body.layer.is_none()).map(|older| {
@@ -295,7 +333,6 @@ impl Pool {
             (older.body.bid, extents::encode(&overlap))
         });
         let last = goes && object.head.is_none() && object.clones.len() == 1;
-        self.slots.bump(key.slot());
         let (path, oid, doomed) = (self.db.path().to_owned(), object.oid, unused.clone());
         self.db.write(Commit::Full, move |connection| {
             if let Some(layer) = settled {
@@ -319,7 +356,7 @@ impl Pool {
 
     /// Layers that stand for themselves and were made from one that goes: what they differ in from the layer that one
     /// was made from. Of a live layer the sidecar already says so afterwards, which errs on the safe side.
-    fn rebased(&self, object: &Object, unused: &[(i64, String)]) -> Result<Vec<Layer>> {
+    fn rebased(&self, key: &ObjectKey, object: &Object, unused: &[(i64, String)]) -> Result<Vec<Layer>> {
         let goes = |lid: i64| unused.iter().any(|(unused, _)| *unused == lid);
         let bulk = Bulk::new(&self.files, object);
         let mut rebased = Vec::new();
@@ -333,8 +370,12 @@ impl Pool {
                 continue;
             };
             layer.map = bulk.map_now(&layer)?;
-            let mut next = Some(gone);
+            let (mut next, mut steps) = (Some(gone), 0);
             while let Some(below) = next.filter(|lid| goes(*lid)).and_then(|lid| object.layer(lid)) {
+                steps += 1;
+                if steps > object.layers.len() {
+                    return Err(ring(key, object, layer.lid));
+                }
                 layer.map.merge(&below.map);
                 layer.covered_bytes = layer.covered_bytes.min(below.covered_bytes);
                 next = below.parent;

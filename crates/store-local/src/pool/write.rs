@@ -113,6 +113,13 @@ impl Pool {
             self.raise_snap_seq(key, object, snapc.seq())?;
         }
         let bulk = Bulk::new(&self.files, object);
+        if bulk.needs_sidecar(layer, &steps) {
+            self.make_live_sidecar(key, layer, &layer.map)?;
+            return match self.load_exclusive(key)?.as_deref() {
+                Some(object) => self.overwrite(key, object, snapc, size_before, plan),
+                None => Ok(None),
+            };
+        }
         bulk.reserve(layer, &steps, false)?;
         let version = self.next_version()?;
         self.slots.set_overwrite_version(key, version);
@@ -120,7 +127,7 @@ impl Pool {
         for step in &steps {
             outcome = outcome.and_then(|()| bulk.apply(layer, step));
         }
-        self.mark_dirty(key, layer)?;
+        self.mark_dirty(key, layer, object.sidecar, object.below(layer))?;
         outcome.map(|()| Some(WriteReply { version }))
     }
 
@@ -175,6 +182,26 @@ impl Pool {
         let tail = &edit.changes[removal.map_or(0, |index| index + 1)..];
         let fresh = removal.is_some() || object.is_none_or(|object| object.head.is_none());
         let bulk_after = edit.exists && if fresh { edit.bulk_if_new } else { old.is_some() };
+        let (steps, replaced) = steps_of(tail);
+        let shrinks = steps
+            .iter()
+            .any(|step| matches!(step, DataStep::Truncate { size_bytes } if *size_bytes < edit.size_before));
+        let durable = durability == Durability::Full || shrinks;
+        if let (Some(layer), Some(object)) = (old, object) {
+            let on_top = clone && bulk_after && !fresh && !replaced;
+            if on_top
+                && !durable
+                && let Some(parent) = self.in_row(object, layer)?
+            {
+                return Ok(FileEdit {
+                    new: Some(self.new_child(object, &parent, edit.size_before, &steps, false)?),
+                    ..FileEdit::default()
+                });
+            }
+            if fresh && !clone {
+                self.settle_below(&edit.key, object, layer)?;
+            }
+        }
         // What a clone keeps, or what stays the head's while rows change, is made durable first.
         let keeps_old = old.is_some() && (clone || !fresh);
         let settled = match (old, object) {
@@ -189,12 +216,10 @@ impl Pool {
                 ..FileEdit::default()
             });
         }
-        let (steps, replaced) = steps_of(tail);
-        let durable = durability == Durability::Full;
         if fresh || replaced {
             // Where a power loss could not fall back to the old head, the new one must be whole before it replaces it.
             let replaces = object.is_some_and(|object| object.head.is_some());
-            let new = self.new_base(&steps, durable || replaces)?;
+            let new = self.new_base(&steps, durability == Durability::Full || replaces)?;
             return Ok(FileEdit {
                 settled,
                 new: Some(new),
@@ -209,10 +234,7 @@ impl Pool {
         };
         if clone {
             let parent = settled.as_ref().unwrap_or(old);
-            let shrinks = steps.iter().any(
-                |step| matches!(step, DataStep::Truncate { size_bytes } if *size_bytes < edit.size_before),
-            );
-            let new = self.new_child(object, parent, edit.size_before, &steps, durable || shrinks)?;
+            let new = self.new_child(object, parent, edit.size_before, &steps, durable)?;
             return Ok(FileEdit {
                 settled,
                 new: Some(new),

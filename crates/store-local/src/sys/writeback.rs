@@ -15,6 +15,11 @@ fn sync_file_range(file: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> 
     }
 }
 
+/// Waits for what is being written out, and reports the error, if any, that this opening of the file has not reported yet.
+pub(crate) fn check(file: BorrowedFd<'_>) -> io::Result<()> {
+    sync_file_range(file, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+}
+
 /// Lets the medium begin with what is dirty, so that a later sync finds less to do.
 pub(crate) fn start(file: BorrowedFd<'_>) -> io::Result<()> {
     sync_file_range(file, libc::SYNC_FILE_RANGE_WRITE)
