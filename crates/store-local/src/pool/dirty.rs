@@ -220,6 +220,14 @@ impl Pool {
         let path = self.db.path().to_owned();
         self.db.write(Commit::Full, move |connection| {
             for (lid, live) in rows {
+                if live.bytes().is_empty() {
+                    // Nothing beyond what the row says.
+                    connection
+                        .prepare_cached("UPDATE layers SET provisional = NULL WHERE lid = ?1")
+                        .and_then(|mut statement| statement.execute([lid]))
+                        .at(&path, "write")?;
+                    continue;
+                }
                 let stored: Option<Vec<u8>> = connection
                     .prepare_cached("SELECT map FROM layers WHERE lid = ?1")
                     .and_then(|mut statement| {

@@ -1,0 +1,72 @@
+//! How the object map is told of objects that are about to be written: before they are, and of many at once.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
+
+mod support;
+
+use ferry_cls::rbd::ObjectState;
+use ferry_image::admin::create::{self, CreateOptions};
+use ferry_image::object_map::snap;
+use ferry_image::{Image, ImageKey, OpenOptions, Progress};
+use ferry_store::wrappers::{OpKind, Record, RecordingStore};
+use ferry_store::{IoCtx, Scope, SnapId};
+use support::{Engine, pool};
+
+const OBJECT_BYTES: u64 = 4 << 20;
+const OBJECTS: u64 = 64;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_writes_that_come_together_are_marked_together_and_before_they_are_made() {
+    for stride in [1, 3] {
+        let engine = Engine::local();
+        let store = RecordingStore::new(engine.connect().await, 100_000);
+        let id = pool(&engine.connect().await, "rbd").await.pool();
+        let io = IoCtx::new(store.clone(), Scope::new(id));
+        let options = CreateOptions {
+            size_bytes: OBJECTS * OBJECT_BYTES,
+            ..CreateOptions::default()
+        };
+        create::create(&io, "image", &options).await.unwrap();
+        let image = Image::open(&io, ImageKey::Name("image"), OpenOptions::read_write())
+            .await
+            .unwrap();
+        let write = |object: u64, fill: u8| image.write(object * OBJECT_BYTES, vec![fill; 4096].into());
+        for object in 0..OBJECTS {
+            write(object, 1).await.unwrap();
+        }
+        image.snap_create("snap", &Progress::silent()).await.unwrap();
+        store.hook().clear();
+        let written: Vec<u64> = (0..OBJECTS).filter(|object| object % stride == 0).collect();
+        let all = futures::future::join_all(written.iter().map(|object| write(*object, 2))).await;
+        assert!(all.into_iter().all(|done| done.is_ok()));
+        let records: Vec<Record> = store
+            .hook()
+            .records()
+            .into_iter()
+            .filter(|record| record.kind == OpKind::Write)
+            .collect();
+        let (marks, data): (Vec<&Record>, Vec<&Record>) = records
+            .iter()
+            .partition(|record| record.name.starts_with("rbd_object_map"));
+        assert_eq!(data.len(), written.len(), "{records:#?}");
+        assert!(
+            data.iter().all(|write| write.begun > marks[0].begun),
+            "{records:#?}"
+        );
+        // One of the first, one of all that came meanwhile.
+        assert!(marks.len() <= 3, "stride {stride}: {marks:#?}");
+        let map = snap::load(&image, SnapId::HEAD).await.unwrap().unwrap();
+        for object in 0..OBJECTS {
+            let expected = match object % stride {
+                0 => ObjectState::Exists,
+                _ => ObjectState::ExistsClean,
+            };
+            assert_eq!(
+                map.get(object),
+                Some(expected.byte()),
+                "object {object}, stride {stride}"
+            );
+        }
+        image.close().await.unwrap();
+    }
+}
