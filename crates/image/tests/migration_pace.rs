@@ -27,7 +27,7 @@ use support::{Engine, pool};
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
-/// Counts writes of whole objects, which take so many virtual milliseconds each.
+/// Counts copies of whole objects (written, or made by the engine), which take so many virtual milliseconds each.
 #[derive(Debug, Default)]
 struct Copies {
     delay_ms: AtomicU64,
@@ -41,7 +41,8 @@ impl Hook for Copies {
     type Token = bool;
 
     async fn before(&self, call: &Call<'_>) -> Result<bool, StoreError> {
-        let copies = call.kind == OpKind::Write && call.name.starts_with("rbd_data.");
+        let copies =
+            matches!(call.kind, OpKind::Write | OpKind::CopyInto) && call.name.starts_with("rbd_data.");
         if copies {
             let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);

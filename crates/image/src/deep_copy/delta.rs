@@ -28,6 +28,28 @@ pub(super) struct Version {
     pub change: Option<Change>,
 }
 
+impl Version {
+    /// The versions of an object that exists at the head alone.
+    pub(super) fn only_head(source: &MigrationSource) -> Vec<Version> {
+        let absent = source.history().iter().map(|point| Version {
+            snap: point.target,
+            living: point.living,
+            exists: false,
+            change: None,
+        });
+        let head = Version {
+            snap: SnapId::HEAD,
+            living: true,
+            exists: true,
+            change: Some(Change::Write {
+                steps: Vec::new(),
+                data_bytes: 0,
+            }),
+        };
+        absent.chain([head]).collect()
+    }
+}
+
 /// A difference between two versions.
 #[derive(Debug)]
 pub(super) enum Change {
@@ -44,21 +66,51 @@ pub(super) enum Change {
 
 /// A piece of the target's object and where its bytes lie in the image.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    offset: u64,
-    image: ImageExtent,
+pub(super) struct Piece {
+    /// First byte in the target's object.
+    pub offset: u64,
+    /// Where its bytes lie in the image.
+    pub image: ImageExtent,
+}
+
+/// What the source has for one object of the target.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// The pieces of the target's object, ascending.
+    pub pieces: Vec<Piece>,
+    /// Those of the source's objects that exist in some version.
+    snapsets: BTreeMap<ObjectNo, SnapSet>,
+}
+
+impl Sources {
+    /// Asks the source.
+    pub(super) async fn find(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> Result<Self> {
+        let pieces = pieces(target, object_no);
+        let snapsets = snapsets(source, &pieces).await?;
+        Ok(Self { pieces, snapsets })
+    }
+
+    /// Whether no snapshot that came along has anything of the object.
+    pub(super) fn only_at_head(&self, source: &MigrationSource) -> bool {
+        let mut history = source.history().iter();
+        !history.any(|point| exists_at(source, &self.pieces, &self.snapsets, point.source))
+    }
+
+    /// Whether an object of the source exists at its head.
+    pub(super) fn exists_at_head(&self, object_no: ObjectNo) -> bool {
+        let set = self.snapsets.get(&object_no);
+        set.is_some_and(|set| serving(set, SnapId::HEAD).is_some())
+    }
 }
 
 /// The versions of one object, oldest first, the head last.
 pub(super) async fn versions(
-    target: &Image,
     source: &MigrationSource,
-    object_no: ObjectNo,
+    sources: &Sources,
     options: CopyOptions,
     zero_bytes: &mut u64,
 ) -> Result<Vec<Version>> {
-    let pieces = pieces(target, object_no);
-    let snapsets = snapsets(source, &pieces).await?;
+    let Sources { pieces, snapsets } = sources;
     let source_header = source.image().header();
     let head = MigratedSnap {
         target: SnapId::HEAD,
@@ -77,8 +129,8 @@ pub(super) async fn versions(
         } else {
             source_header.size_at(source_snap).unwrap_or(0)
         };
-        let changed = changed_pieces(source, &pieces, &snapsets, before, source_snap);
-        let exists = exists_at(source, &pieces, &snapsets, source_snap);
+        let changed = changed_pieces(source, pieces, snapsets, before, source_snap);
+        let exists = exists_at(source, pieces, snapsets, source_snap);
         let change = match (existed, exists) {
             (false, false) => None,
             (true, false) => {

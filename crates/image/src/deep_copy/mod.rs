@@ -5,21 +5,25 @@
 //! asserts that nobody has been there before (`assert_snapc_seq`); "somebody has" counts as done, so the copy may be
 //! killed between any two writes and begun again, by anybody.
 //!
-//! Invariants: every write is atomic and durable when it returns; the object is complete (see
-//! [`crate::migration::source`]) only after the last one. Object maps say "exists" before the object does.
+//! An object with one version is copied by the engine itself where it can ([`engine`]).
+//!
+//! Invariants: every write is atomic; it is durable when it returns, but for the only write of an object with one version,
+//! of which a power loss leaves all or nothing. The object is complete (see [`crate::migration::source`]) only after the
+//! last one. Object maps say "exists" before the object does.
 
 mod delta;
+mod engine;
 mod zeroes;
 
 use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};
-use ferry_store::{Errno, SnapContext, SnapId, WriteOp, WriteStep};
+use ferry_store::{Durability, Errno, SnapContext, SnapId, WriteOp, WriteStep};
 
 use crate::error::Result;
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::migration::source::MigrationSource;
-use delta::{Change, Version};
+use delta::{Change, Sources, Version};
 
 /// What a copy did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,8 +101,18 @@ async fn copy(
     object_no: ObjectNo,
     options: CopyOptions,
 ) -> Result<Copied> {
+    let sources = Sources::find(target, source, object_no).await?;
+    if !options.zero_detect {
+        let mark = async || match target.inner.head_map.is_marked_ahead() {
+            true => Ok(()),
+            false => mark_maps(target, source, &Version::only_head(source), object_no).await,
+        };
+        if let Some(copied) = engine::copy(target, source, object_no, &sources, mark).await? {
+            return Ok(copied);
+        }
+    }
     let mut zero_bytes = 0;
-    let versions = delta::versions(target, source, object_no, options, &mut zero_bytes).await?;
+    let versions = delta::versions(source, &sources, options, &mut zero_bytes).await?;
     if versions.iter().all(|version| version.change.is_none()) {
         return Ok(Copied {
             zero_bytes,
@@ -119,6 +133,8 @@ async fn copy(
     };
     let base = source.base_context();
     let mut last_seq = None;
+    let changes = versions.iter().filter(|version| version.change.is_some());
+    let only_head = changes.count() == 1 && versions.last().is_some_and(|head| head.change.is_some());
     for (index, version) in versions.iter().enumerate() {
         let Some(change) = &version.change else { continue };
         let context = if version.snap.is_head() {
@@ -134,6 +150,10 @@ async fn copy(
                 op = op.alloc_hint(object_size);
                 op.steps.extend(steps.iter().cloned());
             }
+        }
+        if only_head {
+            // Absent or whole after a power loss, as one that the engine copies.
+            op.durability = Durability::Buffered;
         }
         last_seq = Some(context.seq());
         write(target, &object, &context, op).await?;

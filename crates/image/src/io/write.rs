@@ -272,12 +272,18 @@ impl Writer<'_> {
         let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
         mark::mark_exists(self.image, object_no).await?;
         let mut op = WriteOp::new().alloc_hint(self.object_size()).write_full(data);
-        if source.is_complete(self.image, object_no).await? {
+        if source.is_complete(self.image, object_no).await? || Self::makes_it(source) {
             op.durability = Durability::Buffered;
         }
         self.submit(object_no, op).await?;
         self.image.inner.complete.insert(object_no);
         Ok(())
+    }
+
+    /// Whether a write to an object that is not complete makes it: without history that came along, such a one is absent.
+    /// Then the write may be buffered, as a power loss leaves all or nothing of it, and nothing shows the source.
+    fn makes_it(source: &MigrationSource) -> bool {
+        source.base_seq() == 0
     }
 
     async fn discard(&self, extent: ObjectExtent) -> Result<()> {

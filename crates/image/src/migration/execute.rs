@@ -213,6 +213,8 @@ pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
     meter.finish().await;
     copied?;
     ahead::take_back(image, &uncopied).await?;
+    // Copies may be buffered. If a flush failed meanwhile, only this handle knows.
+    image.flush_data().await?;
     let total = objects.len().max(1);
     progress.update(total, total);
     Ok(())
