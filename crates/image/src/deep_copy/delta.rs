@@ -15,6 +15,9 @@ use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::{MigratedSnap, MigrationSource};
 use crate::snapshot::diff::{changed_runs, serving};
 
+/// Most bytes of one object's versions that are kept between reading and writing, unless only one has any.
+const KEPT_BYTES: u64 = 16 << 20;
+
 /// One version of the object: at a snapshot of the target, or its head.
 #[derive(Debug)]
 pub(super) struct Version {
@@ -41,10 +44,7 @@ impl Version {
             snap: SnapId::HEAD,
             living: true,
             exists: true,
-            change: Some(Change::Write {
-                steps: Vec::new(),
-                data_bytes: 0,
-            }),
+            change: Some(Change::Write(Contents::Kept(Written::default()))),
         };
         absent.chain([head]).collect()
     }
@@ -56,12 +56,62 @@ pub(super) enum Change {
     /// The object goes away.
     Remove,
     /// Bytes change.
-    Write {
-        /// Steps of one write.
-        steps: Vec<WriteStep>,
-        /// Bytes of data in them.
-        data_bytes: u64,
-    },
+    Write(Contents),
+}
+
+/// The bytes of a change.
+#[derive(Debug)]
+pub(super) enum Contents {
+    /// They were kept.
+    Kept(Written),
+    /// The object's versions are too large to keep them all: read again when they are written. The source stands still.
+    ToRead(Difference),
+}
+
+/// What differs between a version and the one before, and how that is read.
+#[derive(Debug)]
+pub(super) struct Difference {
+    changed: Vec<Piece>,
+    /// The source's snapshot.
+    snap: SnapId,
+    /// Bytes of the source that count there.
+    overlap_bytes: u64,
+    /// The target's object before: whether it exists, and its size.
+    existed: bool,
+    size_before_bytes: u64,
+}
+
+impl Difference {
+    /// Reads it.
+    pub(super) async fn read(&self, source: &MigrationSource, options: CopyOptions) -> Result<Written> {
+        let mut found = read_pieces(source, &self.changed, self.snap, self.overlap_bytes).await?;
+        let zero_bytes = if options.zero_detect {
+            zeroes::leave_out(&mut found)
+        } else {
+            0
+        };
+        let data_bytes = found.data.iter().map(|(_, data)| data.len() as u64).sum();
+        let (steps, size_bytes) = write_steps(found, self.size_before_bytes, self.existed);
+        Ok(Written {
+            steps,
+            size_bytes,
+            data_bytes,
+            zero_bytes,
+        })
+    }
+}
+
+/// A difference that was read.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// Steps of one write; none: there is nothing to write.
+    pub steps: Vec<WriteStep>,
+    /// Bytes of data in them.
+    pub data_bytes: u64,
+    /// The object's size afterwards.
+    size_bytes: u64,
+    /// Bytes that were left out, being zero.
+    zero_bytes: u64,
 }
 
 /// A piece of the target's object and where its bytes lie in the image.
@@ -103,64 +153,130 @@ impl Sources {
     }
 }
 
-/// The versions of one object, oldest first, the head last.
-pub(super) async fn versions(
-    source: &MigrationSource,
-    sources: &Sources,
-    options: CopyOptions,
-    zero_bytes: &mut u64,
-) -> Result<Vec<Version>> {
-    let Sources { pieces, snapsets } = sources;
-    let source_header = source.image().header();
-    let head = MigratedSnap {
-        target: SnapId::HEAD,
-        source: SnapId::HEAD,
-        living: true,
-    };
-    let mut out = Vec::with_capacity(source.history().len() + 1);
-    let mut before: Option<SnapId> = None;
-    let mut size = 0;
-    let mut existed = false;
-    for point in source.history().iter().copied().chain([head]) {
-        let source_snap = point.source;
-        // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.
-        let overlap = if source_snap.is_head() {
-            source.head_overlap_bytes()
-        } else {
-            source_header.size_at(source_snap).unwrap_or(0)
-        };
-        let changed = changed_pieces(source, pieces, snapsets, before, source_snap);
-        let exists = exists_at(source, pieces, snapsets, source_snap);
-        let change = match (existed, exists) {
-            (false, false) => None,
-            (true, false) => {
-                size = 0;
-                Some(Change::Remove)
-            }
-            (_, true) if changed.is_empty() => None,
-            (_, true) => {
-                // Data that does not matter (all beyond the overlap) is no reason to make an object.
-                let mut found = read_pieces(source, &changed, source_snap, overlap).await?;
-                if options.zero_detect {
-                    *zero_bytes += zeroes::leave_out(&mut found);
-                }
-                write_steps(found, &mut size, existed)
-            }
-        };
-        existed = match &change {
-            Some(Change::Remove) => false,
-            Some(Change::Write { .. }) => true,
-            None => existed,
-        };
-        out.push(Version {
-            snap: point.target,
-            living: point.living,
-            exists: existed,
-            change,
-        });
-        before = Some(source_snap);
+/// What one object looked like, before any of it is read.
+pub(super) struct Outline {
+    points: Vec<Point>,
+}
+
+/// One version of an outline.
+struct Point {
+    of: MigratedSnap,
+    exists: bool,
+    changed: Vec<Piece>,
+    overlap_bytes: u64,
+}
+
+impl Point {
+    /// Bytes that are read at most.
+    fn length_bytes(&self) -> u64 {
+        match self.exists {
+            true => self.changed.iter().map(|piece| piece.image.length_bytes).sum(),
+            false => 0,
+        }
     }
-    Ok(out)
+}
+
+impl Outline {
+    /// From what the source's objects tell of themselves.
+    pub(super) fn new(source: &MigrationSource, sources: &Sources) -> Self {
+        let Sources { pieces, snapsets } = sources;
+        let source_header = source.image().header();
+        let head = MigratedSnap {
+            target: SnapId::HEAD,
+            source: SnapId::HEAD,
+            living: true,
+        };
+        let mut before: Option<SnapId> = None;
+        let points = source.history().iter().copied().chain([head]).map(|of| {
+            // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.
+            let overlap_bytes = if of.source.is_head() {
+                source.head_overlap_bytes()
+            } else {
+                source_header.size_at(of.source).unwrap_or(0)
+            };
+            let changed = changed_pieces(source, pieces, snapsets, before, of.source);
+            before = Some(of.source);
+            Point {
+                of,
+                exists: exists_at(source, pieces, snapsets, of.source),
+                changed,
+                overlap_bytes,
+            }
+        });
+        Self {
+            points: points.collect(),
+        }
+    }
+
+    /// Whether the bytes of all versions are kept between reading and writing.
+    fn is_kept(&self) -> bool {
+        let lengths = self.points.iter().map(Point::length_bytes);
+        let changes = lengths.clone().filter(|length_bytes| *length_bytes > 0);
+        changes.count() <= 1 || lengths.sum::<u64>() <= KEPT_BYTES
+    }
+
+    /// Most bytes that are in memory at a time while the object is copied.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let lengths = self.points.iter().map(Point::length_bytes);
+        if self.is_kept() {
+            lengths.sum()
+        } else {
+            lengths.max().unwrap_or(0)
+        }
+    }
+
+    /// The versions, oldest first, the head last. Reads all of them, as only their bytes tell which ones have any.
+    pub(super) async fn versions(
+        self,
+        source: &MigrationSource,
+        options: CopyOptions,
+        zero_bytes: &mut u64,
+    ) -> Result<Vec<Version>> {
+        let mut out = Vec::with_capacity(self.points.len());
+        let mut size_before_bytes = 0;
+        let mut existed = false;
+        let keep = self.is_kept();
+        for point in self.points {
+            let change = match (existed, point.exists) {
+                (false, false) => None,
+                (true, false) => {
+                    size_before_bytes = 0;
+                    Some(Change::Remove)
+                }
+                (_, true) if point.changed.is_empty() => None,
+                (_, true) => {
+                    let difference = Difference {
+                        changed: point.changed,
+                        snap: point.of.source,
+                        overlap_bytes: point.overlap_bytes,
+                        existed,
+                        size_before_bytes,
+                    };
+                    // Data that does not matter (all beyond the overlap) is no reason to make an object.
+                    let written = difference.read(source, options).await?;
+                    *zero_bytes += written.zero_bytes;
+                    size_before_bytes = written.size_bytes;
+                    match (written.steps.is_empty(), keep) {
+                        (true, _) => None,
+                        (false, true) => Some(Change::Write(Contents::Kept(written))),
+                        (false, false) => Some(Change::Write(Contents::ToRead(difference))),
+                    }
+                }
+            };
+            existed = match &change {
+                Some(Change::Remove) => false,
+                Some(Change::Write(_)) => true,
+                None => existed,
+            };
+            out.push(Version {
+                snap: point.of.target,
+                living: point.of.living,
+                exists: existed,
+                change,
+            });
+        }
+        Ok(out)
+    }
 }
 
 fn pieces(target: &Image, object_no: ObjectNo) -> Vec<Piece> {
@@ -300,27 +416,26 @@ async fn read_pieces(
     Ok(content)
 }
 
-/// How to write what was found; `size` is the object's size before and after.
-fn write_steps(content: Content, size: &mut u64, existed: bool) -> Option<Change> {
+/// How to write what was found, and the object's size afterwards.
+fn write_steps(content: Content, size_before_bytes: u64, existed: bool) -> (Vec<WriteStep>, u64) {
     let Content { data, zeroes } = content;
     if !existed && data.is_empty() {
-        return None;
+        return (Vec::new(), size_before_bytes);
     }
     let mut steps = Vec::with_capacity(data.len() + zeroes.len());
     for (offset, length_bytes) in zeroes {
         // Past the end everything reads as zero already.
-        if existed && offset < *size {
+        if existed && offset < size_before_bytes {
             steps.push(WriteStep::Zero {
                 offset,
-                length_bytes: length_bytes.min(*size - offset),
+                length_bytes: length_bytes.min(size_before_bytes - offset),
             });
         }
     }
-    let mut data_bytes = 0;
+    let mut size_bytes = size_before_bytes;
     for (offset, data) in data {
-        data_bytes += data.len() as u64;
-        *size = (*size).max(offset + data.len() as u64);
+        size_bytes = size_bytes.max(offset + data.len() as u64);
         steps.push(WriteStep::Write { offset, data });
     }
-    (!steps.is_empty()).then_some(Change::Write { steps, data_bytes })
+    (steps, size_bytes)
 }

@@ -9,10 +9,12 @@
 //!
 //! Invariants: every write is atomic; it is durable when it returns, but for the only write of an object with one version,
 //! of which a power loss leaves all or nothing. The object is complete (see [`crate::migration::source`]) only after the
-//! last one. Object maps say "exists" before the object does.
+//! last one. Object maps say "exists" before the object does. What all copies of the process hold in memory is bounded
+//! ([`memory`]).
 
 mod delta;
 mod engine;
+mod memory;
 mod zeroes;
 
 use ferry_cls::CallExt as _;
@@ -23,7 +25,7 @@ use crate::error::Result;
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::migration::source::MigrationSource;
-use delta::{Change, Sources, Version};
+use delta::{Change, Contents, Outline, Sources, Version};
 
 /// What a copy did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -111,8 +113,10 @@ async fn copy(
             return Ok(copied);
         }
     }
+    let outline = Outline::new(source, &sources);
+    let _room = memory::room(outline.memory_bytes()).await;
     let mut zero_bytes = 0;
-    let versions = delta::versions(source, &sources, options, &mut zero_bytes).await?;
+    let versions = outline.versions(source, options, &mut zero_bytes).await?;
     if versions.iter().all(|version| version.change.is_none()) {
         return Ok(Copied {
             zero_bytes,
@@ -145,10 +149,17 @@ async fn copy(
         let mut op = guarded(context.seq());
         match change {
             Change::Remove => op = op.remove(),
-            Change::Write { steps, data_bytes } => {
+            Change::Write(contents) => {
+                let (steps, data_bytes) = match contents {
+                    Contents::Kept(written) => (written.steps.clone(), written.data_bytes),
+                    Contents::ToRead(difference) => {
+                        let written = difference.read(source, options).await?;
+                        (written.steps, written.data_bytes)
+                    }
+                };
                 copied.data_bytes += data_bytes;
                 op = op.alloc_hint(object_size);
-                op.steps.extend(steps.iter().cloned());
+                op.steps.extend(steps);
             }
         }
         if only_head {
