@@ -1,19 +1,50 @@
 //! [`ferry_store::Store::copy_into`]: which holds a copy takes, one after the other.
+//!
+//! All of it is first tried on one thread without waiting for anybody; what that could not do is done step by step.
 
 use std::sync::Arc;
 
+use ferry_store::class::CallContext;
 use ferry_store::{
     CopyRange, CopyReply, ObjectRef, Result, SnapContext, SnapId, StoreError, WriteOp, check_copy,
 };
 
 use crate::client::{Client, UnderWay};
+use crate::pool::Pool;
 use crate::pool::copy::{Given, Piece, Staged};
+use crate::pool::key::ObjectKey;
 
 /// Ranges of one object at one snapshot.
 struct Source<'a> {
     object: ObjectRef<'a>,
     snap: SnapId,
     pieces: Vec<Piece>,
+}
+
+/// The same, and where it is.
+struct Located {
+    pool: Arc<Pool>,
+    key: ObjectKey,
+    snap: SnapId,
+    pieces: Vec<Piece>,
+}
+
+/// Where a copy goes, and how.
+struct Target {
+    pool: Arc<Pool>,
+    key: ObjectKey,
+    snapc: SnapContext,
+    op: WriteOp,
+    context: CallContext,
+}
+
+/// How far a copy got without waiting.
+enum Attempt {
+    Done(CopyReply),
+    /// Somebody holds the target.
+    Staged(Staged, Given),
+    /// Somebody holds a source, or something has to be put right there first.
+    Nothing,
 }
 
 pub(crate) async fn copy_into(
@@ -30,37 +61,97 @@ pub(crate) async fn copy_into(
     })?;
     let under_way = Arc::new(client.begin().await?);
     let (pool, key) = client.locate(target).await?;
-    let staging = pool.clone();
-    let staged = Arc::new(client.blocking(move || staging.stage()).await?);
-    let mut given = Given::default();
-    for source in sources(ranges) {
-        given = given.and(give(client, &under_way, source, &staged).await?);
+    let target = Arc::new(Target {
+        pool,
+        key,
+        snapc: snapc.clone(),
+        op,
+        context: client.context(),
+    });
+    let mut located = Vec::new();
+    for Source { object, snap, pieces } in sources(ranges) {
+        let (pool, key) = client.locate(object).await?;
+        located.push(Located {
+            pool,
+            key,
+            snap,
+            pieces,
+        });
     }
-    let hold = pool.slots.exclusive(key.slot()).await?;
-    let (snapc, context) = (snapc.clone(), client.context());
+    let located = Arc::new(located);
+    let (to, from, held) = (target.clone(), located.clone(), under_way.clone());
+    let attempt = client.blocking(move || {
+        let _held = held;
+        to.attempt(&from)
+    });
+    let (staged, given) = match attempt.await? {
+        Attempt::Done(reply) => return Ok(reply),
+        Attempt::Staged(staged, given) => (Arc::new(staged), given),
+        Attempt::Nothing => {
+            let staging = target.pool.clone();
+            let staged = Arc::new(client.blocking(move || staging.stage()).await?);
+            let mut given = Given::default();
+            for index in 0..located.len() {
+                given = given.and(give(client, &under_way, &located, index, &staged).await?);
+            }
+            (staged, given)
+        }
+    };
+    let hold = target.pool.slots.exclusive(target.key.slot()).await?;
     client
         .blocking(move || {
             let _held = (hold, under_way);
-            pool.install(&key, &snapc, &op, &context, &staged, given)
+            target.install(&staged, given)
         })
         .await
+}
+
+impl Target {
+    fn attempt(&self, sources: &[Located]) -> Result<Attempt> {
+        let staged = self.pool.stage()?;
+        let mut given = Given::default();
+        for source in sources {
+            let Some(_hold) = source.pool.slots.shared_now(source.key.slot())? else {
+                return Ok(Attempt::Nothing);
+            };
+            match source.give(&staged, false)? {
+                Some(part) => given = given.and(part),
+                None => return Ok(Attempt::Nothing),
+            }
+        }
+        let Some(_hold) = self.pool.slots.exclusive_now(self.key.slot())? else {
+            return Ok(Attempt::Staged(staged, given));
+        };
+        self.install(&staged, given).map(Attempt::Done)
+    }
+
+    fn install(&self, staged: &Staged, given: Given) -> Result<CopyReply> {
+        self.pool
+            .install(&self.key, &self.snapc, &self.op, &self.context, staged, given)
+    }
+}
+
+impl Located {
+    fn give(&self, staged: &Staged, exclusive: bool) -> Result<Option<Given>> {
+        self.pool
+            .give(&self.key, self.snap, &self.pieces, staged, exclusive)
+    }
 }
 
 /// Under the shared hold of what is read, and again under the exclusive one if something had to be put right first.
 async fn give(
     client: &Arc<Client>,
     under_way: &Arc<UnderWay>,
-    source: Source<'_>,
+    located: &Arc<Vec<Located>>,
+    index: usize,
     staged: &Arc<Staged>,
 ) -> Result<Given> {
-    let (pool, key) = client.locate(source.object).await?;
-    let (snap, pieces) = (source.snap, Arc::new(source.pieces));
+    let Located { pool, key, .. } = &located[index];
     let run = |hold: Box<dyn Send>, exclusive| {
-        let (pool, key, pieces) = (pool.clone(), key.clone(), pieces.clone());
-        let (under_way, staged) = (under_way.clone(), staged.clone());
+        let (under_way, located, staged) = (under_way.clone(), located.clone(), staged.clone());
         client.blocking(move || {
             let _held = (hold, under_way);
-            pool.give(&key, snap, &pieces, &staged, exclusive)
+            located[index].give(&staged, exclusive)
         })
     };
     let hold = pool.slots.shared(key.slot()).await?;

@@ -86,13 +86,16 @@ async fn complete(
     if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
         return Ok(Copied::default());
     }
-    if source.is_complete(target, object_no).await? {
+    // Together, as most objects that get here are not complete: each is a way to the engine and back.
+    let complete = source.is_complete(target, object_no);
+    let (is_complete, sources) = futures::try_join!(complete, Sources::find(target, source, object_no))?;
+    if is_complete {
         return Ok(Copied {
             exists: true,
             ..Copied::default()
         });
     }
-    let copied = copy(target, source, object_no, options).await?;
+    let copied = copy(target, source, object_no, &sources, options).await?;
     target.inner.complete.insert(object_no);
     Ok(copied)
 }
@@ -101,19 +104,19 @@ async fn copy(
     target: &Image,
     source: &MigrationSource,
     object_no: ObjectNo,
+    sources: &Sources,
     options: CopyOptions,
 ) -> Result<Copied> {
-    let sources = Sources::find(target, source, object_no).await?;
     if !options.zero_detect {
         let mark = async || match target.inner.head_map.is_marked_ahead() {
             true => Ok(()),
             false => mark_maps(target, source, &Version::only_head(source), object_no).await,
         };
-        if let Some(copied) = engine::copy(target, source, object_no, &sources, mark).await? {
+        if let Some(copied) = engine::copy(target, source, object_no, sources, mark).await? {
             return Ok(copied);
         }
     }
-    let outline = Outline::new(source, &sources);
+    let outline = Outline::new(source, sources);
     let _room = memory::room(outline.memory_bytes()).await;
     let mut zero_bytes = 0;
     let versions = outline.versions(source, options, &mut zero_bytes).await?;
