@@ -79,7 +79,11 @@ fn a_paused_execute_waits_and_says_so_until_it_is_resumed() {
     let (said, plain, json) = std::thread::scope(|scope| {
         let executing = scope.spawn(|| store.ok("migration execute dst --zero-detect"));
         let mut plain = String::new();
-        while !executing.is_finished() && !plain.contains("progress:") {
+        // The first report may be older than its look at the settings.
+        for _ in 0..600 {
+            if executing.is_finished() || plain.contains("left 8 MiB, paused\n") {
+                break;
+            }
             std::thread::sleep(std::time::Duration::from_millis(50));
             plain = store.ok("status dst");
         }

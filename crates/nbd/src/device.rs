@@ -73,6 +73,13 @@ pub trait BlockDevice: Send + Sync {
         None
     }
 
+    /// Flushes like [`flush`](BlockDevice::flush), on the calling thread, which may block: it has nothing else to do. The
+    /// server asks on the thread of a connection whose client waits for every reply. `None`: nothing was done, and the
+    /// server calls [`flush`](BlockDevice::flush).
+    fn flush_here(&self) -> Option<Result<(), DeviceError>> {
+        None
+    }
+
     /// Writes `data` at `offset`; with `fua` it is durable before the call returns.
     ///
     /// Small `data` may be a slice of a larger receive buffer: copy it rather than keep it.

@@ -143,7 +143,7 @@ impl Client {
         Ok(())
     }
 
-    /// Runs `work` where blocking is allowed, a bounded number at a time. `work` never waits for a slot, so those who
+    /// Runs `work` where blocking is allowed (here, if it is), a bounded number at a time. `work` never waits for a slot, so those who
     /// hold slots always get their turn.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
@@ -154,6 +154,15 @@ impl Client {
             let _permit = permit;
             work()
         };
+        if ferry_store::here::may_block() {
+            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            return worked.unwrap_or_else(|_| {
+                Err(StoreError::new(
+                    Errno::EIO,
+                    "an operation broke off: it panicked".to_owned(),
+                ))
+            });
+        }
         match tokio::task::spawn_blocking(run).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::new(

@@ -11,6 +11,7 @@
 pub mod class;
 pub mod conformance;
 pub mod error;
+pub mod here;
 pub mod ioctx;
 pub mod memory;
 pub mod op;

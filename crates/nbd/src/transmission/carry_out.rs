@@ -135,6 +135,16 @@ impl Session {
         Some(written.map_or_else(failed, |()| ReplyBody::Done))
     }
 
+    /// Flushes on this thread. `None` when the device does not do that.
+    pub(super) fn flush_here(&self) -> Option<ReplyBody> {
+        let device = &self.agreement.device;
+        let flushed = match catch_unwind(AssertUnwindSafe(|| device.flush_here())) {
+            Ok(tried) => tried?,
+            Err(_) => Err(panicked("a flush")),
+        };
+        Some(flushed.map_or_else(failed, |()| ReplyBody::Done))
+    }
+
     /// Carries out a request that was judged good. `data` is the payload of a write.
     pub(super) async fn carry_out(&self, command: Command, data: Bytes) -> ReplyBody {
         AssertUnwindSafe(carry_out(self.agreement.device.as_ref(), command, data))

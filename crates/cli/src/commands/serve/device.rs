@@ -97,6 +97,12 @@ impl BlockDevice for ImageDevice {
         (!fua && self.image.write_now(offset, data)).then_some(Ok(()))
     }
 
+    fn flush_here(&self) -> Option<Result<(), DeviceError>> {
+        let runtime = tokio::runtime::Handle::current();
+        let flushed = ferry_store::here::blocking(|| runtime.block_on(self.image.flush()));
+        Some(flushed.map_err(device_error))
+    }
+
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let length_bytes = data.len() as u64;
         self.image.write(offset, data).await.map_err(device_error)?;

@@ -1,11 +1,13 @@
 //! The read side of a lane: requests from the socket.
 //!
 //! The promise: one blocking call takes whatever has arrived, up to one buffer, which is used again and again;
-//! small payloads are looked at where they lie. A large payload gets a buffer of its own, which comes back when
+//! small payloads are looked at where they lie. Before it blocks it may look for a while ([`super::patience`]). A large payload gets a buffer of its own, which comes back when
 //! whoever has it lets go. Memory for a payload that was announced is touched only as its bytes arrive.
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -13,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use super::outbox::Outbox;
+use super::patience::Patience;
 use crate::wire::cut_short;
 
 /// Size of the buffer.
@@ -31,6 +34,7 @@ pub(super) struct Inbox {
     start: usize,
     end: usize,
     kept: Arc<Kept>,
+    patience: Patience,
 }
 
 impl Inbox {
@@ -44,6 +48,7 @@ impl Inbox {
             start: 0,
             end: early.len(),
             kept: Arc::default(),
+            patience: Patience::default(),
         }
     }
 
@@ -67,9 +72,31 @@ impl Inbox {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let received = receive(&self.outbox, &mut self.buffer[self.end..])?;
+        let received = self.receive_some()?;
         self.end += received;
         Ok(received > 0)
+    }
+
+    fn receive_some(&mut self) -> io::Result<usize> {
+        let target = &mut self.buffer[self.end..];
+        let begin = Instant::now();
+        if let Some(looking) = self.patience.look() {
+            loop {
+                match recv(self.outbox.socket(), &mut *target, RecvFlags::DONTWAIT) {
+                    Ok((_, received)) => {
+                        self.patience.waited(begin.elapsed());
+                        return Ok(received);
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) if looking.is_over(begin.elapsed()) => break,
+                    Err(Errno::AGAIN) => thread::yield_now(),
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+        let received = receive(&self.outbox, target)?;
+        self.patience.waited(begin.elapsed());
+        Ok(received)
     }
 
     /// Skips bytes, in bounded memory.

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `inbox.rs` | the read side: buffers |
 //! | `outbox.rs` | the write side: replies, what requests hold, who sends |
+//! | `patience.rs` | how long to look for the next request before sleeping |
 
 use std::future::Future;
 use std::io;
@@ -34,12 +35,15 @@ use crate::wire::cut_short;
 
 mod inbox;
 mod outbox;
+mod patience;
 
 use inbox::Inbox;
 use outbox::{Outbox, Outgoing, Stop};
 
 /// Replies are sent when this much of them is collected.
 const BATCH_BYTES: usize = 1 << 20;
+/// When so many requests in a row came alone, the client waits for every reply, and a flush may keep the lane.
+const LONE_REQUESTS: u32 = 32;
 /// Longest read that is tried on the spot.
 const QUICK_READ_BYTES: u32 = 1 << 20;
 
@@ -62,6 +66,7 @@ pub(crate) async fn serve<H: Send + 'static>(
         session: Arc::new(session),
         tasks: Arc::default(),
         runtime: Handle::current(),
+        lone_requests: 0,
     };
     let connection = Connection {
         outbox,
@@ -112,6 +117,8 @@ struct Lane {
     session: Arc<Session>,
     tasks: Arc<Mutex<JoinSet<()>>>,
     runtime: Handle,
+    /// So many requests in a row came alone.
+    lone_requests: u32,
 }
 
 impl Lane {
@@ -178,6 +185,7 @@ impl Lane {
             }
         };
         let payload_bytes = payload_bytes(command) as usize;
+        self.count_lone(command);
         self.make_room(payload_bytes)?;
         match command {
             Command::Read {
@@ -202,12 +210,33 @@ impl Lane {
             Command::Write { offset, length, fua } if length > 0 => {
                 self.write(tag, command, (offset, length, fua))?;
             }
+            Command::Flush if self.lone_requests >= LONE_REQUESTS => match self.session.flush_here() {
+                Some(body) => self
+                    .outgoing
+                    .add(0, |batch| self.session.encode(tag, body, batch)),
+                None => self.start(tag, command, Bytes::new(), payload_bytes),
+            },
             _ => self.start(tag, command, Bytes::new(), payload_bytes),
         }
         if self.outgoing.requests >= BATCH_REPLIES || self.outgoing.batch.head_bytes() >= BATCH_BYTES {
             self.outbox.send(&mut self.outgoing)?;
         }
         Ok(None)
+    }
+
+    /// Counts requests that came when all others were answered, with nothing behind them.
+    fn count_lone(&mut self, command: Command) {
+        let sent_bytes = match command {
+            Command::Write { length, .. } => length as usize,
+            _ => 0,
+        };
+        let others = !self.outbox.is_idle() || !self.outgoing.is_empty();
+        let more_came = self.inbox.buffered().len() > sent_bytes;
+        self.lone_requests = if others || more_came {
+            0
+        } else {
+            self.lone_requests.saturating_add(1)
+        };
     }
 
     fn write(

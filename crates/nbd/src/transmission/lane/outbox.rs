@@ -133,6 +133,11 @@ impl Outbox {
             && (payload_bytes == 0 || bytes + payload_bytes <= self.bounds.payload_bytes as usize)
     }
 
+    /// Whether no request has a task or a queued reply.
+    pub(super) fn is_idle(&self) -> bool {
+        self.held_requests.load(Ordering::Relaxed) == 0
+    }
+
     /// Waits until a request with that payload may start. The lane has sent everything before.
     pub(super) fn wait_for_room(&self, payload_bytes: usize) -> Result<(), Stop> {
         let mut state = self.state.lock();

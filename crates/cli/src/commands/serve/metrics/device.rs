@@ -115,6 +115,13 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
         Some(result)
     }
 
+    fn flush_here(&self) -> Option<Result<(), DeviceError>> {
+        let began = Instant::now();
+        let result = self.inner.flush_here()?;
+        self.metrics.count(Kind::Flush, began, &result, 0);
+        Some(result)
+    }
+
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let waiting = self.waiting(Kind::Write);
         let length_bytes = data.len() as u64;
