@@ -64,7 +64,7 @@ def describe(plan, source):
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_kib / (1 << 20), 1),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "load_before": os.getloadavg()[0],
+        "load_before": round(os.getloadavg()[0], 2),
         "disk_file_system": _file_system(plan.disk),
         "memory_file_system": _file_system(plan.memory),
         **{name: _first_line(argv) for name, argv in _VERSIONS.items() if shutil.which(argv[0])},

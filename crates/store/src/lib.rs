@@ -94,6 +94,7 @@ pub enum ReadNow {
 /// * An operation with [`Durability::Full`] is durable and atomic across power loss when it returns. One with
 ///   [`Durability::Buffered`] is visible to everyone at once and survives the death of the process; after a power loss
 ///   any of its bytes may be the old or the new ones until [`Store::flush`] returned.
+/// * An operation with [`Durability::Ordered`] may be lost in a power loss, whole, and only with all that came after it.
 /// * A buffered operation that makes an object (none was there before it) is after a power loss either kept whole, or lost
 ///   together with all that was written to the object since, and the object is absent. What makes a later write to the
 ///   object durable, a flush of any client or a full operation, makes its creation durable too.

@@ -262,6 +262,11 @@ pub enum Durability {
     /// Durable after the next flush; survives the process. An object that such a write makes is after a power loss absent
     /// or whole.
     Buffered,
+    /// For keys, xattrs and bytes of objects that are not bulk, which say something about what is written next. Atomic;
+    /// visible at once; survives the process. After a power loss it is whole, or absent together with every operation of
+    /// any client that began later and made, cloned or removed an object of the same pool, or changed its keys.
+    /// It is never lost once such an operation is durable. Engines may do more.
+    Ordered,
 }
 
 /// An atomic write: steps in order, all or none.

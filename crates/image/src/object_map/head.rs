@@ -9,7 +9,7 @@ use ferry_cls::BitVector;
 use ferry_cls::CallExt as _;
 use ferry_cls::lock::{self, LockKind};
 use ferry_cls::rbd::{ObjectState, client, feature, flag};
-use ferry_store::{Errno, SnapId, StoreError, Timestamp, WriteOp};
+use ferry_store::{Durability, Errno, SnapId, StoreError, Timestamp, WriteOp};
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
@@ -212,7 +212,7 @@ pub(crate) async fn update(
         }
         end
     };
-    set(image, first.0..end, new, current).await
+    set(image, first.0..end, new, current, Durability::Full).await
 }
 
 /// As [`update`], for objects inside the map. The caller holds `updating`.
@@ -221,9 +221,11 @@ pub(super) async fn set(
     objects: std::ops::Range<u64>,
     new: ObjectState,
     current: Option<ObjectState>,
+    durability: Durability,
 ) -> Result<()> {
     let call = client::object_map_update(objects.start, objects.end, new, current);
-    let op = asserted().class_call(&call);
+    let mut op = asserted().class_call(&call);
+    op.durability = durability;
     match image.inner.io.write_meta(&object(image), op).await {
         Ok(_) => {
             if let Some(bits) = image.inner.head_map.bits.write().as_mut() {
@@ -371,12 +373,13 @@ pub(crate) async fn replace(image: &Image, map: BitVector) -> Result<()> {
 
 /// Stores the whole map. The caller holds `updating`.
 pub(super) async fn save(image: &Image, map: BitVector) -> Result<()> {
-    Ok(store(image, map).await?)
+    Ok(store(image, map, Durability::Full).await?)
 }
 
 /// As [`save`], with the store's own error.
-pub(super) async fn store(image: &Image, map: BitVector) -> ferry_store::Result<()> {
-    let op = asserted().class_call(&client::object_map_save(&map));
+pub(super) async fn store(image: &Image, map: BitVector, durability: Durability) -> ferry_store::Result<()> {
+    let mut op = asserted().class_call(&client::object_map_save(&map));
+    op.durability = durability;
     image.inner.io.write_meta(&object(image), op).await?;
     *image.inner.head_map.bits.write() = Some(map);
     Ok(())

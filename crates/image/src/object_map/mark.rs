@@ -1,9 +1,11 @@
-//! Says of objects, before they are written, that they exist: for all writers that wait, in one durable update.
+//! Says of objects, before they are written, that they exist: for all writers that wait, in one update.
 //!
-//! Why: after a snapshot the first write to every object changes the map. One durable update after the other would hold the
-//! writers to the rate at which the store can sync; so whoever gets to the map marks what all the others wait for too.
+//! Why: after a snapshot the first write to every object changes the map. One update after the other would hold the
+//! writers to the rate of updates; so whoever gets to the map marks what all the others wait for too. Nor does an update wait
+//! for the medium where the writes that follow it cannot be durable without it.
 //!
-//! Invariants: an object is marked, in the stored map, before its writer goes on; what is marked has a writer that waits
+//! Invariants: an object is marked, in the stored map, before its writer goes on, and no power loss leaves the write without
+//! the mark; what is marked has a writer that waits
 //! (and thereby holds the image's guard) at that moment, so nothing is marked that nobody is about to write. The list of
 //! those who wait is bounded by the writes in flight.
 
@@ -12,6 +14,7 @@ use std::ops::Range;
 
 use ferry_cls::BitVector;
 use ferry_cls::rbd::ObjectState;
+use ferry_store::Durability;
 use parking_lot::Mutex;
 
 use super::head;
@@ -86,20 +89,39 @@ async fn mark(image: &Image, objects: &BTreeSet<u64>) -> Result<()> {
         let whole = runs.len() > 1 && map_bytes <= UPDATE_COSTS_BYTES * runs.len() as u64;
         (runs, whole.then(|| bits.clone()))
     };
+    let durability = needed(image, &runs);
     if let Some(mut map) = whole {
         for object in runs.into_iter().flatten() {
             map.set(object, exists);
         }
-        return store(image, map).await;
+        return store(image, map, durability).await;
     }
     for run in runs {
-        head::set(image, run, ObjectState::Exists, None).await?;
+        head::set(image, run, ObjectState::Exists, None, durability).await?;
     }
     Ok(())
 }
 
-async fn store(image: &Image, map: BitVector) -> Result<()> {
-    match head::store(image, map).await {
+/// What marks must promise before their writers go on. Who writes to an object that the map calls absent or unchanged makes
+/// it, or a clone of it; marks that lie before that in the order of the same pool cannot be lost without it.
+fn needed(image: &Image, runs: &[Range<u64>]) -> Durability {
+    let map = &image.inner.head_map;
+    let (io, data) = (&image.inner.io, &image.inner.data_io);
+    let makes = |object: u64| {
+        let state = map.state(ObjectNo(object));
+        matches!(state, Some(ObjectState::Nonexistent | ObjectState::ExistsClean))
+    };
+    let ordered = std::sync::Arc::ptr_eq(io.store(), data.store())
+        && io.pool() == data.pool()
+        && runs.iter().cloned().flatten().all(makes);
+    match ordered {
+        true => Durability::Ordered,
+        false => Durability::Full,
+    }
+}
+
+async fn store(image: &Image, map: BitVector, durability: Durability) -> Result<()> {
+    match head::store(image, map, durability).await {
         Ok(()) => Ok(()),
         Err(error) => head::failed(image, error).await,
     }

@@ -80,17 +80,24 @@ impl Pool {
     /// Carries an edit out. Only under the exclusive hold of the object.
     pub(crate) fn change(&self, edit: Edit, durability: Durability) -> Result<()> {
         let files = self.prepare_files(&edit, durability)?;
-        self.commit_change(edit, files)
+        let rows_only =
+            files.settled.is_none() && files.new.is_none() && files.covered.is_none() && files.redo.is_none();
+        self.commit(edit, files, durability == Durability::Ordered && rows_only)
     }
 
     /// Commits an edit whose files are ready.
     pub(crate) fn commit_change(&self, edit: Edit, files: FileEdit) -> Result<()> {
+        self.commit(edit, files, false)
+    }
+
+    /// `ordered`: becomes durable with the next full commit, before all that follows.
+    fn commit(&self, edit: Edit, files: FileEdit, ordered: bool) -> Result<()> {
         let key = edit.key.clone();
         let unused = unused_after(&edit, &files);
         let forget = std::mem::take(&mut *self.removed.lock());
         let new = files.new.as_ref().map(|new| new.layer.clone());
         let provisional = new.as_ref().is_some_and(|layer| layer.provisional);
-        let lazy = provisional && unused.is_empty();
+        let lazy = (provisional || ordered) && unused.is_empty();
         let size_bytes = files.new.as_ref().map(|new| new.size_bytes);
         let redo = files.redo.is_some();
         let below = match (&new, edit.object.as_deref()) {

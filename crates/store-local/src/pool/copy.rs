@@ -210,7 +210,7 @@ impl Pool {
         if head.is_some() {
             return Err(refused(Errno::EEXIST, "the object exists"));
         }
-        let durable = op.durability == Durability::Full;
+        let durable = op.durability != Durability::Buffered;
         if !durable && self.dirty.is_poisoned(key.namespace(), key.name()) {
             let why = "an earlier flush failed; reopen the store to write there again";
             return Err(refused(Errno::EIO, why));

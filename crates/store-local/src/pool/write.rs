@@ -186,7 +186,7 @@ impl Pool {
         let shrinks = steps
             .iter()
             .any(|step| matches!(step, DataStep::Truncate { size_bytes } if *size_bytes < edit.size_before));
-        let durable = durability == Durability::Full || shrinks;
+        let durable = durability != Durability::Buffered || shrinks;
         if let (Some(layer), Some(object)) = (old, object) {
             let on_top = clone && bulk_after && !fresh && !replaced;
             if on_top
@@ -219,7 +219,7 @@ impl Pool {
         if fresh || replaced {
             // Where a power loss could not fall back to the old head, the new one must be whole before it replaces it.
             let replaces = object.is_some_and(|object| object.head.is_some());
-            let new = self.new_base(&steps, durability == Durability::Full || replaces)?;
+            let new = self.new_base(&steps, durability != Durability::Buffered || replaces)?;
             return Ok(FileEdit {
                 settled,
                 new: Some(new),

@@ -173,6 +173,7 @@ macro_rules! __conformance_table {
             sync_all_makes_the_writes_of_others_durable
             unflushed_bytes_are_old_or_new_after_power_loss
             snapshots_survive_buffered_writes_and_power_loss
+            what_follows_an_ordered_write_is_never_kept_without_it
         ] }
     };
     (@copying $use:ident $argument:tt $group:ident $flavour:ident) => {

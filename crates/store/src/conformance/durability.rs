@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::fixture::{Fixture, Outcome, content, context, ensure, ensure_eq, head, omap, pattern};
 use crate::IoCtx;
-use crate::op::WriteStep;
+use crate::op::{Durability, WriteStep};
 use crate::types::SnapId;
 
 const SEEDS: u64 = 8;
@@ -96,6 +96,55 @@ pub(super) async fn full_writes_survive_power_loss_whole(t: Fixture) -> Outcome 
         );
     }
     Ok(())
+}
+
+pub(super) async fn what_follows_an_ordered_write_is_never_kept_without_it(t: Fixture) -> Outcome {
+    let mut io = t.another().await;
+    io.write_meta("marks", t.op().create(false)).await?;
+    for seed in 0..SEEDS {
+        let (first, second) = (format!("a{seed}"), format!("b{seed}"));
+        let mark = |key: &str| {
+            let mut op = t.op().step(WriteStep::OmapSet(
+                [(Bytes::from(key.to_owned()), "".into())].into(),
+            ));
+            op.durability = Durability::Ordered;
+            op
+        };
+        io.write_meta("marks", mark(&first)).await?;
+        ensure!(
+            marked(&t.another().await, &first).await?,
+            "others do not see the mark of {first}"
+        );
+        io.write_meta(&first, t.buffered().write(0, pattern(1, 50_000)))
+            .await?;
+        io.store().flush(io.scope(), &first).await?;
+        io.write_meta("marks", mark(&second)).await?;
+        io.write_meta(&second, t.buffered().write(0, pattern(2, 50_000)))
+            .await?;
+        match after_power_loss(&t, seed).await {
+            Some(reopened) => io = reopened,
+            None => return Ok(()),
+        }
+        ensure_eq!(
+            head(&io, &first).await?,
+            pattern(1, 50_000),
+            "content of {first}, power loss {seed}"
+        );
+        ensure!(
+            marked(&io, &first).await?,
+            "{first} was flushed, and its mark is lost, power loss {seed}"
+        );
+        ensure!(
+            !io.exists(&second).await? || marked(&io, &second).await?,
+            "{second} is there without its mark, power loss {seed}"
+        );
+    }
+    Ok(())
+}
+
+async fn marked(io: &IoCtx, key: &str) -> Outcome<bool> {
+    let keys = omap(io, "marks", SnapId::HEAD).await?;
+    Ok(keys.iter().any(|(name, _)| name == key.as_bytes()))
 }
 
 pub(super) async fn flushed_writes_survive_power_loss(t: Fixture) -> Outcome {

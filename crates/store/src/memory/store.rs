@@ -234,7 +234,7 @@ impl Store for MemoryStore {
         let mut guard = self.state(&what)?;
         check_name(object, &what)?;
         let state = &mut *guard;
-        let durable = op.durability == Durability::Full;
+        let durable = op.durability != Durability::Buffered;
         let context = self.call_context();
         let version = state.last_version + 1;
         let pool = state
@@ -289,7 +289,7 @@ impl Store for MemoryStore {
         check_copy(&op, ranges).map_err(blame)?;
         let state = &mut *guard;
         let (copied, data_bytes) = copied_effects(state, ranges, &what)?;
-        let durable = op.durability == Durability::Full;
+        let durable = op.durability != Durability::Buffered;
         let context = self.call_context();
         let version = state.last_version + 1;
         let pool = state
@@ -363,7 +363,7 @@ impl Store for MemoryStore {
             now: Timestamp::now(),
         };
         let is_there = pool.with_slot(object, |slot| {
-            let durable = durability == Durability::Full;
+            let durable = durability != Durability::Buffered;
             slot.change(self.gid(), durable, &under, Change::Rollback(snap));
             slot.object().head().is_some()
         });
