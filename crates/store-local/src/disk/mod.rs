@@ -75,6 +75,11 @@ pub trait Disk: Send + Sync + Debug {
     fn unlink(&self, path: &Path) -> io::Result<()>;
     /// Creates a directory and its parents; no error if it exists.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Asks for directories that are made in `dir` from now on to lie far from one another on the medium. A wish: where the
+    /// file system does not know it, nothing happens.
+    fn spread_dirs(&self, dir: &Path) {
+        let _ = dir;
+    }
     /// Hands each name in a directory to `visit`, in any order.
     fn list(&self, dir: &Path, visit: &mut dyn FnMut(&str)) -> io::Result<()>;
     /// Makes the names in a directory durable.

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use ferry_store::Timestamp;
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, IFlags, SeekFrom};
 
 use super::{BootId, Disk, DiskFile, FileStat};
 
@@ -208,6 +208,17 @@ impl Disk for RealDisk {
         std::fs::create_dir_all(path)
     }
 
+    fn spread_dirs(&self, dir: &Path) {
+        let spread = || -> io::Result<()> {
+            let dir = File::open(dir)?;
+            let flags = rustix::fs::ioctl_getflags(&dir)?;
+            Ok(rustix::fs::ioctl_setflags(&dir, flags | IFlags::TOPDIR)?)
+        };
+        if let Err(error) = spread() {
+            tracing::debug!(dir = %dir.display(), %error, "directories are placed as the file system likes");
+        }
+    }
+
     fn list(&self, dir: &Path, visit: &mut dyn FnMut(&str)) -> io::Result<()> {
         for entry in std::fs::read_dir(dir)? {
             if let Some(name) = entry?.file_name().to_str() {
@@ -252,5 +263,31 @@ impl Disk for RealDisk {
 
     fn boot_id(&self) -> BootId {
         self.boot_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreading_directories_keeps_the_other_flags_and_is_no_error_anywhere() {
+        let scratch = tempfile::tempdir().unwrap();
+        let flags = |dir: &Path| rustix::fs::ioctl_getflags(File::open(dir).unwrap());
+        let disk = RealDisk::new().unwrap();
+        disk.spread_dirs(Path::new("/nowhere/at/all"));
+        let before = flags(scratch.path());
+        disk.spread_dirs(scratch.path());
+        match before {
+            Ok(before) => {
+                let file = File::open(scratch.path()).unwrap();
+                let known = rustix::fs::ioctl_setflags(file, before | IFlags::TOPDIR).is_ok();
+                let wanted = if known { before | IFlags::TOPDIR } else { before };
+                disk.spread_dirs(scratch.path());
+                assert_eq!(flags(scratch.path()).unwrap(), wanted);
+            }
+            Err(_) => eprintln!("not checked: this file system has no flags"),
+        }
+        disk.create_dir_all(&scratch.path().join("a")).unwrap();
     }
 }

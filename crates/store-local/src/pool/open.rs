@@ -87,6 +87,11 @@ impl PoolPlace {
             return Err(self.io(&error, &marker, "make"));
         }
         let data = self.dir.join(DATA);
+        disk.create_dir_all(&data)
+            .map_err(|error| self.io(&error, &data, "make"))?;
+        // ext4 puts the files of a directory, and otherwise all directories of a directory, into one group of inodes, and
+        // takes no inode again within a minute of its removal: making a file would search through all that were removed.
+        disk.spread_dirs(&data);
         for number in 0..FAN_OUT {
             let dir = data.join(format!("{number:02x}"));
             disk.create_dir_all(&dir)
