@@ -1,6 +1,7 @@
 """What comes out: the table for people, the JSON beside it, and the block in docs/performance.md."""
 
 import json
+from collections import Counter
 
 from . import stats
 from .rows import BY_ID, ROWS
@@ -99,6 +100,14 @@ def _row_lines(row, samples):
         yield ["", "", "", f"{name}: {_spread(stats.spread(samples[name]), row.unit)}", "", ""]
 
 
+def _rounds(rows):
+    """How many rounds the rows have; a merged record may have rows of several runs."""
+    counts = {row["id"]: max((len(values) for values in row["samples"].values()), default=0) for row in rows}
+    usual = Counter(counts.values()).most_common(1)[0][0] if counts else 0
+    others = [f"{name}: {count}" for name, count in counts.items() if count != usual]
+    return f"{usual}{' (' + ', '.join(others) + ')' if others else ''}"
+
+
 def table(record):
     """The record of a run (`as_json`) as a Markdown table with the machine above it."""
     lines = ["| machine | |", "|---|---|"]
@@ -106,8 +115,7 @@ def table(record):
     commits = ", ".join(sorted({row["commit"] for row in record["rows"]})) or record["machine"]["commit"]
     machine = {**record["machine"], "commit": commits}
     lines += [f"| {_MACHINE_LABELS.get(name, name)} | {value} |" for name, value in machine.items()]
-    plan = record["plan"]
-    lines += [f"| rounds | {plan['rounds']}, fio jobs of {plan['job_ms'] / 1000:g} s |", ""]
+    lines += [f"| rounds | {_rounds(record['rows'])}; fio jobs of {record['plan']['job_ms'] / 1000:g} s |", ""]
     lines += ["| what | to reach | Ferry | peer | ratio | |", "|---|---|---|---|---|---|"]
     measured = {row["id"]: row["samples"] for row in record["rows"]}
     for row in ROWS:
