@@ -192,14 +192,15 @@ impl fmt::Debug for MemoryStore {
 
 impl Shared {
     fn end(&self, client: &Client) {
+        // Under the lock from the first to the last: whoever is told that the client has ended finds no watch of it.
+        let mut state = self.state.lock();
         client.ended.send_replace(true);
         let gid = client.instance.gid;
         // Abort first: a task that sees its watch end might still call the handler.
         for (_, task) in client.tasks.lock().drain() {
             task.abort();
         }
-        self.state
-            .lock()
+        state
             .watches
             .end(End::Unwatched, |_, info| info.client.gid == gid);
     }

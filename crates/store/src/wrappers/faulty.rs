@@ -122,7 +122,8 @@ impl FaultyStore {
         })
     }
 
-    /// Wraps a store whose engine has a better way to die than a shutdown (as `MemoryStore::kill`).
+    /// Wraps a store whose engine has a better way to die than a shutdown (as `MemoryStore::kill`). `on_death` must not use
+    /// this wrapper.
     pub fn with_death(inner: Arc<dyn Store>, on_death: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         let faults = Faults {
             program: Mutex::default(),
@@ -161,9 +162,12 @@ impl Faults {
         self.program.lock().dead
     }
 
-    fn die(&self) {
-        self.program.lock().dead = true;
-        (self.on_death)();
+    /// Whoever learns of the death, by an error or by asking, finds it complete: it happens under the lock.
+    fn die(&self, program: &mut Program) {
+        if !program.dead {
+            program.dead = true;
+            (self.on_death)();
+        }
     }
 }
 
@@ -237,9 +241,7 @@ impl Hook for Faults {
             match program.kill {
                 Some((nth, moment)) if program.mutations >= nth => {
                     if moment == Moment::Before {
-                        program.dead = true;
-                        drop(program);
-                        self.die();
+                        self.die(&mut program);
                         return Err(dead(call));
                     }
                     plan.die = true;
@@ -264,10 +266,10 @@ impl Hook for Faults {
     }
 
     async fn after(&self, call: &Call<'_>, plan: Plan, _: Result<String, &StoreError>) -> Result<()> {
-        if plan.die {
-            self.die();
-        }
         let mut program = self.program.lock();
+        if plan.die {
+            self.die(&mut program);
+        }
         if program.dead {
             return Err(dead(call));
         }
