@@ -13,8 +13,8 @@
 //!     let image = args.image(ImageQuery::source().check(Check::Full))?;
 //!     let size_bytes = args.required_size_bytes()?;
 //!     args.finish()?;
-//!     let store = invocation.globals.local_store()?;
-//!     println!("{image} of {size_bytes} bytes in {}", store.display());
+//!     let engine = invocation.globals.engine()?;
+//!     println!("{image} of {size_bytes} bytes in {engine:?}");
 //!     Ok(())
 //! }
 //!

@@ -230,7 +230,7 @@ pub trait Store: Send + Sync + Debug + 'static {
         timeout_ms: u64,
     ) -> Result<NotifyReply>;
 
-    /// The living watchers of the object, oldest first. `ENOENT` if the object does not exist.
+    /// The living watchers of the object, in any order. `ENOENT` if the object does not exist.
     async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>>;
 
     /// Fences a client instance: from the return of this call on, every operation of it fails with `ESHUTDOWN`.

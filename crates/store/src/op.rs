@@ -209,6 +209,8 @@ pub enum WriteStep {
         data: Bytes,
     },
     /// Makes a range read as zero, clipped to the object's size; releases space. Does not create.
+    /// A range that reaches the object's end may cut the object off where the range begins, and one that begins behind the
+    /// end may then change nothing at all: an OSD does so.
     Zero {
         /// First byte.
         offset: u64,
@@ -220,7 +222,8 @@ pub enum WriteStep {
         /// New size.
         size_bytes: u64,
     },
-    /// Removes the head (clones stay). `ENOENT` without it.
+    /// Removes the head (clones stay). `ENOENT` without it. An engine may refuse a second one in an operation with
+    /// `EOPNOTSUPP`: an OSD brings old bytes back.
     Remove,
     /// Sets omap pairs.
     OmapSet(BTreeMap<Bytes, Bytes>),
@@ -240,7 +243,7 @@ pub enum WriteStep {
         /// Value.
         value: Bytes,
     },
-    /// Removes an xattr; `ENODATA` without it.
+    /// Removes an xattr. Without it `ENODATA`, or nothing happens (an OSD does not mind).
     RemoveXattr(String),
     /// An object-class method.
     Call {

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use ferry_image::migration::execution::ExecuteProgress;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, SnapKey, admin};
 use ferry_store::{IoCtx, Store};
+use ferry_store_ceph::CephStore;
 use ferry_store_local::{LocalOptions, LocalStore};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::error::Explain as _;
 use crate::exit::Failure;
-use crate::grammar::{Args, Invocation};
+use crate::grammar::{Args, Engine, Invocation};
 use crate::output::{Document, OutputFormat, bytes, emit};
 use crate::progress::{ByteDetail, Progress, Unit};
 use crate::spec::{ImageRef, ImageSpec, PoolSpec};
@@ -45,15 +46,28 @@ impl Session {
     }
 
     async fn open_store(&self) -> Result<Arc<dyn Store>, Failure> {
-        let root = self.invocation.globals.local_store()?;
-        let options = LocalOptions {
-            registry: ferry_cls::registry(),
-            ..LocalOptions::default()
-        };
-        let opened = LocalStore::open(&root, options);
-        let store = opened
-            .map_err(|error| error.failed(format_args!("cannot open the store '{}'", root.display())))?;
-        Ok(store)
+        let globals = &self.invocation.globals;
+        match globals.engine()? {
+            Engine::Local(root) => {
+                let options = LocalOptions {
+                    registry: ferry_cls::registry(),
+                    ..LocalOptions::default()
+                };
+                let opened = LocalStore::open(&root, options);
+                let store = opened.map_err(|error| {
+                    error.failed(format_args!("cannot open the store '{}'", root.display()))
+                })?;
+                Ok(store)
+            }
+            Engine::Ceph => {
+                let connected = CephStore::connect(globals.ceph()?).await;
+                let store = connected.map_err(|error| {
+                    Failure::errno("couldn't connect to the cluster!", error.errno().0)
+                        .with_line(format!("rbd: note: {error}"))
+                })?;
+                Ok(store)
+            }
+        }
     }
 
     /// Closes what is open and ends the store's instance.

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::VERSION;
-use crate::exit::{EOPNOTSUPP, Failure};
+use ferry_store_ceph::CephConfig;
+
+use crate::exit::Failure;
 
 /// What the frame takes from the process's environment; tests and embedders fill it themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +17,10 @@ pub struct Environment {
     pub data_home: Option<OsString>,
     /// `HOME`.
     pub home: Option<OsString>,
+    /// `XDG_RUNTIME_DIR`.
+    pub runtime_dir: Option<OsString>,
+    /// `CEPH_ARGS`.
+    pub ceph_args: Option<OsString>,
 }
 
 impl Environment {
@@ -25,6 +31,8 @@ impl Environment {
             ferry_store: get("FERRY_STORE"),
             data_home: get("XDG_DATA_HOME"),
             home: get("HOME"),
+            runtime_dir: get("XDG_RUNTIME_DIR"),
+            ceph_args: get("CEPH_ARGS"),
         }
     }
 }
@@ -55,6 +63,8 @@ pub struct Globals {
     pub keyfile: Option<String>,
     /// `-k`, `--keyring`.
     pub keyring: Option<String>,
+    /// `--connect-timeout`, in seconds.
+    pub connect_timeout_s: Option<u64>,
     /// `--store`, as given.
     pub store: Option<String>,
     pub(super) environment: Environment,
@@ -121,25 +131,80 @@ impl Globals {
         }
     }
 
-    /// The directory of the local store, for as long as the ceph engine is not built.
+    /// How to reach the Ceph cluster: what the command line says, else `CEPH_ARGS`; the rest is found as Ceph finds it.
     ///
     /// # Errors
-    /// Those of [`Globals::engine`]; exit 95 if the ceph engine is asked for.
-    pub fn local_store(&self) -> Result<PathBuf, Failure> {
-        match self.engine()? {
-            Engine::Local(directory) => Ok(directory),
-            Engine::Ceph => {
-                let why = self
-                    .ceph_option()
-                    .map(|option| format!(", which {option} asks for,"))
-                    .unwrap_or_default();
-                Err(Failure::message(
-                    format!("rbd: the ceph engine{why} is not implemented yet in Ferry {VERSION}"),
-                    EOPNOTSUPP,
-                ))
+    /// Exit 22 if both `--id` and `--name` are given and name different users, or for a user without a type.
+    pub fn ceph(&self) -> Result<CephConfig, Failure> {
+        let said = self.environment.ceph_args.as_deref().unwrap_or_default();
+        let said = said.to_string_lossy();
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let from_environment = |names: &[&str]| word_after(&words, names).map(str::to_owned);
+        let user = |id: Option<String>, name: Option<String>| match (id, name) {
+            (Some(id), Some(name)) if name != format!("client.{id}") => Err(Failure::invalid(format_args!(
+                "--id {id} and --name {name} are different users"
+            ))),
+            (_, Some(name)) if !name.contains('.') => Err(Failure::invalid(format_args!(
+                "--name {name}: the user's type is missing, as in client.{name}; or use --id"
+            ))),
+            (_, Some(name)) => Ok(Some(name)),
+            (Some(id), None) => Ok(Some(format!("client.{id}"))),
+            (None, None) => Ok(None),
+        };
+        let name = match user(self.id.clone(), self.name.clone())? {
+            Some(name) => Some(name),
+            None => user(
+                from_environment(&["--id", "--user"]),
+                from_environment(&["--name", "-n"]),
+            )?,
+        };
+        Ok(CephConfig {
+            conf: self
+                .conf
+                .clone()
+                .or_else(|| from_environment(&["--conf", "-c"]))
+                .map(PathBuf::from),
+            cluster: self.cluster.clone().or_else(|| from_environment(&["--cluster"])),
+            name,
+            mon_host: self.mon_host.clone(),
+            keyring: self.keyring.clone().map(PathBuf::from),
+            keyfile: self.keyfile.clone().map(PathBuf::from),
+            connect_timeout: match self.connect_timeout_s {
+                Some(seconds) => Duration::from_secs(seconds.max(1)),
+                None => CephConfig::CONNECT_TIMEOUT,
+            },
+        })
+    }
+
+    /// Where sockets and other things of this user's running programs lie: the store's own directory, or
+    /// `$XDG_RUNTIME_DIR/ferry` when the images are on a cluster.
+    ///
+    /// # Errors
+    /// Those of [`Globals::engine`]; exit 22 if no such place is known.
+    pub fn run_directory(&self) -> Result<PathBuf, Failure> {
+        match (self.engine()?, &self.environment.runtime_dir) {
+            (Engine::Local(store), _) => Ok(store.join("run")),
+            (Engine::Ceph, Some(runtime)) => Ok(PathBuf::from(runtime).join("ferry")),
+            (Engine::Ceph, None) => Err(Failure::invalid(
+                "XDG_RUNTIME_DIR is not set; name the socket with --socket",
+            )),
+        }
+    }
+}
+
+/// The word after one of these options, or behind its `=`.
+fn word_after<'a>(words: &[&'a str], names: &[&str]) -> Option<&'a str> {
+    let mut words = words.iter().copied();
+    while let Some(word) = words.next() {
+        for name in names {
+            match word.strip_prefix(name) {
+                Some("") => return words.next(),
+                Some(rest) if rest.starts_with('=') => return rest.get(1..),
+                _ => {}
             }
         }
     }
+    None
 }
 
 #[cfg(test)]
@@ -148,9 +213,8 @@ mod tests {
 
     fn environment() -> Environment {
         Environment {
-            ferry_store: None,
-            data_home: None,
             home: Some("/home/u".into()),
+            ..Environment::default()
         }
     }
 
@@ -192,14 +256,48 @@ mod tests {
     }
 
     #[test]
-    fn the_ceph_engine_is_named_and_refused() {
-        let globals = Globals {
-            mon_host: Some("a".into()),
+    fn the_command_line_says_who_we_are_else_ceph_args_does() {
+        let mut globals = Globals::default();
+        assert_eq!(globals.ceph().unwrap(), CephConfig::default());
+        globals.environment.ceph_args = Some("--id=guest --debug-ms 1 -c /etc/other.conf".into());
+        let config = globals.ceph().unwrap();
+        assert_eq!(config.name.as_deref(), Some("client.guest"));
+        assert_eq!(config.conf, Some("/etc/other.conf".into()));
+        globals.id = Some("me".into());
+        globals.conf = Some("/c".into());
+        globals.connect_timeout_s = Some(3);
+        let config = globals.ceph().unwrap();
+        assert_eq!(config.name.as_deref(), Some("client.me"));
+        assert_eq!(config.conf, Some("/c".into()));
+        assert_eq!(config.connect_timeout, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn users_that_contradict_each_other_or_have_no_type_are_refused() {
+        let user = |id: Option<&str>, name: Option<&str>| Globals {
+            id: id.map(str::to_owned),
+            name: name.map(str::to_owned),
             ..Globals::default()
         };
-        let failure = globals.local_store().unwrap_err();
-        assert_eq!(failure.code(), 95);
-        assert!(failure.text().contains("--mon_host"), "{failure}");
-        assert_eq!(Globals::default().local_store().unwrap_err().code(), 22);
+        assert_eq!(user(Some("a"), Some("client.b")).ceph().unwrap_err().code(), 22);
+        assert_eq!(user(None, Some("admin")).ceph().unwrap_err().code(), 22);
+        let both = user(Some("a"), Some("client.a")).ceph().unwrap();
+        assert_eq!(both.name.as_deref(), Some("client.a"));
+    }
+
+    #[test]
+    fn sockets_of_a_cluster_s_images_lie_in_the_user_s_runtime_directory() {
+        let mut globals = Globals {
+            store: Some("ceph".into()),
+            ..Globals::default()
+        };
+        assert_eq!(globals.run_directory().unwrap_err().code(), 22);
+        globals.environment.runtime_dir = Some("/run/user/7".into());
+        assert_eq!(
+            globals.run_directory().unwrap(),
+            PathBuf::from("/run/user/7/ferry")
+        );
+        globals.store = Some("/s".into());
+        assert_eq!(globals.run_directory().unwrap(), PathBuf::from("/s/run"));
     }
 }

@@ -161,6 +161,11 @@ pub const GLOBAL: &[Opt] = &[
         "keyring file to search for the secret (implies the ceph engine)",
     )
     .short('k'),
+    Opt::new(
+        "connect-timeout",
+        Kind::Number(86_400),
+        "seconds to wait for the Ceph monitors at most, 30 by default",
+    ),
     Opt::text(
         "store",
         "directory of a local store, or the word ceph; overrides FERRY_STORE",

@@ -392,6 +392,10 @@ fn globals(values: &[(&'static str, Value)], environment: &Environment) -> Globa
         mon_host: text("mon_host"),
         keyfile: text("keyfile"),
         keyring: text("keyring"),
+        connect_timeout_s: values.iter().find_map(|(known, value)| match value {
+            Value::Number(seconds) if *known == "connect-timeout" => Some(*seconds),
+            _ => None,
+        }),
         store: text("store"),
         environment: environment.clone(),
     }

@@ -14,8 +14,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::Harness;
 use super::fixture::{
-    BULK_OBJECT_BYTES, Failure, Fixture, Flavour, Outcome, content, ensure, ensure_eq, ensure_errno, omap,
-    pattern,
+    BULK_OBJECT_BYTES, Failure, Fixture, Flavour, Outcome, content, ensure, ensure_eq, ensure_errno,
+    eventually, omap, pattern,
 };
 use crate::op::{Durability, ReadOp, WriteOp, WriteStep};
 use crate::types::{SnapContext, SnapId};
@@ -116,6 +116,20 @@ fn name(object: usize) -> String {
     format!("object.{object}")
 }
 
+async fn is_trimmed(t: &Fixture, id: SnapId) -> Outcome<bool> {
+    for object in 0..OBJECTS {
+        let clones = match t.a.list_snaps(&name(object)).await {
+            Ok(set) => set.clones,
+            Err(error) if error.errno == crate::Errno::ENOENT => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if clones.iter().any(|clone| clone.snaps.contains(&id)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 impl Model {
     fn new(t: Fixture, seed: u64) -> Self {
         Self {
@@ -197,21 +211,28 @@ impl Model {
         }
     }
 
+    /// To an OSD, a range behind the end is no change, and an operation without a change takes no snapshot into account.
+    fn may_zero(&self, state: Option<&State>, start: usize, length_bytes: u64) -> bool {
+        state.is_some_and(|state| !self.t.harness.is_osd() || (start < state.data.len() && length_bytes > 0))
+    }
+
     /// A random step that succeeds on `state`, applied to it.
     fn random_step(&mut self, state: &mut Option<State>, data_only: bool) -> WriteStep {
         let (offset, length_bytes) = (self.offset(), self.length());
         let data = pattern(self.rng.random(), length_bytes as usize);
         let start = offset as usize;
         match self.rng.random_range(0..if data_only { 12 } else { 18 }) {
-            0 | 1 if state.is_some() => {
+            0 | 1 if self.may_zero(state.as_ref(), start, length_bytes) => {
                 let state = state.get_or_insert_default();
                 let end = (start + length_bytes as usize).min(state.data.len());
-                if start < end {
+                if end == state.data.len() && self.t.harness.is_osd() {
+                    state.data.truncate(start);
+                } else if start < end {
                     state.data[start..end].fill(0);
                 }
                 WriteStep::Zero { offset, length_bytes }
             }
-            2 | 3 if state.is_some() => {
+            0..=3 if state.is_some() => {
                 state.get_or_insert_default().data.resize(start, 0);
                 WriteStep::Truncate { size_bytes: offset }
             }
@@ -275,7 +296,12 @@ impl Model {
         }
         let data_only = op.durability == Durability::Buffered;
         for _ in 0..self.rng.random_range(1..4) {
+            let before = state.clone();
             let step = self.random_step(state, data_only);
+            if step == WriteStep::Remove && op.steps.contains(&step) && self.t.harness.is_osd() {
+                *state = before;
+                continue;
+            }
             op = op.step(step);
         }
         op
@@ -368,6 +394,11 @@ impl Model {
         let io = self.client();
         io.store().snap_id_remove(io.pool(), id).await?;
         self.snaps.remove(&id);
+        if self.t.harness.is_osd() {
+            // An OSD lists what a removed snapshot had until it has trimmed it.
+            let t = &self.t;
+            return eventually("clones of a removed snapshot go", || is_trimmed(t, id)).await;
+        }
         Ok(())
     }
 

@@ -114,13 +114,15 @@ pub(super) async fn everything_in_a_pool_that_is_not_there_is_enoent(t: Fixture)
 pub(super) async fn pools_and_namespaces_do_not_share_objects(t: Fixture) -> Outcome {
     let name = unique("other");
     let pool = t.a.store().pool_create(&name, PoolOptions::default()).await?;
+    // Namespaces may outlive the case: its pool may be one of many uses.
+    let (one, two) = (unique("one"), unique("two"));
     let places = [
         t.a.clone(),
-        t.a.with_namespace("one"),
-        t.a.with_namespace("two"),
-        t.a.with_namespace("On\u{e9}/../two"),
+        t.a.with_namespace(&one),
+        t.a.with_namespace(&two),
+        t.a.with_namespace(&format!("On\u{e9}/../{two}")),
         t.a.with_pool(pool),
-        t.a.with_pool(pool).with_namespace("one"),
+        t.a.with_pool(pool).with_namespace(&one),
     ];
     for (index, io) in places.iter().enumerate() {
         ensure!(!io.exists("o").await?, "place {index} sees another's object");

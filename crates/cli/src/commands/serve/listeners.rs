@@ -56,9 +56,9 @@ impl Listeners {
     }
 }
 
-/// `run/nbd.sock` in the store's directory.
+/// `nbd.sock` where this user's running programs have their sockets.
 fn usual_socket(session: &Session) -> Result<PathBuf, Failure> {
-    let directory = session.invocation().globals.local_store()?.join("run");
+    let directory = session.invocation().globals.run_directory()?;
     std::fs::create_dir_all(&directory).map_err(|error| {
         Failure::errno(
             format_args!("cannot make '{}' for the socket", directory.display()),

@@ -1,0 +1,391 @@
+//! The contract over a connection.
+//!
+//! What a cluster gives and the contract leaves open: every write is durable when it returns, whatever was asked; watchers
+//! of a killed process are waited for until the OSD gives them up (30 s by default); usage comes from the manager and lags.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ferry_store::{
+    ClientInstance, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo, PoolOptions, PoolUsage,
+    ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie,
+    WatchHandler, WatchInfo, WriteOp, WriteReply,
+};
+use parking_lot::Mutex;
+
+use crate::config::{CephConfig, OpenError};
+use crate::contexts::Contexts;
+use crate::sys::{Cluster, Ioctx, OpError};
+use crate::watches::Watches;
+use crate::{addr, reading, reply, writing};
+
+/// What is done and where, for errors; made only when there is one.
+type What<'a> = &'a (dyn Fn() -> String + Sync);
+
+/// A connection to a Ceph cluster.
+#[derive(Debug)]
+pub struct CephStore {
+    cluster: Mutex<Option<Arc<Cluster>>>,
+    instance: ClientInstance,
+    contexts: Contexts,
+    watches: Watches,
+    /// The cluster has said that this client is fenced; it is never let in again.
+    fenced: AtomicBool,
+}
+
+impl CephStore {
+    /// Connects to a cluster.
+    ///
+    /// # Errors
+    /// [`OpenError`], within [`CephConfig::connect_timeout`].
+    pub async fn connect(config: CephConfig) -> std::result::Result<Arc<Self>, OpenError> {
+        let connected = tokio::task::spawn_blocking(move || {
+            let cluster = config.connect()?;
+            let addresses = cluster.addresses();
+            let addresses =
+                addresses.map_err(|errno| OpenError::Connect("no address of our own".to_owned(), errno))?;
+            let addr = addr::parse(&addresses).ok_or_else(|| {
+                let what = format!("this client's address at the cluster, {addresses}, is not IPv4");
+                OpenError::Connect(what, Errno::EOPNOTSUPP)
+            })?;
+            let gid = cluster.instance_id();
+            Ok((cluster, ClientInstance { gid, addr }))
+        });
+        let (cluster, instance) = connected
+            .await
+            .map_err(|error| OpenError::Connect(error.to_string(), Errno::EIO))??;
+        Ok(Arc::new(Self {
+            cluster: Mutex::new(Some(Arc::new(cluster))),
+            instance,
+            contexts: Contexts::default(),
+            watches: Watches::default(),
+            fenced: AtomicBool::new(false),
+        }))
+    }
+
+    /// The connection; `ESHUTDOWN` when there is none any more.
+    fn cluster(&self, what: What<'_>) -> Result<Arc<Cluster>> {
+        let cluster = match self.fenced.load(Ordering::SeqCst) {
+            true => None,
+            false => self.cluster.lock().clone(),
+        };
+        cluster.ok_or_else(|| StoreError::new(Errno::ESHUTDOWN, what()))
+    }
+
+    /// An error with its place; notes when it says that we are fenced.
+    fn failed(&self, error: impl Into<OpError>, what: What<'_>) -> StoreError {
+        let OpError { errno, step } = error.into();
+        if errno == Errno::ESHUTDOWN {
+            self.fenced.store(true, Ordering::SeqCst);
+        }
+        StoreError {
+            errno,
+            what: what(),
+            step,
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        what: What<'_>,
+        work: impl FnOnce(&Arc<Cluster>) -> std::result::Result<T, Errno> + Send + 'static,
+    ) -> Result<T> {
+        let cluster = self.cluster(what)?;
+        let done = tokio::task::spawn_blocking(move || work(&cluster)).await;
+        done.unwrap_or(Err(Errno::EIO))
+            .map_err(|errno| self.failed(errno, what))
+    }
+
+    /// The context for reads of heads, and for what needs a pool alone.
+    async fn pool(&self, scope: &Scope, what: What<'_>) -> Result<Arc<Ioctx>> {
+        let cluster = self.cluster(what)?;
+        let ioctx = self.contexts.reading(&cluster, scope, SnapId::HEAD).await;
+        ioctx.map_err(|errno| self.failed(errno, what))
+    }
+}
+
+#[async_trait]
+impl Store for CephStore {
+    fn instance(&self) -> ClientInstance {
+        self.instance
+    }
+
+    fn engine(&self) -> &'static str {
+        "ceph"
+    }
+
+    async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {
+        let what = &|| format!("create pool '{name}'");
+        if name.is_empty() || name.contains(['/', '@', '\0']) {
+            return Err(StoreError::new(Errno::EINVAL, what()));
+        }
+        if options.dir.is_some() {
+            let what = format!("create pool '{name}': pools of a Ceph cluster have no directory");
+            return Err(StoreError::new(Errno::EOPNOTSUPP, what));
+        }
+        let owned = name.to_owned();
+        let id = self.blocking(what, move |cluster| {
+            // The monitors take a pool that is there for made.
+            cluster.wait_for_latest_map()?;
+            match cluster.pool_id(&owned) {
+                Err(Errno::ENOENT) => cluster.create_pool(&owned)?,
+                other => return other.and(Err(Errno::EEXIST)),
+            }
+            cluster.wait_for_latest_map()?;
+            let id = PoolId(cluster.pool_id(&owned)?);
+            let scope = Scope::new(id);
+            let read = crate::sys::ReadAt::Snap(SnapId::HEAD);
+            Ioctx::new(cluster, &scope, read, &SnapContext::empty())?.enable_rbd()?;
+            Ok(id)
+        });
+        id.await
+    }
+
+    async fn pool_remove(&self, name: &str) -> Result<()> {
+        let what = &|| format!("remove pool '{name}'");
+        let owned = name.to_owned();
+        let removed = self.blocking(what, move |cluster| {
+            cluster.wait_for_latest_map()?;
+            cluster.remove_pool(&owned)?;
+            cluster.wait_for_latest_map()
+        });
+        removed.await.map_err(|error| match error.errno {
+            Errno::EPERM => StoreError::new(
+                Errno::EPERM,
+                format!(
+                    "{} (the monitors must allow it: mon_allow_pool_delete)",
+                    error.what
+                ),
+            ),
+            _ => error,
+        })
+    }
+
+    async fn pool_list(&self) -> Result<Vec<PoolInfo>> {
+        let what = &|| "list pools".to_owned();
+        let pools = self.blocking(what, |cluster| {
+            cluster.wait_for_latest_map()?;
+            let mut pools = Vec::new();
+            for name in cluster.pools()? {
+                // One that was removed meanwhile is none.
+                if let Ok(id) = cluster.pool_id(&name) {
+                    pools.push(PoolInfo {
+                        id: PoolId(id),
+                        name,
+                        dir: None,
+                    });
+                }
+            }
+            pools.sort_by(|left, right| left.name.cmp(&right.name));
+            Ok(pools)
+        });
+        pools.await
+    }
+
+    async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {
+        let what = &|| format!("usage of pool {pool}");
+        let ioctx = self.pool(&Scope::new(pool), what).await?;
+        let usage = self.blocking(what, move |cluster| {
+            let (objects, clones, used_bytes) = ioctx.pool_usage()?;
+            Ok(PoolUsage {
+                objects: objects.saturating_sub(clones),
+                used_bytes,
+                free_bytes: Some(cluster.free_bytes()?),
+            })
+        });
+        usage.await
+    }
+
+    async fn list_objects(
+        &self,
+        scope: &Scope,
+        prefix: &str,
+        start_after: &str,
+        max: usize,
+    ) -> Result<Vec<String>> {
+        let what = &|| format!("list objects '{prefix}*' of pool {}", scope.pool);
+        let ioctx = self.pool(scope, what).await?;
+        let (prefix, start_after) = (prefix.to_owned(), start_after.to_owned());
+        // A cluster lists in the order of its hash, so each page is the least names of a whole listing.
+        let pool = scope.pool;
+        let names = self.blocking(what, move |cluster| {
+            let mut least = std::collections::BTreeSet::new();
+            ioctx.list(&mut |name| {
+                if !name.starts_with(&prefix) || name <= start_after.as_str() {
+                    return;
+                }
+                least.insert(name.to_owned());
+                if least.len() > max {
+                    least.pop_last();
+                }
+            })?;
+            if least.is_empty() {
+                // A pool that was removed lists nothing.
+                cluster.check_pool(pool.0)?;
+            }
+            Ok(least.into_iter().collect())
+        });
+        names.await
+    }
+
+    async fn read(&self, object: ObjectRef<'_>, snap: SnapId, op: ReadOp) -> Result<ReadReply> {
+        let what = &|| format!("read of {object} at {snap}");
+        let cluster = self.cluster(what)?;
+        let ioctx = self.contexts.reading(&cluster, object.scope, snap).await;
+        let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        reading::run(&ioctx, object.name, op)
+            .await
+            .map_err(|error| self.failed(error, what))
+    }
+
+    async fn write(&self, object: ObjectRef<'_>, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply> {
+        let what = &|| format!("write to {object}");
+        let cluster = self.cluster(what)?;
+        let ioctx = self.contexts.writing(&cluster, object.scope, snapc).await;
+        let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        writing::run(&ioctx, object.name, op)
+            .await
+            .map_err(|error| self.failed(error, what))
+    }
+
+    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
+        let what = &|| format!("list snapshots of {object}");
+        let cluster = self.cluster(what)?;
+        let ioctx = self.contexts.listing(&cluster, object.scope).await;
+        let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        ioctx
+            .list_snaps(object.name)
+            .await
+            .map_err(|errno| self.failed(errno, what))
+    }
+
+    async fn rollback(
+        &self,
+        object: ObjectRef<'_>,
+        snapc: &SnapContext,
+        snap: SnapId,
+        _durability: Durability,
+    ) -> Result<()> {
+        let what = &|| format!("roll {object} back to {snap}");
+        let cluster = self.cluster(what)?;
+        let ioctx = self.contexts.writing(&cluster, object.scope, snapc).await;
+        let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        let mut rolled = ioctx
+            .rollback(object.name, snap)
+            .await
+            .map_err(|error| error.errno);
+        if rolled == Err(Errno::EOPNOTSUPP) {
+            let name = object.name.to_owned();
+            let blocking = tokio::task::spawn_blocking(move || ioctx.rollback_blocking(&name, snap));
+            rolled = blocking.await.unwrap_or(Err(Errno::EIO));
+        }
+        rolled.map_err(|errno| self.failed(errno, what))
+    }
+
+    async fn snap_id_create(&self, pool: PoolId) -> Result<SnapId> {
+        let what = &|| format!("create a snapshot id in pool {pool}");
+        let ioctx = self.pool(&Scope::new(pool), what).await?;
+        ioctx
+            .create_snap()
+            .await
+            .map_err(|errno| self.failed(errno, what))
+    }
+
+    async fn snap_id_remove(&self, pool: PoolId, snap: SnapId) -> Result<()> {
+        let what = &|| format!("remove snapshot id {snap} of pool {pool}");
+        let ioctx = self.pool(&Scope::new(pool), what).await?;
+        ioctx
+            .remove_snap(snap)
+            .await
+            .map_err(|errno| self.failed(errno, what))
+    }
+
+    async fn watch(&self, object: ObjectRef<'_>, handler: Arc<dyn WatchHandler>) -> Result<WatchCookie> {
+        let what = &|| format!("watch {object}");
+        let ioctx = self.pool(object.scope, what).await?;
+        self.watches
+            .begin(&ioctx, object.name, handler)
+            .await
+            .map_err(|errno| self.failed(errno, what))
+    }
+
+    async fn unwatch(&self, cookie: WatchCookie) -> Result<()> {
+        let what = &|| format!("end watch {}", cookie.0);
+        self.watches
+            .end(cookie)
+            .await
+            .map_err(|errno| self.failed(errno, what))
+    }
+
+    async fn notify(&self, object: ObjectRef<'_>, payload: Bytes, timeout_ms: u64) -> Result<NotifyReply> {
+        // The OSD counts whole seconds, and takes none for its default.
+        const LEAST_MS: u64 = 1000;
+        let what = &|| format!("notify watchers of {object}");
+        let ioctx = self.pool(object.scope, what).await?;
+        let sent = ioctx
+            .notify(object.name, &payload, timeout_ms.max(LEAST_MS))
+            .await;
+        let (answer, _) = sent.map_err(|errno| self.failed(errno, what))?;
+        reply::decode(answer)
+            .ok_or_else(|| StoreError::new(Errno::EBADMSG, format!("{}: answer of the OSD", what())))
+    }
+
+    async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>> {
+        let what = &|| format!("list watchers of {object}");
+        let ioctx = self.pool(object.scope, what).await?;
+        let watchers = ioctx.list_watchers(object.name).await;
+        let watchers = watchers.map_err(|errno| self.failed(errno, what))?;
+        let known = watchers.into_iter().map(|watcher| {
+            let addr = addr::parse(&watcher.addr).ok_or_else(|| {
+                let what = format!("{}: address {} is not IPv4", what(), watcher.addr);
+                StoreError::new(Errno::EOPNOTSUPP, what)
+            })?;
+            Ok(WatchInfo {
+                client: ClientInstance {
+                    gid: watcher.gid,
+                    addr,
+                },
+                cookie: WatchCookie(watcher.cookie),
+            })
+        });
+        known.collect()
+    }
+
+    async fn blocklist_add(&self, client: &ClientInstance) -> Result<()> {
+        let what = &|| format!("blocklist {client} at {}", client.addr);
+        let address = client.addr.to_string();
+        let added = self.blocking(what, move |cluster| {
+            cluster.blocklist(&address)?;
+            // What we send from here on carries the map that fences, so no OSD takes our word before it has it.
+            cluster.wait_for_latest_map()
+        });
+        added.await
+    }
+
+    async fn flush(&self, scope: &Scope, _prefix: &str) -> Result<()> {
+        let what = &|| format!("flush pool {}", scope.pool);
+        self.cluster(what).map(drop)
+    }
+
+    async fn sync_all(&self, scope: &Scope, prefix: &str) -> Result<()> {
+        self.flush(scope, prefix).await
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        let what = &|| "shut down".to_owned();
+        let taken = self.cluster.lock().take();
+        let Some(cluster) = taken else {
+            return Err(StoreError::new(Errno::ESHUTDOWN, what()));
+        };
+        self.watches.end_all().await;
+        self.contexts.clear();
+        // Operations under way hold the connection; the last one ends it then.
+        if let Ok(cluster) = Arc::try_unwrap(cluster) {
+            let ended = tokio::task::spawn_blocking(move || cluster.end()).await;
+            ended.map_err(|error| StoreError::new(Errno::EIO, format!("{}: {error}", what())))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! The Ceph engine keeps the store contract on a real cluster.
+//!
+//! `FERRY_TEST_CEPH` names the configuration of a cluster to use (`scripts/test` starts one); without it the cases say that
+//! they were not checked.
+
+// All of this file is test; the lint spares only functions that carry the attribute.
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ferry_store::conformance::Harness;
+use ferry_store::{Result, Scope, Store};
+use ferry_store_ceph::{CephConfig, CephStore};
+
+/// Connections to the cluster; each case works in a namespace of its own.
+struct CephHarness(Option<OsString>);
+
+impl CephHarness {
+    fn new() -> Self {
+        let conf = std::env::var_os("FERRY_TEST_CEPH");
+        let required = ["CI", "FERRY_REQUIRE_TOOLS"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some());
+        assert!(conf.is_some() || !required, "FERRY_TEST_CEPH names no cluster");
+        Self(conf)
+    }
+}
+
+#[async_trait]
+impl Harness for CephHarness {
+    async fn client(&self) -> Arc<dyn Store> {
+        let config = CephConfig {
+            conf: self.0.clone().map(Into::into),
+            ..CephConfig::default()
+        };
+        CephStore::connect(config).await.unwrap()
+    }
+
+    async fn scope(&self, client: &Arc<dyn Store>) -> Result<Scope> {
+        let pools = client.pool_list().await?;
+        let pool = pools.iter().find(|pool| pool.name == "rbd").unwrap();
+        let namespace = format!("conformance-{:016x}", rand::random::<u64>());
+        Ok(Scope::with_namespace(pool.id, &namespace))
+    }
+
+    fn absent(&self) -> Option<String> {
+        match self.0 {
+            Some(_) => None,
+            None => Some("FERRY_TEST_CEPH names no cluster".to_owned()),
+        }
+    }
+
+    fn is_osd(&self) -> bool {
+        true
+    }
+}
+
+ferry_store::conformance_tests! { CephHarness::new() }
