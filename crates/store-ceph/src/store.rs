@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +21,10 @@ use crate::contexts::Contexts;
 use crate::sys::{Cluster, Ioctx, OpError};
 use crate::watches::Watches;
 use crate::{addr, reading, reply, writing};
+
+/// How often, and how long each time, a shutdown looks whether operations are still under way: 10 s in all.
+const SHUTDOWN_POLLS: u32 = 2000;
+const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
 
 /// What is done and where, for errors; made only when there is one.
 type What<'a> = &'a (dyn Fn() -> String + Sync);
@@ -381,11 +386,21 @@ impl Store for CephStore {
         };
         self.watches.end_all().await;
         self.contexts.clear();
-        // Operations under way hold the connection; the last one ends it then.
-        if let Ok(cluster) = Arc::try_unwrap(cluster) {
-            let ended = tokio::task::spawn_blocking(move || cluster.end()).await;
-            ended.map_err(|error| StoreError::new(Errno::EIO, format!("{}: {error}", what())))?;
+        // Operations under way hold the connection for a little while longer.
+        let mut cluster = cluster;
+        for _ in 0..SHUTDOWN_POLLS {
+            match Arc::try_unwrap(cluster) {
+                Ok(cluster) => {
+                    let ended = tokio::task::spawn_blocking(move || cluster.end()).await;
+                    return ended
+                        .map_err(|error| StoreError::new(Errno::EIO, format!("{}: {error}", what())));
+                }
+                Err(shared) => cluster = shared,
+            }
+            tokio::time::sleep(SHUTDOWN_POLL).await;
         }
+        // Whoever still works with it ends it.
+        tracing::warn!("the connection to Ceph is still in use at its shutdown");
         Ok(())
     }
 }

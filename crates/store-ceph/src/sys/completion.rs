@@ -50,8 +50,7 @@ struct Pending<T> {
     functions: &'static Functions,
     state: Box<T>,
     answer: oneshot::Sender<Done<T>>,
-    // Last: what the state was made from goes after it.
-    _ioctx: Option<Arc<Ioctx>>,
+    ioctx: Option<Arc<Ioctx>>,
 }
 
 /// Submits what `start` starts and waits for it. `start` gets the state's address and the completion; it must do nothing
@@ -78,7 +77,7 @@ fn submit<T: Send + 'static>(
         functions,
         state,
         answer,
-        _ioctx: ioctx.cloned(),
+        ioctx: ioctx.cloned(),
     }));
     let mut completion: RawCompletion = ptr::null_mut();
     // SAFETY: `pending` stays valid until `finished::<T>` takes it back, or until below when nothing was submitted.
@@ -111,7 +110,7 @@ unsafe extern "C" fn finished<T: Send>(completion: RawCompletion, argument: *mut
         functions,
         state,
         answer,
-        _ioctx,
+        ioctx,
     } = *pending;
     // SAFETY: the completion is complete, and is released once, after its last use.
     let (returned, version) = unsafe {
@@ -125,6 +124,8 @@ unsafe extern "C" fn finished<T: Send>(completion: RawCompletion, argument: *mut
         version,
         state,
     };
+    // Before the answer: whoever has all answers may end the connection.
+    drop(ioctx);
     // Whoever asked has gone: the state goes here, unread.
     let _ = answer.send(done);
 }
