@@ -41,6 +41,8 @@ pub struct Ferry {
     store: PathBuf,
     binary: PathBuf,
     servers: AtomicU32,
+    /// Configuration of the Ceph cluster, when the store is one.
+    pub(crate) ceph: Option<PathBuf>,
 }
 
 impl Ferry {
@@ -73,7 +75,13 @@ impl Ferry {
             directory,
             binary: binary(),
             servers: AtomicU32::new(0),
+            ceph: None,
         }
+    }
+
+    /// The directory for files alone.
+    pub(crate) fn into_directory(self) -> TempDir {
+        self.directory
     }
 
     /// The store's directory.
@@ -96,6 +104,9 @@ impl Ferry {
         let mut command = Command::new(&self.binary);
         command.arg("--store").arg(&self.store).args(words);
         command.env_remove("FERRY_STORE").env("TZ", "UTC");
+        if let Some(conf) = &self.ceph {
+            command.env("CEPH_CONF", conf);
+        }
         command.current_dir(self.directory.path());
         command
     }

@@ -6,6 +6,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`ceph`] | a store on a real cluster, and Ceph's own `rbd` beside ours |
 //! | [`certificates`] | an authority, a server and a client for TLS |
 //! | [`ferry`] | a store, commands on it, a server on it |
 //! | [`process`] | commands with their output, children that die with their owner |
@@ -16,6 +17,7 @@
 //! The binary is the one named by `FERRY_RBD`, else the one that lies in the build directory of the running test;
 //! `cargo test -p ferry-e2e` alone does not build it.
 
+pub mod ceph;
 pub mod certificates;
 pub mod ferry;
 pub mod load;
@@ -23,5 +25,6 @@ pub mod mount;
 pub mod process;
 pub mod tools;
 
+pub use ceph::Side;
 pub use ferry::{Ferry, Served};
 pub use process::{Background, Finished, run, run_ok};

@@ -62,7 +62,7 @@ impl Session {
             Engine::Ceph => {
                 let connected = CephStore::connect(globals.ceph()?).await;
                 let store = connected.map_err(|error| {
-                    Failure::errno("couldn't connect to the cluster!", error.errno().0)
+                    Failure::message("rbd: couldn't connect to the cluster!", error.errno().0)
                         .with_line(format!("rbd: note: {error}"))
                 })?;
                 Ok(store)

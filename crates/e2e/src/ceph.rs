@@ -1,0 +1,100 @@
+//! A store on a real cluster, and Ceph's own `rbd` beside ours.
+//!
+//! The cluster is the one whose configuration `FERRY_TEST_CEPH` names (`scripts/test` starts one, `scripts/ceph-dev` by
+//! hand). It is shared by all tests: each gives its images names of their own.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::ferry::Ferry;
+use crate::process::{Finished, run};
+use crate::tools::skip;
+
+/// Whose `rbd` is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Ours.
+    Ferry,
+    /// Ceph's.
+    Ceph,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Side; 2] = [Side::Ferry, Side::Ceph];
+
+    /// The other.
+    pub fn other(self) -> Self {
+        match self {
+            Side::Ferry => Side::Ceph,
+            Side::Ceph => Side::Ferry,
+        }
+    }
+}
+
+/// Ceph's own command.
+const CEPH_RBD: &str = "/usr/bin/rbd";
+
+impl Ferry {
+    /// The images of the cluster; `None`, with a message, where there is none.
+    #[track_caller]
+    pub fn on_ceph() -> Option<Self> {
+        let Some(conf) = std::env::var_os("FERRY_TEST_CEPH") else {
+            skip("FERRY_TEST_CEPH names no cluster");
+            return None;
+        };
+        if !std::path::Path::new(CEPH_RBD).is_file() {
+            skip("Ceph's rbd is not installed");
+            return None;
+        }
+        let mut ferry = Self::bare();
+        let directory = ferry.into_directory();
+        ferry = Self::at("ceph".into(), directory);
+        ferry.ceph = Some(PathBuf::from(conf));
+        Some(ferry)
+    }
+
+    /// Runs either side's `rbd` with these words to its end.
+    ///
+    /// # Panics
+    /// If the store is not on a cluster.
+    #[track_caller]
+    pub fn run_as<S: AsRef<OsStr>>(&self, side: Side, words: &[S]) -> Finished {
+        match side {
+            Side::Ferry => self.rbd(words),
+            Side::Ceph => {
+                let conf = self.ceph.as_ref().expect("a store on a cluster");
+                let mut command = Command::new(CEPH_RBD);
+                command.arg("-c").arg(conf).args(words).env("TZ", "UTC");
+                run(&mut command)
+            }
+        }
+    }
+
+    /// Runs either side's `rbd`, which must succeed, and gives its standard output.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn ok_as<S: AsRef<OsStr>>(&self, side: Side, words: &[S]) -> String {
+        self.run_as(side, words).ok().stdout
+    }
+
+    /// The bytes of an image or snapshot, as either side reads them.
+    ///
+    /// # Panics
+    /// If it can't be exported.
+    #[track_caller]
+    pub fn export_as(&self, side: Side, spec: &str) -> Vec<u8> {
+        let path = self.path(&format!("export-{side:?}"));
+        let _ = std::fs::remove_file(&path);
+        self.ok_as(side, &["export", "--no-progress", spec, &path.to_string_lossy()]);
+        std::fs::read(&path).expect("the exported file")
+    }
+}
+
+/// A name that no other test uses.
+pub fn unique(what: &str) -> String {
+    format!("{what}-{:016x}", rand::random::<u64>())
+}

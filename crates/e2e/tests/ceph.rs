@@ -1,0 +1,208 @@
+//! Ferry and Ceph's own `rbd` on the same images of a real cluster: each can go on where the other stopped.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+use std::time::{Duration, Instant};
+
+use ferry_e2e::ceph::unique;
+use ferry_e2e::{Ferry, Side};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const IMAGE_BYTES: usize = 9 << 20;
+const OBJECT: &str = "1M";
+
+/// An image with a history, and what each version holds.
+struct Source {
+    name: String,
+    versions: Vec<(String, Vec<u8>)>,
+}
+
+impl Source {
+    /// Makes an image with two snapshots, each written, with holes, by the side that `maker` says for this version.
+    fn new(ferry: &Ferry, maker: Side, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let name = unique("source");
+        let mut bytes = vec![0u8; IMAGE_BYTES];
+        rng.fill(&mut bytes[..2_500_000]);
+        rng.fill(&mut bytes[5_000_000..5_100_000]);
+        let path = ferry.file("source");
+        std::fs::write(&path, &bytes).unwrap();
+        let words = ["import", "--no-progress", "--object-size", OBJECT, &path, &name];
+        ferry.ok_as(maker, &words);
+        let mut versions = Vec::new();
+        for (snap, side) in [("s1", maker), ("s2", maker.other())] {
+            ferry.ok_as(
+                side,
+                &["snap", "create", "--no-progress", &format!("{name}@{snap}")],
+            );
+            versions.push((snap.to_owned(), bytes.clone()));
+            let words = [
+                "bench",
+                "--io-type",
+                "write",
+                "--io-size",
+                "4096",
+                "--io-total",
+                "65536",
+                &name,
+            ];
+            ferry.ok_as(side, &[&words[..], &["--io-pattern", "rand"]].concat());
+            bytes = ferry.export_as(side, &name);
+        }
+        versions.push((String::new(), bytes));
+        Self { name, versions }
+    }
+
+    /// Every version of `image` is as it was, in the eyes of both sides, and its object maps hold.
+    #[track_caller]
+    fn check(&self, ferry: &Ferry, image: &str, when: &str) {
+        for (snap, expected) in &self.versions {
+            let spec = match snap.is_empty() {
+                true => image.to_owned(),
+                false => format!("{image}@{snap}"),
+            };
+            for side in Side::BOTH {
+                let found = ferry.export_as(side, &spec);
+                assert!(found == *expected, "{when}: {side:?} reads {spec} otherwise");
+                let map = ferry.run_as(side, &["object-map", "check", "--no-progress", &spec]);
+                let map = map.ok();
+                assert!(
+                    !format!("{}{}", map.stdout, map.stderr).contains("rror"),
+                    "{when}: {side:?} finds the object map of {spec} wrong: {map:?}"
+                );
+            }
+        }
+    }
+}
+
+fn sides(mask: u32) -> [Side; 4] {
+    std::array::from_fn(|bit| Side::BOTH[(mask >> bit & 1) as usize])
+}
+
+#[test]
+fn every_verb_of_a_migration_can_follow_the_other_side_s() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    for mask in 0..16 {
+        let [maker, preparer, executor, committer] = sides(mask);
+        let when = format!(
+            "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, committed by {committer:?}"
+        );
+        let source = Source::new(&ferry, maker, u64::from(mask));
+        let target = format!("other/{}", unique("target"));
+        ferry.ok_as(
+            preparer,
+            &[
+                "migration",
+                "prepare",
+                "--object-size",
+                "2M",
+                &source.name,
+                &target,
+            ],
+        );
+        source.check(&ferry, &target, &format!("{when}: prepared"));
+        ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+        source.check(&ferry, &target, &format!("{when}: executed"));
+        ferry.ok_as(committer, &["migration", "commit", "--no-progress", &target]);
+        source.check(&ferry, &target, &format!("{when}: committed"));
+        for side in Side::BOTH {
+            ferry
+                .run_as(side, &["info", &source.name])
+                .fails(2, "No such file");
+        }
+    }
+}
+
+#[test]
+fn an_abort_can_follow_the_other_side_s_verbs() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    for mask in 0..16 {
+        let [maker, preparer, executor, aborter] = sides(mask);
+        let when = format!(
+            "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, aborted by {aborter:?}"
+        );
+        let source = Source::new(&ferry, maker, u64::from(mask));
+        let target = format!("other/{}", unique("target"));
+        ferry.ok_as(preparer, &["migration", "prepare", &source.name, &target]);
+        // Ceph's own goes back only from what it has not wholly copied as well as from what it has.
+        if mask % 3 != 0 {
+            ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+        }
+        ferry.ok_as(aborter, &["migration", "abort", "--no-progress", &target]);
+        source.check(&ferry, &source.name, &format!("{when}: aborted"));
+        for side in Side::BOTH {
+            ferry.run_as(side, &["info", &target]).fails(2, "No such file");
+        }
+    }
+}
+
+#[test]
+fn both_sides_print_the_same() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    for maker in Side::BOTH {
+        let source = Source::new(&ferry, maker, 7);
+        let name = source.name.as_str();
+        let target = format!("other/{}", unique("target"));
+        let compare = |image: &str| {
+            for words in [
+                &["info", image][..],
+                &["info", image, "--format", "json"],
+                &["info", image, "--format", "xml", "--pretty-format"],
+                &["snap", "ls", image],
+                &["snap", "ls", image, "--format", "json"],
+                &["status", image],
+                &["status", image, "--format", "json"],
+                &["du", image],
+                &["du", image, "--format", "json"],
+            ] {
+                let [ours, theirs] = Side::BOTH.map(|side| ferry.ok_as(side, words));
+                assert_eq!(ours, theirs, "{words:?} of an image made by {maker:?}");
+            }
+        };
+        compare(name);
+        ferry.ok_as(maker, &["migration", "prepare", name, &target]);
+        compare(&target);
+        ferry.ok_as(maker, &["migration", "execute", "--no-progress", &target]);
+        compare(&target);
+        ferry.ok_as(maker, &["migration", "abort", "--no-progress", &target]);
+        compare(name);
+    }
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_or_does_not_know_us_is_a_clear_error_in_time() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    let started = Instant::now();
+    // Nobody listens on port 1.
+    ferry
+        .rbd(&["-m", "127.0.0.1:1", "--connect-timeout", "2", "ls"])
+        .fails(110, "no monitor answered in time");
+    assert!(
+        started.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        started.elapsed()
+    );
+    let keyring = ferry.file("keyring");
+    let secret = "AQBZ0mRnAAAAABAAZ1gT3o5c9d0S6q0p3vN8xw==";
+    std::fs::write(&keyring, format!("[client.admin]\n\tkey = {secret}\n")).unwrap();
+    let refused = ferry.rbd(&["-k", keyring.as_str(), "ls"]);
+    assert!(!format!("{}{}", refused.stdout, refused.stderr).contains(secret));
+    refused.fails(13, "does not accept this user's key");
+    ferry
+        .rbd(&["-c", "/nowhere/ceph.conf", "ls"])
+        .fails(2, "'/nowhere/ceph.conf'");
+    ferry.rbd(&["ls", "no-such-pool"]).fails(2, "no-such-pool");
+}
+
+#[test]
+fn without_librados_the_program_says_what_to_install() {
+    let ferry = Ferry::bare();
+    let mut command = ferry.command(&["version"]);
+    ferry_e2e::run(command.env("FERRY_LIBRADOS", "librados-of-nowhere.so")).ok();
+    let mut command = std::process::Command::new(ferry_e2e::ferry::binary());
+    command
+        .args(["--store", "ceph", "ls"])
+        .env("FERRY_LIBRADOS", "librados-of-nowhere.so");
+    ferry_e2e::run(&mut command).fails(2, "package 'librados2'");
+}
