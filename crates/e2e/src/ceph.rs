@@ -55,6 +55,14 @@ impl Ferry {
         Some(ferry)
     }
 
+    /// Configuration of the cluster.
+    ///
+    /// # Panics
+    /// If the store is not on one.
+    pub fn ceph_conf(&self) -> &std::path::Path {
+        self.ceph.as_ref().expect("a store on a cluster")
+    }
+
     /// Runs either side's `rbd` with these words to its end.
     ///
     /// # Panics
@@ -64,9 +72,12 @@ impl Ferry {
         match side {
             Side::Ferry => self.rbd(words),
             Side::Ceph => {
-                let conf = self.ceph.as_ref().expect("a store on a cluster");
                 let mut command = Command::new(CEPH_RBD);
-                command.arg("-c").arg(conf).args(words).env("TZ", "UTC");
+                command
+                    .arg("-c")
+                    .arg(self.ceph_conf())
+                    .args(words)
+                    .env("TZ", "UTC");
                 run(&mut command)
             }
         }
