@@ -20,7 +20,7 @@ use ferry_store::{Errno, IoCtx, Scope};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use support::reference::Reference;
-use support::{Engine, TestLayout, pool};
+use support::{Engine, TestLayout};
 
 const MAX_SIZE: u64 = 512 << 10;
 const LAYOUTS: [TestLayout; 5] = [
@@ -57,8 +57,8 @@ impl History {
         let mut rng = StdRng::seed_from_u64(seed);
         let store = engine.connect().await;
         let scopes = [
-            pool(&store, "rbd").await.scope().clone(),
-            pool(&store, "p2").await.scope().clone(),
+            engine.place(&store, "rbd").await.scope().clone(),
+            engine.place(&store, "p2").await.scope().clone(),
         ];
         let size = rng.random_range(1..MAX_SIZE);
         let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
@@ -434,4 +434,11 @@ async fn random_histories_equal_the_reference_on_the_memory_engine() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_equal_the_reference_on_the_local_engine() {
     histories("local", 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_histories_equal_the_reference_on_a_real_cluster() {
+    if Engine::ceph().is_some() {
+        histories("ceph", 2).await;
+    }
 }

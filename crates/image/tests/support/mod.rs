@@ -6,9 +6,11 @@ pub mod reference;
 use std::sync::Arc;
 
 use ferry_image::admin::create::CreateOptions;
+use ferry_image::admin::namespace;
 use ferry_store::memory::MemoryCluster;
 use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{IoCtx, PoolOptions, Scope, Store};
+use ferry_store_ceph::{CephConfig, CephStore};
 use ferry_store_local::disk::sim::SimDisk;
 
 /// A store that can be opened several times, as by several processes.
@@ -17,6 +19,8 @@ pub enum Engine {
     Local(tempfile::TempDir),
     /// The local engine over the simulated disk.
     Simulated(tempfile::TempDir, Arc<SimDisk>),
+    /// A real cluster, and the namespace in its pools that this test has to itself.
+    Ceph(CephConfig, String),
 }
 
 impl Engine {
@@ -30,6 +34,43 @@ impl Engine {
 
     pub fn simulated() -> Self {
         Self::Simulated(tempfile::tempdir().unwrap(), Arc::new(SimDisk::new()))
+    }
+
+    /// The cluster that `FERRY_TEST_CEPH` names; `None`, with a message, if it names none.
+    ///
+    /// # Panics
+    /// Where nothing may be left out.
+    pub fn ceph() -> Option<Self> {
+        let Some(conf) = std::env::var_os("FERRY_TEST_CEPH") else {
+            let required = ["CI", "FERRY_REQUIRE_TOOLS"]
+                .iter()
+                .any(|name| std::env::var_os(name).is_some());
+            assert!(!required, "FERRY_TEST_CEPH names no cluster");
+            eprintln!("LEFT OUT: FERRY_TEST_CEPH names no cluster");
+            return None;
+        };
+        let config = CephConfig {
+            conf: Some(conf.into()),
+            ..CephConfig::default()
+        };
+        Some(Self::Ceph(
+            config,
+            format!("image-{:016x}", rand::random::<u64>()),
+        ))
+    }
+
+    /// The test's place in the pool called `name`, which is created if it is missing.
+    pub async fn place(&self, store: &Arc<dyn Store>, name: &str) -> IoCtx {
+        let io = pool(store, name).await;
+        match self {
+            Self::Ceph(_, namespace) => {
+                if !namespace::exists(&io, namespace).await.unwrap() {
+                    namespace::create(&io, namespace).await.unwrap();
+                }
+                io.with_namespace(namespace)
+            }
+            _ => io,
+        }
     }
 
     /// A client that dies at its `nth` change: that and every later operation of it fail.
@@ -57,7 +98,7 @@ impl Engine {
         match self {
             Self::Memory(cluster) => cluster.power_loss(seed),
             Self::Simulated(_, disk) => disk.crash(seed),
-            Self::Local(_) => panic!("a real disk keeps its power"),
+            Self::Local(_) | Self::Ceph(..) => panic!("a real disk keeps its power"),
         }
     }
 
@@ -67,6 +108,7 @@ impl Engine {
             "memory" => Self::memory(),
             "local" => Self::local(),
             "simulated" => Self::simulated(),
+            "ceph" => Self::ceph().expect("a cluster"),
             other => panic!("no engine '{other}'"),
         }
     }
@@ -77,6 +119,7 @@ impl Engine {
             Self::Memory(cluster) => cluster.connect(),
             Self::Local(dir) => open_local(dir.path(), None),
             Self::Simulated(dir, disk) => open_local(dir.path(), Some(disk.clone())),
+            Self::Ceph(config, _) => CephStore::connect(config.clone()).await.unwrap(),
         }
     }
 }
