@@ -21,7 +21,7 @@ use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};
 use ferry_store::{Durability, Errno, SnapContext, SnapId, WriteOp, WriteStep};
 
-use crate::error::Result;
+use crate::error::{Result, optional};
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::migration::source::MigrationSource;
@@ -126,13 +126,22 @@ async fn copy(
             ..Copied::default()
         });
     }
+    let object = target.data_object(object_no.0);
+    let seen = versions.iter().any(|version| version.living && version.exists);
+    if !seen && optional(target.data_io().list_snaps(&object).await)?.is_none() {
+        // Only snapshots that are removed by now had it, and nothing is left of an earlier copy. An OSD may remember the
+        // sequence of one that is gone, and would refuse the removal that follows the bytes.
+        return Ok(Copied {
+            zero_bytes,
+            ..Copied::default()
+        });
+    }
     let head_map = &target.inner.head_map;
     let became_absent = versions_end_absent(&versions) && head_map.is_marked_clean(object_no);
     if !head_map.is_marked_ahead() || became_absent {
         mark_maps(target, source, &versions, object_no).await?;
     }
     let object_size = target.layout().object_size_bytes();
-    let object = target.data_object(object_no.0);
     let mut copied = Copied {
         data_bytes: 0,
         zero_bytes,
