@@ -1,6 +1,6 @@
 //! The Ceph engine keeps the store contract on a real cluster.
 //!
-//! `FERRY_TEST_CEPH` names the configuration of a cluster to use (`scripts/test` starts one); without it the cases say that
+//! `FERRY_TEST_CEPH` names the configuration of a cluster to use (`FERRY_CEPH=1 scripts/test` starts one); without it the cases say that
 //! they were not checked.
 
 // All of this file is test; the lint spares only functions that carry the attribute.
@@ -20,10 +20,6 @@ struct CephHarness(Option<OsString>);
 impl CephHarness {
     fn new() -> Self {
         let conf = std::env::var_os("FERRY_TEST_CEPH");
-        let required = ["CI", "FERRY_REQUIRE_TOOLS"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some());
-        assert!(conf.is_some() || !required, "FERRY_TEST_CEPH names no cluster");
         Self(conf)
     }
 }
