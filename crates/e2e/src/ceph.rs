@@ -1,7 +1,7 @@
 //! A store on a real cluster, and Ceph's own `rbd` beside ours.
 //!
-//! The cluster is the one whose configuration `FERRY_TEST_CEPH` names (`FERRY_CEPH=1 scripts/test` starts one, `scripts/ceph-dev`
-//! by hand). It is shared by all tests: each gives its images names of their own.
+//! The cluster is the one whose configuration `FERRY_TEST_CEPH` names (`scripts/test` starts one, `scripts/ceph-dev` by
+//! hand). It is shared by all tests: each gives its images names of their own.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

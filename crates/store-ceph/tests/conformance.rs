@@ -1,7 +1,7 @@
 //! The Ceph engine keeps the store contract on a real cluster.
 //!
-//! `FERRY_TEST_CEPH` names the configuration of a cluster to use (`FERRY_CEPH=1 scripts/test` starts one); without it the cases say that
-//! they were not checked.
+//! `FERRY_TEST_CEPH` names the configuration of a cluster to use (`scripts/test` starts one); without it the cases say that they
+//! were not checked.
 
 // All of this file is test; the lint spares only functions that carry the attribute.
 #![allow(clippy::unwrap_used)]

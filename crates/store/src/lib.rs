@@ -112,7 +112,7 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// Creates a pool. `EEXIST` if the name is taken, `EINVAL` for a name that is empty or has `/` or `@`.
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId>;
 
-    /// Removes a pool and all in it. `ENOENT` without it.
+    /// Removes a pool and all in it. `ENOENT` without it. Other clients may find it for a moment longer.
     async fn pool_remove(&self, name: &str) -> Result<()>;
 
     /// All pools, sorted by name.

@@ -3,7 +3,7 @@
 use super::fixture::{Fixture, Outcome, content, ensure, ensure_eq, ensure_errno, eventually, head, pattern};
 use crate::op::{Durability, ReadOp, WriteOp};
 use crate::types::{PoolId, Scope, SnapContext, SnapId};
-use crate::{IoCtx, PoolOptions};
+use crate::{Errno, IoCtx, PoolOptions};
 
 async fn listing(io: &IoCtx, prefix: &str, start_after: &str, max: usize) -> Outcome<Vec<String>> {
     Ok(io
@@ -89,6 +89,11 @@ pub(super) async fn everything_in_a_pool_that_is_not_there_is_enoent(t: Fixture)
     let io = t.a.with_pool(pool);
     io.write_meta("o", t.op().write(0, "x")).await?;
     t.b.store().pool_remove(&name).await?;
+    eventually("the other client hears of the removal", || async {
+        let written = io.write_meta("o", t.op().write(0, "x")).await;
+        Ok(written.is_err_and(|error| error.errno == Errno::ENOENT))
+    })
+    .await?;
     for io in [
         io,
         t.b.with_pool(pool),
