@@ -44,6 +44,12 @@ pub enum ErrorKind {
     Damaged,
     /// Another client owns the exclusive lock and keeps it.
     LockHeld,
+    /// The parent of a clone, or the snapshot that it was made of, is gone or cannot be opened.
+    ParentMissing,
+    /// What an open handle reads was removed under it.
+    Removed,
+    /// Clones need what was to be changed or removed.
+    HasChildren,
 }
 
 /// An error of an image operation.

@@ -2,7 +2,8 @@
 //!
 //! The parts, each with its own folder: the last reading of the header ([`crate::header`]), the watch that keeps that
 //! reading fresh ([`crate::watch`]), the exclusive lock ([`crate::exclusive_lock`]), the head's object map
-//! ([`crate::object_map`]) and, on a migration target, the source ([`crate::migration`]).
+//! ([`crate::object_map`]), on a clone the parent ([`crate::layering`]), and on a migration target the source
+//! ([`crate::migration`]).
 //!
 //! Invariants:
 //! * Writers hold `gate` shared from before they look at the header until their write is in the store; whoever changes
@@ -21,7 +22,8 @@ use crate::client_activity::ClientActivity;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::ExclusiveLock;
 use crate::header::{self, Fixed, Header};
-use crate::io::complete::CompleteObjects;
+use crate::io::known::KnownObjects;
+use crate::layering::parent::{ImageId, Parent};
 use crate::layout::Layout;
 use crate::migration::execution::Execution;
 use crate::migration::source::MigrationSource;
@@ -57,6 +59,11 @@ pub struct OpenOptions {
     pub snap: Option<SnapKey>,
     /// Opens a migration's images as they are, without looking through to the source. For maintenance only.
     pub ignore_migration: bool,
+    /// Opens a clone without its parent: for work on its metadata, which must go on when the parent is gone. Reads show
+    /// zeroes in the parent's place.
+    pub ignore_parent: bool,
+    /// The images that this one is opened for as a parent, the nearest last.
+    pub(crate) serves: Vec<ImageId>,
 }
 
 impl OpenOptions {
@@ -76,6 +83,12 @@ impl OpenOptions {
     /// As the migration verbs and status open: whatever state the image is in.
     pub fn ignoring_migration(mut self) -> Self {
         self.ignore_migration = true;
+        self
+    }
+
+    /// As those open who do not look at data: also without the parent of a clone.
+    pub fn ignoring_parent(mut self) -> Self {
+        self.ignore_parent = true;
         self
     }
 
@@ -102,12 +115,18 @@ pub(crate) struct Inner {
     pub header_object: String,
     pub read_only: bool,
     pub ignore_migration: bool,
+    ignore_parent: bool,
+    /// The images that this one is a parent of, the nearest last.
+    pub serves: Vec<ImageId>,
     pub read_snap: SnapId,
     pub gate: tokio::sync::RwLock<()>,
     pub watch: ImageWatch,
     pub lock: ExclusiveLock,
     pub head_map: HeadMap,
-    pub complete: CompleteObjects,
+    /// Objects of a migration target that hold all that the source has for them.
+    pub complete: KnownObjects,
+    /// Objects of a clone that exist; believed while this handle alone may write.
+    pub present: KnownObjects,
     /// Second of the last note in the header that the image was written to; 0: none by this handle.
     pub modify_noted: AtomicU64,
     pub stats: Arc<ImageStats>,
@@ -116,6 +135,7 @@ pub(crate) struct Inner {
     name: RwLock<String>,
     header: RwLock<Arc<Header>>,
     source: RwLock<Option<Arc<MigrationSource>>>,
+    parent: RwLock<Option<Arc<Parent>>>,
     refresh_wanted: AtomicU64,
     refresh_done: AtomicU64,
     refreshing: tokio::sync::Mutex<()>,
@@ -129,7 +149,8 @@ impl Image {
     /// Opens the image `key` of `io`'s namespace.
     ///
     /// Errors: [`ErrorKind::ImageMissing`]; [`ErrorKind::SnapMissing`]; `EROFS` ([`ErrorKind::Migrating`]) for writing to
-    /// a migration source; `EBUSY` for a target that is not prepared yet; `ENOSYS` for features Ferry does not know.
+    /// a migration source; `EBUSY` for a target that is not prepared yet; `ENOSYS` for features Ferry does not know;
+    /// [`ErrorKind::ParentMissing`] for a clone whose parent is gone; `ELOOP` for a chain of parents without end.
     pub async fn open(io: &IoCtx, key: ImageKey<'_>, options: OpenOptions) -> Result<Self> {
         let read_only = options.read_only || options.snap.is_some();
         let (id, name) = match key {
@@ -141,7 +162,7 @@ impl Image {
         let mut header = header::load(io, &id, read_only).await?;
         check_features(&header, read_only).map_err(|error| error.context(&place))?;
         if !options.ignore_migration {
-            header = wait_until_prepared(io, &id, read_only, header)
+            header = wait_until_prepared(io, &id, read_only, !options.serves.is_empty(), header)
                 .await
                 .map_err(|e| e.context(&place))?;
         }
@@ -159,12 +180,15 @@ impl Image {
             data_io,
             read_only,
             ignore_migration: options.ignore_migration,
+            ignore_parent: options.ignore_parent,
+            serves: options.serves,
             read_snap,
             gate: tokio::sync::RwLock::new(()),
             watch: ImageWatch::default(),
             lock: ExclusiveLock::default(),
             head_map: HeadMap::default(),
-            complete: CompleteObjects::default(),
+            complete: KnownObjects::default(),
+            present: KnownObjects::default(),
             modify_noted: AtomicU64::new(0),
             stats: Arc::default(),
             activity: ClientActivity::default(),
@@ -172,6 +196,7 @@ impl Image {
             name: RwLock::new(name),
             header: RwLock::new(Arc::new(header)),
             source: RwLock::new(None),
+            parent: RwLock::new(None),
             refresh_wanted: AtomicU64::new(0),
             refresh_done: AtomicU64::new(0),
             refreshing: tokio::sync::Mutex::new(()),
@@ -205,6 +230,12 @@ impl Image {
         let source = self.inner.source.write().take();
         if let Some(source) = source {
             Box::pin(source.close()).await;
+        }
+        let parent = self.inner.parent.write().take();
+        if let Some(parent) = parent
+            && let Err(error) = Box::pin(parent.image().close()).await
+        {
+            tracing::debug!(%error, "closing a parent");
         }
         released.and(unwatched)
     }
@@ -283,6 +314,15 @@ impl Image {
         self.inner.source.read().clone()
     }
 
+    pub(crate) fn parent(&self) -> Option<Arc<Parent>> {
+        self.inner.parent.read().clone()
+    }
+
+    /// Whether this handle was opened to be read through.
+    pub(crate) fn serves_as_parent(&self) -> bool {
+        !self.inner.serves.is_empty()
+    }
+
     pub(crate) fn data_object(&self, object_no: u64) -> String {
         names::data_object(&self.inner.fixed.object_prefix, object_no)
     }
@@ -319,7 +359,7 @@ impl Image {
             return Err(being_migrated());
         }
         if !self.inner.ignore_migration {
-            check_target_usable(&header)?;
+            check_target_usable(&header, self.serves_as_parent())?;
         }
         if !self.inner.read_snap.is_head() && !header.snaps.contains_key(&self.inner.read_snap) {
             return Err(ImageError::of(
@@ -331,6 +371,10 @@ impl Image {
                     self.name()
                 ),
             ));
+        }
+        if !self.inner.ignore_parent {
+            let parent = Parent::for_header(self, &header, self.parent()).await?;
+            *self.inner.parent.write() = parent;
         }
         if !self.inner.ignore_migration {
             let source = MigrationSource::for_header(self, &header, self.source()).await?;
@@ -398,19 +442,12 @@ fn check_features(header: &Header, read_only: bool) -> Result<()> {
             ),
         ));
     }
-    if header
-        .parent
-        .as_ref()
-        .is_some_and(|parent| parent.head_overlap_bytes.is_some_and(|bytes| bytes > 0))
-    {
-        return Err(ImageError::new(Errno::EOPNOTSUPP, "image is a clone")
-            .hint("this version does not open clones yet; flatten it with Ceph's rbd first"));
-    }
     Ok(())
 }
 
 /// A target that is not prepared yet, or is being taken back, has no source to show.
-fn check_target_usable(header: &Header) -> Result<()> {
+/// As a parent it may be read until it is gone: its snapshots show what the source's show, and its children are told.
+fn check_target_usable(header: &Header, is_parent: bool) -> Result<()> {
     match header.migration_target().map(|spec| spec.state) {
         Some(MigrationState::Preparing) => Err(ImageError::of(
             ErrorKind::Migrating,
@@ -418,7 +455,7 @@ fn check_target_usable(header: &Header) -> Result<()> {
             "migration is not prepared yet",
         )
         .hint("if 'rbd migration prepare' was interrupted, run it again or run 'rbd migration abort'")),
-        Some(MigrationState::Aborting) => {
+        Some(MigrationState::Aborting) if !is_parent => {
             Err(
                 ImageError::of(ErrorKind::Migrating, Errno::EROFS, "migration is being aborted")
                     .hint("finish it with 'rbd migration abort'"),
@@ -433,7 +470,13 @@ fn being_migrated() -> ImageError {
         .hint("use the migration target, or run 'rbd migration abort' to get the source back")
 }
 
-async fn wait_until_prepared(io: &IoCtx, id: &str, read_only: bool, mut header: Header) -> Result<Header> {
+async fn wait_until_prepared(
+    io: &IoCtx,
+    id: &str,
+    read_only: bool,
+    is_parent: bool,
+    mut header: Header,
+) -> Result<Header> {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(PREPARING_WAIT_MS);
     loop {
         if header.migration_source().is_some() && !read_only {
@@ -445,7 +488,7 @@ async fn wait_until_prepared(io: &IoCtx, id: &str, read_only: bool, mut header: 
                 header = header::load(io, id, read_only).await?;
             }
             _ => {
-                check_target_usable(&header)?;
+                check_target_usable(&header, is_parent)?;
                 return Ok(header);
             }
         }

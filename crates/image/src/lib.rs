@@ -11,6 +11,7 @@ pub mod exclusive_lock;
 pub mod header;
 pub mod image;
 pub mod io;
+pub mod layering;
 pub mod layout;
 pub mod maintenance;
 pub mod migration;

@@ -1,7 +1,6 @@
 //! Maintenance: work that must not run beside another writer. Done here by the owner of the exclusive lock, or handed to
 //! the owner if that is somebody else.
 
-use ferry_cls::rbd::feature;
 use ferry_store::Errno;
 
 use crate::error::{ErrorKind, ImageError, Result};
@@ -109,15 +108,7 @@ pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -
             crate::admin::metadata::update_here(image, key, value.clone()).await
         }
         Request::Migrate => crate::migration::execute::copy_all(image, progress).await,
-        Request::Flatten => {
-            if image.header().parent.is_none() && !image.header().has(feature::MIGRATING) {
-                return Err(ImageError::new(
-                    Errno::EINVAL,
-                    format!("image '{}' has no parent", image.name()),
-                ));
-            }
-            Err(not_yet("flatten"))
-        }
+        Request::Flatten => crate::layering::flatten::flatten_here(image, progress).await,
         Request::UpdateFeatures { .. } => Err(not_yet("feature changes")),
         Request::Sparsify { .. } => Err(not_yet("sparsify")),
     }

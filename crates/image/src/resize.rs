@@ -2,12 +2,17 @@
 //!
 //! Order that a kill at any point leaves whole: growing tells the object map first and the header last; shrinking trims
 //! the data first, then tells the header, then the object map. A map that is longer than the header says is cut at the
-//! next time the lock is taken.
+//! next time the lock is taken. Of a clone the header is told first how little the parent will show, since an object that
+//! is trimmed away would let it show again.
 
+use std::sync::Arc;
+
+use ferry_cls::CallExt as _;
 use ferry_cls::rbd::client;
-use ferry_store::Errno;
+use ferry_store::{Errno, SnapId, WriteOp};
 
 use crate::error::{ImageError, Result};
+use crate::header::Header;
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::progress::Progress;
@@ -59,6 +64,7 @@ pub(crate) async fn resize_here(
                 )
                 .hint("allow it with --allow-shrink"));
             }
+            let header = lower_overlap(image, size_bytes).await?;
             crate::io::trim::trim(image, &header, size_bytes, progress).await?;
             // The trimmed bytes must not come back when the image grows again after a power loss.
             image.flush_data().await?;
@@ -73,16 +79,36 @@ pub(crate) async fn resize_here(
     Ok(())
 }
 
+/// Makes the parent of a clone show no further than `overlap_bytes` through the head; snapshots show what they did. The
+/// header after that. The caller holds the gate exclusively and owns the lock.
+pub(crate) async fn lower_overlap(image: &Image, overlap_bytes: u64) -> Result<Arc<Header>> {
+    let header = image.header();
+    if header.parent_overlap_bytes(SnapId::HEAD) > overlap_bytes {
+        crate::io::trim::keep_for_snapshots(image, &header, overlap_bytes).await?;
+        // A smaller size lowers the overlap, a larger one does not raise it; both in one step leave the size as it is.
+        let op = WriteOp::new()
+            .class_call(&client::set_size(overlap_bytes))
+            .class_call(&client::set_size(header.size_bytes));
+        image.io().write_meta(&image.inner.header_object, op).await?;
+        image.refresh().await?;
+    }
+    Ok(image.header())
+}
+
 /// A shrink of a migration target leaves empty objects that hide the source; the map must not call them absent when it
-/// covers them again.
+/// covers them again. How far they may go is not known for sure: snapshots that came along may have been removed since.
 async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
-    let end = to.min(
-        image
-            .layout()
-            .object_count(image.header().migration_overlap_bytes()),
-    );
+    if image.header().migration_target().is_none() {
+        return Ok(());
+    }
     let exists = ferry_cls::rbd::ObjectState::Exists;
-    crate::object_map::head::update(image, ObjectNo(from), ObjectNo(end), exists, None).await
+    for object in crate::migration::source::list_objects(image).await?.iter() {
+        if (from..to).contains(&object.0) {
+            let end = ObjectNo(object.0 + 1);
+            crate::object_map::head::update(image, object, end, exists, None).await?;
+        }
+    }
+    Ok(())
 }
 
 /// `ERESTART` when the lock was given up between taking it and taking the gate.

@@ -8,13 +8,15 @@
 
 mod support;
 
-use ferry_image::admin::create;
+use ferry_cls::rbd::feature;
+use ferry_image::admin::{create, remove};
+use ferry_image::layering::clone::{self, CloneFormat, CloneOptions};
 use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::object_map::rebuild;
-use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{Errno, IoCtx, Scope};
 use rand::rngs::StdRng;
@@ -50,6 +52,92 @@ struct History {
     before: Option<(Reference, usize, String)>,
     client: Option<Image>,
     names_used: u32,
+    /// Clones of snapshots of the image, and what they must show.
+    children: Vec<(String, Reference)>,
+}
+
+/// An image with a snapshot to clone, and what that shows.
+struct Ancestor {
+    name: String,
+    snap: String,
+    bytes: Vec<u8>,
+}
+
+/// Makes an image, or a clone of `below`; writes to it, takes a snapshot, and writes on.
+async fn ancestor(rng: &mut StdRng, io: &IoCtx, name: &str, below: Option<&Ancestor>) -> Ancestor {
+    let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
+    let mut bytes = match below {
+        Some(below) => {
+            make_clone(rng, io, below, io, name, layout).await;
+            below.bytes.clone()
+        }
+        None => {
+            let size = rng.random_range(1..MAX_SIZE);
+            create::create(io, name, &layout.create(size)).await.unwrap();
+            vec![0; size as usize]
+        }
+    };
+    let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
+        .await
+        .unwrap();
+    let writes = rng.random_range(0..6);
+    for turn in 0..writes + 2 {
+        let size = bytes.len() as u64;
+        let offset = rng.random_range(0..=size);
+        let length = rng.random_range(0..=(size - offset).min(100_000));
+        let byte = rng.random_range(0..=255u8);
+        image
+            .write(offset, vec![byte; length as usize].into())
+            .await
+            .unwrap();
+        if turn < writes {
+            bytes[offset as usize..][..length as usize].fill(byte);
+        }
+        if turn + 1 == writes && rng.random_bool(0.3) {
+            let size = rng.random_range(1..MAX_SIZE);
+            image.resize(size, true, &Progress::silent()).await.unwrap();
+            bytes.resize(size as usize, 0);
+        }
+        if turn + 1 == writes.max(1) {
+            if writes == 0 {
+                bytes[offset as usize..][..length as usize].fill(byte);
+            }
+            image.snap_create("s", &Progress::silent()).await.unwrap();
+            image.snap_protect("s").await.unwrap();
+        }
+    }
+    image.close().await.unwrap();
+    Ancestor {
+        name: name.to_owned(),
+        snap: "s".to_owned(),
+        bytes,
+    }
+}
+
+async fn make_clone(
+    rng: &mut StdRng,
+    from: &IoCtx,
+    of: &Ancestor,
+    to: &IoCtx,
+    name: &str,
+    TestLayout(order, stripe_unit_bytes, stripe_count): TestLayout,
+) {
+    let format = match rng.random_bool(0.5) {
+        true => CloneFormat::One,
+        false => CloneFormat::Two,
+    };
+    let options = CloneOptions {
+        order: Some(order),
+        stripe_unit_bytes,
+        stripe_count,
+        format: Some(format),
+        features: rng.random_bool(0.2).then_some(feature::LAYERING),
+        ..CloneOptions::default()
+    };
+    let snap = SnapKey::Name(of.snap.clone());
+    clone::clone(from, &of.name, &snap, to, name, &options)
+        .await
+        .unwrap();
 }
 
 impl History {
@@ -70,7 +158,21 @@ impl History {
         if rng.random_bool(0.2) {
             options.data_pool = Some("p2".to_owned());
         }
-        create::create(&io, "image", &options).await.unwrap();
+        let reference = if rng.random_bool(0.5) {
+            let p2 = IoCtx::new(store.clone(), scopes[1].clone());
+            let mut of = ancestor(&mut rng, &p2, "base", None).await;
+            for n in 0..rng.random_range(0..3) {
+                of = ancestor(&mut rng, &p2, &format!("mid{n}"), Some(&of)).await;
+            }
+            make_clone(&mut rng, &p2, &of, &io, "image", layout).await;
+            Reference {
+                head: of.bytes,
+                ..Reference::default()
+            }
+        } else {
+            create::create(&io, "image", &options).await.unwrap();
+            Reference::new(size)
+        };
         Self {
             rng,
             engine,
@@ -78,10 +180,11 @@ impl History {
             place: 0,
             name: "image".to_owned(),
             state: State::Plain,
-            reference: Reference::new(size),
+            reference,
             before: None,
             client: None,
             names_used: 0,
+            children: Vec::new(),
         }
     }
 
@@ -124,7 +227,11 @@ impl History {
     }
 
     async fn step(&mut self) {
-        match self.rng.random_range(0..100u32) {
+        let choice = self.rng.random_range(0..100u32);
+        if std::env::var_os("FERRY_TRACE").is_some() {
+            println!("  choice {choice}, snapshots {:?}", self.reference.snaps.keys());
+        }
+        match choice {
             0..=29 => self.write().await,
             30..=39 => self.discard().await,
             40..=44 => self.compare_and_write().await,
@@ -136,6 +243,9 @@ impl History {
             74..=77 => self.close().await,
             78..=83 => self.check("now and then").await,
             84 => self.rename_snap().await,
+            85 => self.flatten().await,
+            86 => self.clone_snap().await,
+            87 => self.use_child().await,
             _ => self.migrate().await,
         }
     }
@@ -228,6 +338,12 @@ impl History {
 
     async fn snap_remove(&mut self) {
         let Some(name) = self.any_snap() else { return };
+        match self.client().await.snap_unprotect(&name).await {
+            Ok(()) => {}
+            // Clones of format 1 keep it.
+            Err(error) if error.kind == ErrorKind::HasChildren => return,
+            Err(error) => assert_eq!(error.errno, Errno::EINVAL, "{error}"),
+        }
         self.client()
             .await
             .snap_remove(&name, &Progress::silent())
@@ -246,6 +362,104 @@ impl History {
         self.client().await.snap_rename(&name, &new_name).await.unwrap();
         let bytes = self.reference.snaps.remove(&name).unwrap();
         self.reference.snaps.insert(new_name, bytes);
+    }
+
+    async fn is_clone(&mut self) -> bool {
+        let client = self.client().await;
+        client.refresh().await.unwrap();
+        client.header().parent.is_some()
+    }
+
+    async fn flatten(&mut self) {
+        if self.state != State::Plain || !self.is_clone().await {
+            return;
+        }
+        let client = self.client().await;
+        if client
+            .header()
+            .parent
+            .as_ref()
+            .unwrap()
+            .head_overlap_bytes
+            .is_some()
+        {
+            client.flatten(&Progress::silent()).await.unwrap();
+        } else {
+            let error = client.flatten(&Progress::silent()).await.unwrap_err();
+            assert_eq!(error.errno, Errno::EINVAL, "{error}");
+        }
+        self.check("after flatten").await;
+    }
+
+    async fn clone_snap(&mut self) {
+        let Some(snap) = self.any_snap() else { return };
+        let bytes = self.reference.snaps[&snap].clone();
+        if self.children.len() >= 3 || bytes.is_empty() || self.state != State::Plain {
+            return;
+        }
+        let client = self.client().await;
+        match client.snap_protect(&snap).await {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.kind, ErrorKind::SnapProtected, "{error}"),
+        }
+        self.names_used += 1;
+        let name = format!("child{}", self.names_used);
+        let io = self.io().await;
+        let to = IoCtx::new(io.store().clone(), self.scopes[0].clone());
+        let of = Ancestor {
+            name: self.name.clone(),
+            snap,
+            bytes,
+        };
+        let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
+        make_clone(&mut self.rng, &io, &of, &to, &name, layout).await;
+        let child = Reference {
+            head: of.bytes,
+            ..Reference::default()
+        };
+        self.children.push((name, child));
+        self.check_children("new clone").await;
+    }
+
+    /// Writes to a clone, cuts it loose, or removes it.
+    async fn use_child(&mut self) {
+        if self.children.is_empty() {
+            return;
+        }
+        let index = self.rng.random_range(0..self.children.len());
+        let (name, mut child) = self.children.swap_remove(index);
+        let store = self.engine.connect().await;
+        let io = IoCtx::new(store, self.scopes[0].clone());
+        if self.rng.random_bool(0.3) {
+            remove::remove(&io, &name, &Progress::silent()).await.unwrap();
+            self.check("after a clone was removed").await;
+            return;
+        }
+        let image = Image::open(&io, ImageKey::Name(&name), OpenOptions::read_write())
+            .await
+            .unwrap();
+        let size = child.head.len() as u64;
+        let offset = self.rng.random_range(0..size);
+        let length = self.rng.random_range(0..=(size - offset).min(60_000));
+        image
+            .write(offset, vec![77; length as usize].into())
+            .await
+            .unwrap();
+        child.write(offset, &vec![77; length as usize]);
+        if self.rng.random_bool(0.3) && image.header().parent.is_some() {
+            image.flatten(&Progress::silent()).await.unwrap();
+        }
+        image.close().await.unwrap();
+        self.children.push((name, child));
+        self.check_children("used clone").await;
+    }
+
+    async fn check_children(&self, when: &str) {
+        let store = self.engine.connect().await;
+        let io = IoCtx::new(store, self.scopes[0].clone());
+        for (name, child) in &self.children {
+            child.check_all(&io, name, &format!("{when} {name}")).await;
+        }
     }
 
     async fn rollback(&mut self) {
@@ -280,6 +494,7 @@ impl History {
             let wrong = rebuild::verify(&client, &Progress::silent()).await.unwrap();
             assert!(wrong.is_empty(), "object map {when}: {wrong:?}");
         }
+        self.check_children(&when).await;
     }
 
     async fn migrate(&mut self) {
@@ -293,6 +508,9 @@ impl History {
     }
 
     async fn prepare(&mut self) {
+        if self.is_clone().await || !self.children.is_empty() {
+            return;
+        }
         self.close().await;
         let from = self.io().await;
         let to_place = self.rng.random_range(0..2usize);
@@ -425,6 +643,9 @@ async fn histories(engine: &str, histories: u64) {
                 );
             }
             history.step().await;
+            if std::env::var_os("FERRY_CHECK_EACH").is_some() {
+                history.check("after a step").await;
+            }
         }
         history.check("at the end").await;
         history.close().await;

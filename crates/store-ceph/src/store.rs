@@ -189,6 +189,12 @@ impl Store for CephStore {
         pools.await
     }
 
+    async fn oldest_client_release(&self) -> Result<u8> {
+        let what = &|| "oldest release of clients".to_owned();
+        self.blocking(what, |cluster| cluster.oldest_client_release())
+            .await
+    }
+
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {
         let what = &|| format!("usage of pool {pool}");
         let ioctx = self.pool(&Scope::new(pool), what).await?;

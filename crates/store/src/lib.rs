@@ -59,6 +59,11 @@ pub struct PoolInfo {
     pub dir: Option<PathBuf>,
 }
 
+/// Ceph's number of its release Luminous.
+pub const RELEASE_LUMINOUS: u8 = 12;
+/// Ceph's number of its release Mimic.
+pub const RELEASE_MIMIC: u8 = 13;
+
 /// Usage of one pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolUsage {
@@ -117,6 +122,12 @@ pub trait Store: Send + Sync + Debug + 'static {
 
     /// All pools, sorted by name.
     async fn pool_list(&self) -> Result<Vec<PoolInfo>>;
+
+    /// Number of the oldest release of Ceph's clients that use the store, or may: 12 is Luminous. An engine that serves none
+    /// but Ferry gives what a fresh cluster gives.
+    async fn oldest_client_release(&self) -> Result<u8> {
+        Ok(RELEASE_LUMINOUS)
+    }
 
     /// Usage of a pool. `ENOENT` without it.
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage>;

@@ -192,7 +192,7 @@ pub async fn create_objects(io: &IoCtx, id: &str, options: &CreateOptions) -> Re
     write_objects(io, id, &checked).await
 }
 
-pub(super) async fn write_objects(io: &IoCtx, id: &str, checked: &CheckedOptions) -> Result<()> {
+pub(crate) async fn write_objects(io: &IoCtx, id: &str, checked: &CheckedOptions) -> Result<()> {
     if let Some(pool) = checked.data_pool {
         pool::validate(&io.with_pool(pool)).await?;
     } else {

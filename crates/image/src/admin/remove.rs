@@ -1,7 +1,7 @@
 //! Removing images, for good.
 //!
-//! Order: into the trash (source "removing": the name is free, nothing opens it by name), data, object map, header, trash
-//! entry. A kill leaves the trash entry, so `rbd rm` of the same name (or `rbd trash rm`) finishes it. Objects are
+//! Order: into the trash (source "removing": the name is free, nothing opens it by name), data, object map, the entry that
+//! names a clone at its parent, header, trash entry. A kill leaves the trash entry, so `rbd rm` of the same name (or `rbd trash rm`) finishes it. Objects are
 //! removed without telling the object map: a map may say "exists" of what does not, and it goes soon itself.
 
 use ferry_cls::rbd::{
@@ -12,7 +12,9 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::{CONCURRENT, directory, trash};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
+use crate::header::SnapRecord;
 use crate::image::{Image, ImageKey, OpenOptions};
+use crate::layering::links;
 use crate::layout::ObjectNo;
 use crate::names;
 use crate::progress::Progress;
@@ -26,7 +28,7 @@ pub async fn remove(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
     let image = Image::open(
         io,
         ImageKey::Id(&id),
-        OpenOptions::read_write().ignoring_migration(),
+        OpenOptions::read_write().ignoring_migration().ignoring_parent(),
     )
     .await?;
     let moved = move_out_of_use(&image, name).await;
@@ -78,7 +80,7 @@ async fn finish_interrupted(io: &IoCtx, name: &str, progress: &Progress) -> Resu
 
 /// Removes an image whose trash entry says that it may go, and the entry. The entry must not be on its way in or out.
 pub(crate) async fn remove_trashed(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
-    let options = OpenOptions::read_write().ignoring_migration();
+    let options = OpenOptions::read_write().ignoring_migration().ignoring_parent();
     match Image::open(io, ImageKey::Id(id), options).await {
         Ok(image) => {
             let removed = remove_trashed_opened(&image, progress).await;
@@ -124,7 +126,7 @@ async fn set_state(io: &IoCtx, id: &str, new: TrashImageState, expected: TrashIm
 /// Removes everything of image `id`, snapshots included, except its names and trash entry; for migrations. Fine if
 /// there is nothing. The caller knows that nobody needs the image.
 pub async fn remove_by_id(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
-    let options = OpenOptions::read_write().ignoring_migration();
+    let options = OpenOptions::read_write().ignoring_migration().ignoring_parent();
     let image = match Image::open(io, ImageKey::Id(id), options).await {
         Ok(image) => image,
         Err(error) if error.kind == ErrorKind::ImageMissing => return remove_head_map(io, id).await,
@@ -132,6 +134,7 @@ pub async fn remove_by_id(io: &IoCtx, id: &str, progress: &Progress) -> Result<(
     };
     let removed = async {
         remove_snapshots(&image).await?;
+        check_no_snapshots(&image)?;
         remove_opened(&image, progress).await
     }
     .await;
@@ -163,26 +166,14 @@ async fn check_removable(image: &Image) -> Result<()> {
     let name = image.name();
     image.refresh().await?;
     check_not_migrating(image)?;
-    if image.header().parent.is_some() {
-        return Err(
-            ImageError::new(Errno::EOPNOTSUPP, format!("image '{name}' is a clone"))
-                .hint("this version cannot remove clones; use Ceph's rbd"),
-        );
-    }
     if image.header().op_features & op_feature::GROUP != 0 {
         return Err(
             ImageError::new(Errno::EINVAL, format!("image '{name}' is in a group"))
                 .hint("take it out of the group first"),
         );
     }
-    let removing: Vec<SnapId> = image
-        .header()
-        .snaps
-        .values()
-        .filter(|snap| matches!(snap.namespace, SnapshotNamespace::Trash { .. }) && snap.child_count == 0)
-        .map(|snap| snap.id)
-        .collect();
-    if removing.len() < image.header().snaps.len() {
+    let in_trash = |snap: &SnapRecord| matches!(snap.namespace, SnapshotNamespace::Trash { .. });
+    if !image.header().snaps.values().all(in_trash) {
         return Err(ImageError::of(
             ErrorKind::HasSnapshots,
             Errno::ENOTEMPTY,
@@ -191,10 +182,24 @@ async fn check_removable(image: &Image) -> Result<()> {
         .hint("remove them first with 'rbd snap purge'"));
     }
     check_no_watchers(image).await?;
-    for snap in removing {
-        crate::snapshot::remove_snap(image, snap, &Progress::silent()).await?;
+    crate::snapshot::remove_unneeded(image).await?;
+    check_no_snapshots(image)
+}
+
+/// Removed snapshots that clones still show.
+fn check_no_snapshots(image: &Image) -> Result<()> {
+    if image.header().snaps.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    Err(ImageError::of(
+        ErrorKind::HasChildren,
+        Errno::ENOTEMPTY,
+        format!(
+            "image '{}' has removed snapshots that clones still show",
+            image.name()
+        ),
+    )
+    .hint("flatten or remove the clones first"))
 }
 
 /// `EBUSY` ([`ErrorKind::Migrating`]) for both sides of a migration.
@@ -231,7 +236,8 @@ pub(crate) async fn check_no_watchers(image: &Image) -> Result<()> {
     .hint("close it there first; a crashed client's watch lapses by itself"))
 }
 
-/// Removes data, object map and header, in this order, and closes the image. It has no snapshots and no names.
+/// Removes data, object map, a clone's link and the header, in this order, and closes the image. It has no snapshots and no
+/// names.
 async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
     remove_data(image, progress).await?;
     // Durable before the header goes: without it nobody would find what is left.
@@ -239,8 +245,13 @@ async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
     let io = image.io().clone();
     let id = image.id().to_owned();
     let header_object = image.inner.header_object.clone();
+    let parent = image.header().parent.clone();
     image.close().await?;
     remove_head_map(&io, &id).await?;
+    if let Some(link) = parent {
+        // While the header still names it, so that a second run finds it.
+        links::forget(&io, &id, &link.spec).await?;
+    }
     absent_is_fine(
         io.write_meta(&header_object, WriteOp::new().remove())
             .await

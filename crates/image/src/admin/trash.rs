@@ -39,7 +39,7 @@ pub async fn move_image(io: &IoCtx, name: &str, expires_at: Option<Timestamp>) -
     let image = Image::open(
         io,
         ImageKey::Id(&id),
-        OpenOptions::read_write().ignoring_migration(),
+        OpenOptions::read_write().ignoring_migration().ignoring_parent(),
     )
     .await?;
     let checked = async {

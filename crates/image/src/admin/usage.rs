@@ -51,7 +51,7 @@ pub struct ImageUsage {
 /// Measures the image `name`, or one snapshot of it. `ENOENT` ([`crate::ErrorKind::ImageMissing`],
 /// [`crate::ErrorKind::SnapMissing`]).
 pub async fn usage(io: &IoCtx, name: &str, snap: Option<&SnapKey>, exact: bool) -> Result<ImageUsage> {
-    let options = OpenOptions::read_only().ignoring_migration();
+    let options = OpenOptions::read_only().ignoring_migration().ignoring_parent();
     let image = Image::open(io, ImageKey::Name(name), options).await?;
     let measured = measure(&image, name, snap, exact).await;
     let closed = image.close().await;

@@ -143,7 +143,7 @@ impl Sources {
     /// Whether no snapshot that came along has anything of the object.
     pub(super) fn only_at_head(&self, source: &MigrationSource) -> bool {
         let mut history = source.history().iter();
-        !history.any(|point| exists_at(source, &self.pieces, &self.snapsets, point.source))
+        !history.any(|point| exists_at(source, &self.pieces, &self.snapsets, point.source, u64::MAX))
     }
 
     /// Whether an object of the source exists at its head.
@@ -198,7 +198,7 @@ impl Outline {
             before = Some(of.source);
             Point {
                 of,
-                exists: exists_at(source, pieces, snapsets, of.source),
+                exists: exists_at(source, pieces, snapsets, of.source, overlap_bytes),
                 changed,
                 overlap_bytes,
             }
@@ -310,15 +310,19 @@ async fn snapsets(source: &MigrationSource, pieces: &[Piece]) -> Result<BTreeMap
     Ok(out)
 }
 
+/// Whether the source has an object for any of the pieces that begin before `size_bytes`. One behind the end (an empty one,
+/// of the time when the source was a target itself) is in nobody's map.
 fn exists_at(
     source: &MigrationSource,
     pieces: &[Piece],
     snapsets: &BTreeMap<ObjectNo, SnapSet>,
     snap: SnapId,
+    size_bytes: u64,
 ) -> bool {
     pieces
         .iter()
         .flat_map(|piece| source.image().layout().map(piece.image))
+        .filter(|extent| extent.image_offset.0 < size_bytes)
         .any(|extent| {
             snapsets
                 .get(&extent.object_no)

@@ -14,7 +14,7 @@ const UNIT_BYTES: u64 = 4 << 10;
 static ROOM: Semaphore = Semaphore::const_new((ROOM_BYTES / UNIT_BYTES) as usize);
 
 /// Waits until there is room for a copy that holds so many bytes at a time; it ends when the answer is dropped.
-pub(super) async fn room(bytes: u64) -> Option<SemaphorePermit<'static>> {
+pub(crate) async fn room(bytes: u64) -> Option<SemaphorePermit<'static>> {
     let units = bytes.min(ROOM_BYTES).div_ceil(UNIT_BYTES) as u32;
     // Never closed.
     ROOM.acquire_many(units).await.ok()

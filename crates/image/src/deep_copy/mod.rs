@@ -14,7 +14,7 @@
 
 mod delta;
 mod engine;
-mod memory;
+pub(crate) mod memory;
 mod zeroes;
 
 use ferry_cls::CallExt as _;

@@ -382,6 +382,7 @@ pub(crate) async fn rename_after_rewatch(image: &Image, old: Option<WatchCookie>
         let _gate = image.inner.gate.write().await;
         image.inner.lock.owner.store(false, Ordering::SeqCst);
         image.inner.head_map.clear();
+        image.inner.present.clear();
     }
 }
 

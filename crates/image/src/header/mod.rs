@@ -153,6 +153,25 @@ impl Header {
         sizes.chain([spec.overlap_bytes]).max().unwrap_or(0)
     }
 
+    /// How far the clone parent shows through the head or a snapshot where the image has no object; 0 without a parent.
+    pub fn parent_overlap_bytes(&self, snap: SnapId) -> u64 {
+        let Some(link) = &self.parent else { return 0 };
+        let overlap = if snap.is_head() {
+            link.head_overlap_bytes
+        } else {
+            let record = self.snaps.get(&snap);
+            record.and_then(|record| record.parent_overlap_bytes)
+        };
+        overlap.unwrap_or(0)
+    }
+
+    /// How far the clone parent shows through any version; 0 without a parent.
+    pub fn largest_parent_overlap_bytes(&self) -> u64 {
+        let versions = self.snaps.keys().copied().chain([SnapId::HEAD]);
+        let overlaps = versions.map(|snap| self.parent_overlap_bytes(snap));
+        overlaps.max().unwrap_or(0)
+    }
+
     /// Whether writers need the managed lock.
     pub fn needs_lock(&self) -> bool {
         self.has(feature::EXCLUSIVE_LOCK)

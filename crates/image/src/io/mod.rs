@@ -1,11 +1,11 @@
 //! Reading and writing an open image.
 //!
-//! [`read`] and [`write`] are what clients see, [`now`] their short cut where nothing has to be waited for; [`trim`] removes whole runs of objects; [`complete`] remembers which
-//! objects of a migration target hold all of their history. Invariants: a read of an absent object shows what the
-//! image is laid over (the migration source), never zeros instead of it; a write to an object that has not been copied
-//! copies it first, with its history.
+//! [`read`] and [`write`] are what clients see, [`now`] their short cut where nothing has to be waited for; [`trim`] removes whole runs of objects; [`known`] remembers which
+//! objects of a migration target hold all of their history, and which objects of a clone exist. Invariants: a read of an
+//! absent object shows what the image is laid over (the migration source, the parent of a clone), never zeros instead of
+//! it; a write to an object that has not been copied copies it first, with its history.
 
-pub mod complete;
+pub mod known;
 pub mod now;
 pub mod read;
 pub mod trim;

@@ -37,7 +37,10 @@ impl Image {
             .as_deref()
             .filter(|source| source.covers(self, extent.object_no));
         let found = match below {
-            None => self.own_now(extent, snap, buffer),
+            None => match self.own_now(extent, snap, buffer) {
+                ReadNow::Absent => self.parent_now(&header, extent, snap, buffer),
+                found => found,
+            },
             Some(source) => self.through_now(&header, source, extent, snap, buffer),
         };
         match found {
@@ -55,6 +58,34 @@ impl Image {
         self.inner
             .data_io
             .read_now(&object, snap, extent.offset.0, buffer)
+    }
+
+    /// From the image's own object at the snapshot that the handle shows.
+    pub(crate) fn read_own_now(&self, offset: u64, buffer: &mut [u8]) -> ReadNow {
+        if self.check_open().is_err() || !self.is_fresh() || self.source().is_some() {
+            return ReadNow::WouldWait;
+        }
+        let Some(end) = offset.checked_add(buffer.len() as u64) else {
+            return ReadNow::WouldWait;
+        };
+        match self.layout().map_one(ImageOffset(offset), buffer.len() as u64) {
+            Some(extent) if end <= self.size_bytes() => self.own_now(extent, self.inner.read_snap, buffer),
+            _ => ReadNow::WouldWait,
+        }
+    }
+
+    /// Through an absent object from the parent. Whoever watches nothing must look whether the image still is there, and
+    /// whoever reads a migration source whether the target has the object by now.
+    fn parent_now(&self, header: &Header, extent: ObjectExtent, snap: SnapId, buffer: &mut [u8]) -> ReadNow {
+        let overlap_bytes = header.parent_overlap_bytes(snap);
+        if extent.image_offset.0 >= overlap_bytes {
+            return ReadNow::Absent;
+        }
+        let inside = extent.image_offset.0 + buffer.len() as u64 <= overlap_bytes;
+        match self.parent() {
+            Some(parent) if inside && !self.inner.read_only => parent.read_now(extent.image_offset.0, buffer),
+            _ => ReadNow::WouldWait,
+        }
     }
 
     /// From the object if it is complete, from the source if it is not.
@@ -118,7 +149,10 @@ impl Image {
         let may_show_source = self.source().is_some_and(|source| {
             source.covers(self, extent.object_no) && !self.inner.complete.contains(extent.object_no)
         });
-        if may_show_source || !crate::object_map::mark::is_marked(self, extent.object_no) {
+        let may_show_parent = header.parent.is_some()
+            && !self.inner.present.contains(extent.object_no)
+            && extent.object_no.0 < self.layout().object_count(header.largest_parent_overlap_bytes());
+        if may_show_source || may_show_parent || !crate::object_map::mark::is_marked(self, extent.object_no) {
             return false;
         }
         let object = self.data_object(extent.object_no.0);

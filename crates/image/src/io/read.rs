@@ -1,4 +1,4 @@
-//! Reads: from the image's own objects, and through absent ones from the migration source.
+//! Reads: from the image's own objects, and through absent ones from the migration source or the parent of a clone.
 
 use bytes::{Bytes, BytesMut};
 use ferry_cls::rbd::{MigrationHeaderType, MigrationState};
@@ -6,14 +6,18 @@ use ferry_store::{Errno, ReadOp, ReadResult, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::CONCURRENT_OBJECTS;
-use crate::error::{ImageError, Result, optional};
+use crate::error::{ErrorKind, ImageError, Result, optional};
 use crate::header::Header;
 use crate::image::Image;
+use crate::layering::parent::{Parent, check_still_there, is_gone};
 use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectOffset};
 use crate::migration::source::MigrationSource;
 
 /// Largest single read; callers cut larger ones.
 pub const MAX_READ_BYTES: u64 = 64 << 20;
+
+/// How often one read meets a parent that was taken away.
+const MAX_PARENT_CHANGES: usize = 4;
 
 /// A run of data at an offset of the image.
 pub type Run = (u64, Bytes);
@@ -23,7 +27,7 @@ pub type Run = (u64, Bytes);
 pub struct Found {
     /// Runs of data, ascending; what lies between reads as zero.
     pub runs: Vec<Run>,
-    /// Whether some object was absent (in the image and below it).
+    /// Whether some object of the image was absent, whatever lies below it had there.
     pub some_absent: bool,
 }
 
@@ -59,6 +63,22 @@ impl Image {
 
     /// Reads at any snapshot of the image.
     pub(crate) async fn read_found(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
+        for _ in 0..MAX_PARENT_CHANGES {
+            match self.read_once(offset, length_bytes, snap).await {
+                // Whoever takes a parent away has told the header before; a handle that watches nothing did not hear of it.
+                Err(error) if is_gone(&error) && self.parent().is_some() => {
+                    let before = self.header().parent.clone();
+                    if self.refresh().await.is_err() || self.header().parent == before {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+        }
+        self.read_once(offset, length_bytes, snap).await
+    }
+
+    async fn read_once(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
         self.check_open()?;
         self.refresh_if_needed().await?;
         let header = self.header();
@@ -78,6 +98,7 @@ impl Image {
             ));
         }
         let source = self.source();
+        let parent = self.parent();
         let extents = self.layout().map(ImageExtent {
             offset: ImageOffset(offset),
             length_bytes,
@@ -87,6 +108,7 @@ impl Image {
             header: &header,
             snap,
             source: source.as_deref(),
+            parent: parent.as_deref(),
         };
         if let [extent] = extents.as_slice() {
             let found = view.object(*extent).await?;
@@ -113,6 +135,9 @@ impl Image {
         if !some_absent || !self.inner.read_only || self.inner.ignore_migration {
             return Ok(());
         }
+        if self.serves_as_parent() {
+            return check_still_there(self).await;
+        }
         let gone = match crate::migration::record::read(&self.inner.io, self.id()).await? {
             None => true,
             Some(None) => false,
@@ -122,10 +147,12 @@ impl Image {
             }
         };
         if gone || crate::admin::trash::is_being_removed(&self.inner.io, self.id()).await? {
-            return Err(
-                ImageError::new(Errno::ESTALE, format!("image '{}' was removed", self.name()))
-                    .hint("if it was migrated, open the target"),
-            );
+            return Err(ImageError::of(
+                ErrorKind::Removed,
+                Errno::ESTALE,
+                format!("image '{}' was removed", self.name()),
+            )
+            .hint("if it was migrated, open the target"));
         }
         Ok(())
     }
@@ -137,6 +164,7 @@ struct View<'a> {
     header: &'a Header,
     snap: SnapId,
     source: Option<&'a MigrationSource>,
+    parent: Option<&'a Parent>,
 }
 
 impl View<'_> {
@@ -145,10 +173,10 @@ impl View<'_> {
             .source
             .filter(|source| source.covers(self.image, extent.object_no));
         let Some(source) = below else {
-            return Ok(self.own(extent).await?.unwrap_or(Found {
-                runs: Vec::new(),
-                some_absent: true,
-            }));
+            return match self.own(extent).await? {
+                Some(found) => Ok(found),
+                None => self.through_parent(extent).await,
+            };
         };
         if source.is_complete(self.image, extent.object_no).await?
             && let Some(found) = self.own(extent).await?
@@ -200,6 +228,18 @@ impl View<'_> {
             runs,
             some_absent: false,
         }))
+    }
+
+    /// From the parent, as far as it shows through.
+    async fn through_parent(&self, extent: ObjectExtent) -> Result<Found> {
+        let overlap_bytes = self.header.parent_overlap_bytes(self.snap);
+        match self.parent.filter(|_| overlap_bytes > 0) {
+            Some(parent) => parent.read_through(self.image, extent, overlap_bytes).await,
+            None => Ok(Found {
+                runs: Vec::new(),
+                some_absent: true,
+            }),
+        }
     }
 
     /// From the source, where it shows through.

@@ -1,7 +1,7 @@
 //! Removes what lies beyond a size: whole objects, and the tails of those that the border runs through.
 //!
 //! Costs follow data: with an object map only objects that exist are visited, and on a migration target only those
-//! that the source may have.
+//! that the source may have. Of a clone those are visited too through which snapshots, or the source, show the parent.
 
 use std::ops::Range;
 
@@ -12,11 +12,13 @@ use super::write::Writer;
 use crate::error::Result;
 use crate::header::Header;
 use crate::image::Image;
+use crate::layering::copy_up::Shown;
 use crate::layout::ObjectNo;
 use crate::object_set::ObjectSet;
 use crate::progress::Progress;
 
-/// Empties everything beyond `new_size_bytes`. The caller holds the gate exclusively and owns the lock.
+/// Empties everything beyond `new_size_bytes`. The caller holds the gate exclusively and owns the lock. The head shows its
+/// parent no further than that, so what is beyond may be removed.
 pub(crate) async fn trim(
     image: &Image,
     header: &Header,
@@ -31,13 +33,15 @@ pub(crate) async fn trim(
     let writer = Writer::new(image, header, source.as_deref());
     let layout = image.layout();
     let total = layout.object_count(header.size_bytes);
-    // The border may run through any object of the set that the new end lies in.
-    let period = layout.object_size_bytes() * layout.stripe_count();
-    let first_touched = (new_size_bytes / period) * layout.stripe_count();
+    let first_touched = first_touched(image, new_size_bytes);
+    let source_shows = source
+        .as_ref()
+        .map_or(0, |source| source.parent_object_count(image));
     let needs_visit = |n: u64| {
         let object_no = ObjectNo(n);
         let uncopied = below.contains(object_no) && !image.inner.complete.contains(object_no);
-        uncopied || image.inner.head_map.may_exist(object_no)
+        let by_snaps = Shown::through(image, header, object_no).is_some_and(Shown::by_snaps);
+        uncopied || n < source_shows || by_snaps || image.inner.head_map.may_exist(object_no)
     };
     let objects = (first_touched..total).filter(|n| needs_visit(*n));
     let mut done = futures::stream::iter(objects)
@@ -54,6 +58,28 @@ pub(crate) async fn trim(
     }
     progress.update(total, total);
     Ok(())
+}
+
+/// Fills the objects beyond a size through which snapshots show the parent, so that these do not count on an overlap which
+/// the head is about to lose. The caller holds the gate exclusively and owns the lock.
+pub(crate) async fn keep_for_snapshots(image: &Image, header: &Header, new_size_bytes: u64) -> Result<()> {
+    let source = image.source();
+    let writer = Writer::new(image, header, source.as_deref());
+    let layout = image.layout();
+    let by_snaps = |n: &u64| Shown::through(image, header, ObjectNo(*n)).is_some_and(Shown::by_snaps);
+    let end = layout.object_count(header.largest_parent_overlap_bytes());
+    futures::stream::iter((first_touched(image, new_size_bytes)..end).filter(by_snaps))
+        .map(|n| writer.fill_for_snapshots(ObjectNo(n)))
+        .buffer_unordered(CONCURRENT_OBJECTS)
+        .try_collect()
+        .await
+}
+
+/// The first object that a new end may cut: the border may run through any object of the set that it lies in.
+fn first_touched(image: &Image, new_size_bytes: u64) -> u64 {
+    let layout = image.layout();
+    let period = layout.object_size_bytes() * layout.stripe_count();
+    (new_size_bytes / period) * layout.stripe_count()
 }
 
 /// Removes all data objects from `first` on and keeps the object map true. The caller owns the lock; nobody else writes.
@@ -97,6 +123,11 @@ async fn remove_heads(image: &Image, header: &Header, range: Range<u64>, progres
 }
 
 impl Writer<'_> {
+    async fn fill_for_snapshots(&self, object_no: ObjectNo) -> Result<()> {
+        self.copy_up(object_no).await?;
+        self.copy_up_parent(object_no, &[]).await.map(|_| ())
+    }
+
     /// Empties an object beyond `keep_bytes` of it.
     async fn cut(&self, object_no: ObjectNo, keep_bytes: u64) -> Result<()> {
         if keep_bytes == 0 {
@@ -104,6 +135,14 @@ impl Writer<'_> {
         }
         let object_size = self.object_size();
         if keep_bytes >= object_size {
+            return Ok(());
+        }
+        let shown = Shown::through(self.image, self.header, object_no);
+        if self.incomplete_source(object_no).is_none()
+            && shown.is_some_and(|shown| !shown.by_snaps())
+            && !self.is_present(object_no).await?
+        {
+            // The head shows the parent no further than is kept.
             return Ok(());
         }
         self.zero(object_no, keep_bytes, object_size - keep_bytes).await

@@ -1,7 +1,7 @@
 //! Writes, discards and compare-and-write.
 //!
-//! Order of things for one object: copy it if the source may still have it, tell the object map, write. Buffered until
-//! [`crate::Image::flush`], except writes that make an object hide the source: these are durable when they return,
+//! Order of things for one object: copy it if the source may still have it, fill it with what a parent shows, tell the
+//! object map, write. Buffered until [`crate::Image::flush`], except writes that make an object hide the source: these are durable when they return,
 //! since half of one would show zeros where neither old nor new bytes are zero.
 
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use crate::deep_copy;
 use crate::error::{ImageError, Result, absent_is_fine};
 use crate::header::Header;
 use crate::image::Image;
-use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectNo};
+use crate::layering::copy_up::{CopiedUp, Shown, by_object_offset};
+use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::MigrationSource;
 use crate::object_map::{head, mark};
 
@@ -174,12 +175,14 @@ fn join_whole_objects(image: &Image, extents: Vec<ObjectExtent>) -> Vec<ObjectEx
 
 /// Writes to objects under one reading of the header. The caller holds a write guard.
 pub(crate) struct Writer<'a> {
-    image: &'a Image,
-    header: &'a Header,
+    pub(crate) image: &'a Image,
+    pub(crate) header: &'a Header,
     source: Option<&'a MigrationSource>,
     /// Objects below this number are emptied, not removed: an absent one would show the migration source, to readers or
     /// (once all is copied) to an abort.
     hiding_objects: u64,
+    /// Whether what the parent shows is taken away too.
+    removing: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -191,6 +194,7 @@ impl<'a> Writer<'a> {
             header,
             source,
             hiding_objects,
+            removing: false,
         }
     }
 
@@ -201,6 +205,7 @@ impl<'a> Writer<'a> {
             header,
             source: None,
             hiding_objects: 0,
+            removing: true,
         }
     }
 }
@@ -211,7 +216,7 @@ impl Writer<'_> {
     }
 
     /// The source, if it may still have something for the object.
-    fn incomplete_source(&self, object_no: ObjectNo) -> Option<&MigrationSource> {
+    pub(crate) fn incomplete_source(&self, object_no: ObjectNo) -> Option<&MigrationSource> {
         self.source.filter(|source| {
             source.covers(self.image, object_no) && !self.image.inner.complete.contains(object_no)
         })
@@ -222,7 +227,7 @@ impl Writer<'_> {
     }
 
     /// Copies the object if the source may still have it; whoever changes it waits for that.
-    async fn copy_up(&self, object_no: ObjectNo) -> Result<()> {
+    pub(crate) async fn copy_up(&self, object_no: ObjectNo) -> Result<()> {
         if let Some(source) = self.incomplete_source(object_no) {
             let waiting = self.image.stats().copy_up();
             let copied = deep_copy::ensure_copied(self.image, source, object_no).await?;
@@ -233,6 +238,7 @@ impl Writer<'_> {
 
     async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
         self.copy_up(object_no).await?;
+        self.copy_up_parent(object_no, &[]).await?;
         mark::mark_exists(self.image, object_no).await
     }
 
@@ -249,17 +255,29 @@ impl Writer<'_> {
     /// After the copy, an object of which the source had nothing may still be absent; the write that makes it hides
     /// the (empty) source either way, so it may be buffered like any other.
     async fn write(&self, extent: ObjectExtent, data: Bytes) -> Result<()> {
-        if extent.length_bytes == self.object_size()
-            && self.header.snaps.is_empty()
-            && let Some(source) = self.incomplete_source(extent.object_no)
-        {
-            return self.replace_uncopied(source, extent.object_no, data).await;
+        let object_no = extent.object_no;
+        let replaces_all = extent.length_bytes == self.object_size() && self.header.snaps.is_empty();
+        if replaces_all && let Some(source) = self.incomplete_source(object_no) {
+            return self.replace_uncopied(source, object_no, data).await;
         }
-        self.prepare(extent.object_no).await?;
-        let op = WriteOp::buffered()
-            .alloc_hint(self.object_size())
-            .write(extent.offset.0, data);
-        self.submit(extent.object_no, op).await
+        self.copy_up(object_no).await?;
+        let change = WriteStep::Write {
+            offset: extent.offset.0,
+            data,
+        };
+        if !replaces_all
+            && self
+                .copy_up_parent(object_no, std::slice::from_ref(&change))
+                .await?
+                == CopiedUp::WithChange
+        {
+            return Ok(());
+        }
+        mark::mark_exists(self.image, object_no).await?;
+        let op = WriteOp::buffered().alloc_hint(self.object_size()).step(change);
+        self.submit(object_no, op).await?;
+        self.note_present(object_no);
+        Ok(())
     }
 
     /// A write of the whole object, with no history to keep, needs no copy.
@@ -306,6 +324,7 @@ impl Writer<'_> {
     /// Makes a part of an object read as zero.
     pub(crate) async fn zero(&self, object_no: ObjectNo, offset: u64, length_bytes: u64) -> Result<()> {
         self.copy_up(object_no).await?;
+        self.copy_up_parent(object_no, &[]).await?;
         if !self.image.inner.head_map.may_exist(object_no) {
             return Ok(());
         }
@@ -321,11 +340,22 @@ impl Writer<'_> {
         )
     }
 
-    /// Makes the head of an object read as zero altogether: removes it, or empties it where it must hide the source.
+    /// Makes the head of an object read as zero altogether: removes it, or empties it where it must hide the source or the
+    /// parent.
     pub(crate) async fn empty(&self, object_no: ObjectNo) -> Result<()> {
+        if !self.removing
+            && let Some(shown) = Shown::through(self.image, self.header, object_no)
+        {
+            return self.hide_parent(object_no, shown).await;
+        }
         if self.hides_source(object_no) {
             return self.hide(object_no).await;
         }
+        self.remove_head(object_no).await
+    }
+
+    async fn remove_head(&self, object_no: ObjectNo) -> Result<()> {
+        self.image.inner.present.remove(object_no);
         if !head::mark_pending(self.image, object_no).await? {
             return Ok(());
         }
@@ -345,6 +375,60 @@ impl Writer<'_> {
         head::mark_removed(self.image, object_no).await
     }
 
+    /// As [`Writer::empty`], of an object through which some version shows the parent.
+    async fn hide_parent(&self, object_no: ObjectNo, shown: Shown) -> Result<()> {
+        if self.incomplete_source(object_no).is_some() && !self.header.snaps.is_empty() {
+            self.copy_up(object_no).await?;
+        }
+        let hides = shown.head_overlap_bytes > 0 || self.hides_source(object_no);
+        let hides_nothing = if shown.by_snaps() {
+            self.copy_up_parent(object_no, &[]).await?;
+            !self.is_present(object_no).await? && !self.source_shows_parent(object_no)
+        } else {
+            !self.is_present(object_no).await? && !self.below_shows(object_no).await?
+        };
+        if hides_nothing {
+            return Ok(());
+        }
+        if !hides {
+            return self.remove_head(object_no).await;
+        }
+        self.make_empty(object_no).await
+    }
+
+    /// Whether an absent head may show something of what lies below it.
+    async fn below_shows(&self, object_no: ObjectNo) -> Result<bool> {
+        Ok(self.incomplete_source(object_no).is_some()
+            || self.source_shows_parent(object_no)
+            || self.parent_shows(object_no).await?)
+    }
+
+    /// Whether the source may show its own parent through the object, however complete the object is.
+    fn source_shows_parent(&self, object_no: ObjectNo) -> bool {
+        self.source
+            .is_some_and(|source| object_no.0 < source.parent_object_count(self.image))
+    }
+
+    /// Makes the object exist, empty, durably if it was not copied.
+    async fn make_empty(&self, object_no: ObjectNo) -> Result<()> {
+        let mut op = WriteOp::new()
+            .alloc_hint(self.object_size())
+            .create(false)
+            .truncate(0);
+        let uncopied = self.incomplete_source(object_no);
+        let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
+        if uncopied.is_none() {
+            op.durability = Durability::Buffered;
+        }
+        mark::mark_exists(self.image, object_no).await?;
+        self.submit(object_no, op).await?;
+        self.note_present(object_no);
+        if uncopied.is_some() {
+            self.image.inner.complete.insert(object_no);
+        }
+        Ok(())
+    }
+
     async fn hide(&self, object_no: ObjectNo) -> Result<()> {
         let mut op = WriteOp::new()
             .alloc_hint(self.object_size())
@@ -362,14 +446,14 @@ impl Writer<'_> {
             let waiting = self.image.stats().copy_up();
             let copied = deep_copy::ensure_copied_locked(self.image, source, object_no).await?;
             waiting.ended(copied.data_bytes);
-            if !copied.exists {
+            if !copied.exists && !self.source_shows_parent(object_no) {
                 return Ok(());
             }
         } else {
             let object = self.image.data_object(object_no.0);
-            if !self.image.inner.head_map.may_exist(object_no)
-                || !self.image.inner.data_io.exists(&object).await?
-            {
+            let is_absent = !self.image.inner.head_map.may_exist(object_no)
+                || !self.image.inner.data_io.exists(&object).await?;
+            if is_absent && !self.source_shows_parent(object_no) {
                 // Complete and absent: the source has nothing either.
                 return Ok(());
             }
@@ -435,13 +519,57 @@ impl Writer<'_> {
             Err(error) if error.errno == Errno::ENOENT => false,
             Err(error) => return Err(error.into()),
         };
+        if !existed && in_snap && self.header.parent.is_some() {
+            return self.show_again(object_no, snap, size_bytes).await;
+        }
         if !existed {
             return self.empty(object_no).await;
         }
         mark::mark_exists(self.image, object_no).await?;
-        Ok(io
-            .store()
+        io.store()
             .rollback(io.object(&object), &self.header.snapc, snap, Durability::Buffered)
-            .await?)
+            .await?;
+        self.note_present(object_no);
+        Ok(())
+    }
+
+    /// The head becomes what a snapshot shows through an object that it does not have.
+    async fn show_again(&self, object_no: ObjectNo, snap: SnapId, size_bytes: u64) -> Result<()> {
+        let (now, then) = (
+            self.header.parent_overlap_bytes(SnapId::HEAD),
+            self.header.parent_overlap_bytes(snap),
+        );
+        let used = |bytes: u64| self.image.layout().object_bytes_used(object_no, bytes);
+        if used(now) == used(then) && !self.is_present(object_no).await? {
+            return Ok(());
+        }
+        let mut content = Vec::new();
+        for piece in self
+            .image
+            .layout()
+            .unmap(object_no, ObjectOffset(0), self.object_size())
+        {
+            let length_bytes = piece.length_bytes.min(size_bytes.saturating_sub(piece.offset.0));
+            if length_bytes > 0 {
+                let found = self.image.read_found(piece.offset.0, length_bytes, snap).await?;
+                content.extend(found.runs);
+            }
+        }
+        let content = by_object_offset(self.image, object_no, content);
+        if content.is_empty() {
+            return self.empty(object_no).await;
+        }
+        mark::mark_exists(self.image, object_no).await?;
+        let mut op = WriteOp::new()
+            .alloc_hint(self.object_size())
+            .create(false)
+            .truncate(0);
+        let writes = content
+            .into_iter()
+            .map(|(offset, data)| WriteStep::Write { offset, data });
+        op.steps.extend(writes);
+        self.submit(object_no, op).await?;
+        self.note_present(object_no);
+        Ok(())
     }
 }

@@ -19,16 +19,16 @@ pub mod source;
 
 use ferry_store::Errno;
 
-use crate::error::{ImageError, Result};
+use crate::error::{ErrorKind, ImageError, Result};
+use crate::layering::links;
 
 /// Refuses sources with clones, whose links this version cannot move.
 pub(crate) async fn check_no_children(source: &record::Side) -> Result<()> {
     let header = crate::header::load(&source.io, &source.id, true).await?;
     for snap in header.snaps.values() {
-        if snap.child_count > 0
-            || crate::snapshot::has_format1_children(&source.io, &source.id, snap.id).await?
-        {
-            return Err(ImageError::new(
+        if !links::children(&source.io, &source.id, snap.id).await?.is_empty() {
+            return Err(ImageError::of(
+                ErrorKind::HasChildren,
                 Errno::EBUSY,
                 format!("snapshot '{}' of image '{}' has clones", snap.name, source.name),
             )

@@ -180,9 +180,13 @@ async fn check(
         .hint("commit or abort that one first"));
     }
     check_no_watchers(source).await?;
-    for snap in crate::snapshot::half_removed(&header) {
-        crate::snapshot::remove_snap(source, snap, &Progress::silent()).await?;
+    if header.parent.is_some() {
+        return Err(
+            ImageError::new(Errno::EOPNOTSUPP, format!("image '{name}' is a clone"))
+                .hint("this version cannot migrate clones; flatten it first"),
+        );
     }
+    crate::snapshot::remove_unneeded(source).await?;
     let header = source.header();
     check_snaps(&header, &name)?;
     let side = Side {

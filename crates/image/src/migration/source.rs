@@ -60,7 +60,13 @@ impl MigrationSource {
         let Some(spec) = header.migration_target() else {
             return Ok(None);
         };
-        if !matches!(spec.state, MigrationState::Prepared | MigrationState::Executing) {
+        let shows_source = match spec.state {
+            MigrationState::Prepared | MigrationState::Executing => true,
+            // While it still has children, their snapshots show through.
+            MigrationState::Aborting => target.serves_as_parent(),
+            _ => false,
+        };
+        if !shows_source {
             return Ok(None);
         }
         let image = match &current {
@@ -160,6 +166,12 @@ impl MigrationSource {
     /// Whether the source may have data for an object of the target.
     pub fn covers(&self, target: &Image, object_no: ObjectNo) -> bool {
         object_no.0 < self.object_count(target)
+    }
+
+    /// Objects of the target through which the source's head shows the source's own parent, where it has no object itself.
+    pub(crate) fn parent_object_count(&self, target: &Image) -> u64 {
+        let overlap_bytes = self.image.header().parent_overlap_bytes(SnapId::HEAD);
+        target.layout().object_count(overlap_bytes)
     }
 
     /// The context of a write that is newer than every snapshot that came with the migration, and older than any
@@ -282,7 +294,7 @@ impl MigrationSource {
 }
 
 /// Data objects of an image that have a head or clones.
-async fn list_objects(image: &Image) -> Result<ObjectSet> {
+pub(crate) async fn list_objects(image: &Image) -> Result<ObjectSet> {
     let io = image.data_io();
     let prefix = image.data_prefix();
     let mut out = ObjectSet::default();

@@ -102,6 +102,8 @@ fn asserted() -> WriteOp {
 pub(crate) async fn load_under_lock(image: &Image) -> Result<()> {
     let header = image.header();
     image.inner.head_map.clear();
+    // Others may have written, and rolled back, in between.
+    image.inner.present.clear();
     if !header.has(feature::OBJECT_MAP) {
         return Ok(());
     }
@@ -173,6 +175,7 @@ async fn lock_map(image: &Image) -> Result<()> {
 /// Forgets the map and unlocks it; the image's lock is about to be given up.
 pub(crate) async fn unload(image: &Image) -> Result<()> {
     image.inner.head_map.clear();
+    image.inner.present.clear();
     if !image.header().has(feature::OBJECT_MAP) {
         return Ok(());
     }

@@ -1,11 +1,12 @@
 //! Creating, removing, renaming and protecting.
 
-use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace, client, feature, op_feature};
-use ferry_store::{Errno, IoCtx, SnapId};
+use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace, client, feature};
+use ferry_store::{Errno, SnapId};
 
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
 use crate::header::Header;
 use crate::image::Image;
+use crate::layering::links;
 use crate::names;
 use crate::progress::Progress;
 use crate::resize::still_ours;
@@ -141,17 +142,6 @@ pub(super) fn check_removable(image: &Image, header: &Header, snap: SnapId) -> R
         )
         .hint("unprotect it with 'rbd snap unprotect'"));
     }
-    if record.child_count > 0 {
-        return Err(ImageError::new(
-            Errno::EBUSY,
-            format!(
-                "snapshot '{}' of image '{}' has clones",
-                record.name,
-                image.name()
-            ),
-        )
-        .hint("this version cannot keep snapshots of clones in the trash; flatten the clones first"));
-    }
     Ok(())
 }
 
@@ -166,9 +156,10 @@ pub(crate) async fn remove_here(
     remove_snap(image, snap, progress).await
 }
 
-/// Removes a snapshot by id, whatever its namespace.
+/// Removes a snapshot by id, whatever its namespace. One that clones show stays in the trash until the last of them goes.
 pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
     image.acquire_lock().await?;
+    let mut parent = None;
     {
         let _gate = image.inner.gate.write().await;
         still_ours(image)?;
@@ -180,37 +171,57 @@ pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress
         check_removable(image, &header, snap)?;
         let io = &image.inner.io;
         let header_object = &image.inner.header_object;
-        // Into the trash first: from here on nobody sees it, and a second run finds it by id.
-        if !matches!(record.namespace, SnapshotNamespace::Trash { .. }) {
+        // Into the trash first: from here on nobody sees it, no clone is made of it, and a second run finds it by id.
+        let was_in_trash = matches!(record.namespace, SnapshotNamespace::Trash { .. });
+        if !was_in_trash {
             ferry_cls::exec_write(io, header_object, client::snapshot_trash_add(snap)).await?;
         }
-        crate::object_map::snap::remove(image, &header, snap).await?;
-        image
-            .inner
-            .data_io
-            .store()
-            .snap_id_remove(image.inner.data_io.pool(), snap)
-            .await?;
-        absent_is_fine(ferry_cls::exec_write(io, header_object, client::snapshot_remove(snap)).await)?;
+        let kept = !links::settled_format_2(io, image.id(), snap).await?.is_empty();
+        if kept && was_in_trash {
+            return Err(has_children(image, &record.name));
+        }
+        if !kept {
+            parent = header.parent.clone();
+            crate::object_map::snap::remove(image, &header, snap).await?;
+            let data_io = &image.inner.data_io;
+            data_io.store().snap_id_remove(data_io.pool(), snap).await?;
+            absent_is_fine(ferry_cls::exec_write(io, header_object, client::snapshot_remove(snap)).await)?;
+        }
         image.refresh().await?;
     }
     image.header_changed().await?;
+    if let Some(link) = parent
+        && image.header().parent.is_none()
+    {
+        // It was the last version that showed the parent.
+        links::forget(image.io(), image.id(), &link.spec).await?;
+    }
     progress.update(1, 1);
     Ok(())
 }
 
-/// Snapshots whose removal was interrupted; they are removed when the lock is taken next for maintenance.
-pub(crate) fn half_removed(header: &Header) -> Vec<SnapId> {
-    header
-        .snaps
-        .values()
-        .filter(|snap| {
-            matches!(snap.namespace, SnapshotNamespace::Trash { .. })
-                && snap.child_count == 0
-                && header.op_features & op_feature::SNAP_TRASH != 0
-        })
-        .map(|snap| snap.id)
-        .collect()
+fn has_children(image: &Image, snap_name: &str) -> ImageError {
+    ImageError::of(
+        ErrorKind::HasChildren,
+        Errno::EBUSY,
+        format!("snapshot '{snap_name}' of image '{}' has clones", image.name()),
+    )
+    .hint("'rbd children' shows them; flatten or remove them first")
+}
+
+/// Removes the snapshots in the trash that no clone needs: those whose removal was interrupted, or whose last clone went
+/// when they could not be removed.
+pub(crate) async fn remove_unneeded(image: &Image) -> Result<()> {
+    for snap in image.header().snaps.values() {
+        if matches!(snap.namespace, SnapshotNamespace::Trash { .. })
+            && links::settled_format_2(image.io(), image.id(), snap.id)
+                .await?
+                .is_empty()
+        {
+            remove_snap(image, snap.id, &Progress::silent()).await?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn rename_here(image: &Image, snap: SnapId, new_name: &str) -> Result<()> {
@@ -279,7 +290,9 @@ pub(crate) async fn unprotect_here(image: &Image, name: &str, namespace: &Snapsh
     // From here on no clone can be made of it; now see whether there are any.
     set(ProtectionStatus::Unprotecting).await?;
     image.header_changed().await?;
-    let children = record.child_count > 0 || has_format1_children(&image.inner.io, image.id(), snap).await?;
+    // Clones of format 2 do not count on it.
+    let clones = links::settled_format_1(&image.inner.io, image.id(), snap).await?;
+    let children = !clones.is_empty();
     let status = if children {
         ProtectionStatus::Protected
     } else {
@@ -288,32 +301,9 @@ pub(crate) async fn unprotect_here(image: &Image, name: &str, namespace: &Snapsh
     set(status).await?;
     image.header_changed().await?;
     if children {
-        return Err(ImageError::new(
-            Errno::EBUSY,
-            format!("snapshot '{name}' of image '{}' has clones", image.name()),
-        ));
+        return Err(has_children(image, name));
     }
     Ok(())
-}
-
-/// Looks through every pool and namespace for format-1 clones of a snapshot.
-pub(crate) async fn has_format1_children(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<bool> {
-    for pool in io.store().pool_list().await? {
-        let default = io.with_pool(pool.id).with_namespace("");
-        let mut namespaces = vec![String::new()];
-        namespaces.extend(client::namespace_list_all(&default).await?);
-        for namespace in namespaces {
-            let there = default.with_namespace(&namespace);
-            let call = client::get_children(io.pool(), image_id, snap);
-            match ferry_cls::exec_read(&there, names::CHILDREN, call).await {
-                Ok(children) if !children.is_empty() => return Ok(true),
-                Ok(_) => {}
-                Err(error) if error.errno == Errno::ENOENT => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    Ok(false)
 }
 
 /// The most snapshots an image may have; `u64::MAX` without a limit.

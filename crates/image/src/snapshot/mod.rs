@@ -8,8 +8,7 @@ pub(crate) mod diff;
 mod rollback;
 
 pub(crate) use change::{
-    create_here, half_removed, has_format1_children, protect_here, remove_here, remove_snap, rename_here,
-    unprotect_here,
+    create_here, protect_here, remove_here, remove_snap, remove_unneeded, rename_here, unprotect_here,
 };
 pub use change::{get_limit, set_limit};
 
@@ -43,7 +42,8 @@ impl Image {
         self.maintain(&request, progress).await
     }
 
-    /// Removes a snapshot. `ENOENT`; `EBUSY` while it is protected or has children.
+    /// Removes a snapshot. `ENOENT`; `EBUSY` while it is protected. One that has clones goes to the trash, and away with the
+    /// last of them.
     pub async fn snap_remove(&self, name: &str, progress: &Progress) -> Result<()> {
         self.refresh_if_needed().await?;
         let header = self.header();
@@ -56,7 +56,8 @@ impl Image {
         self.maintain(&request, progress).await
     }
 
-    /// Removes a snapshot by id, whatever its namespace. Errors as [`Image::snap_remove`].
+    /// Removes a snapshot by id, whatever its namespace. Errors as [`Image::snap_remove`]; one in the trash that clones
+    /// need is `EBUSY` ([`crate::ErrorKind::HasChildren`]).
     pub async fn snap_remove_by_id(&self, snap: SnapId, progress: &Progress) -> Result<()> {
         self.refresh_if_needed().await?;
         let header = self.header();
@@ -85,7 +86,8 @@ impl Image {
         protect_here(self, name, &SnapshotNamespace::User).await
     }
 
-    /// Ends the protection. `EINVAL` when it is not protected, `EBUSY` while it has children.
+    /// Ends the protection. `EINVAL` when it is not protected, `EBUSY` ([`crate::ErrorKind::HasChildren`]) while it has
+    /// clones of format 1.
     pub async fn snap_unprotect(&self, name: &str) -> Result<()> {
         unprotect_here(self, name, &SnapshotNamespace::User).await
     }

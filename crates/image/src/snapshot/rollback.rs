@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::image::{Image, SnapKey, find_snap};
 use crate::io::CONCURRENT_OBJECTS;
 use crate::io::write::Writer;
+use crate::layering::copy_up::Shown;
 use crate::layout::ObjectNo;
 use crate::progress::Progress;
 
@@ -49,7 +50,8 @@ async fn objects(image: &Image, snap: SnapId, size_bytes: u64, progress: &Progre
         let in_snap = map
             .as_ref()
             .is_none_or(|map| map.get(n).is_none_or(|state| state != 0));
-        uncopied || in_snap || image.inner.head_map.may_exist(ObjectNo(n))
+        let shows_parent = Shown::through(image, &header, ObjectNo(n)).is_some();
+        uncopied || in_snap || shows_parent || image.inner.head_map.may_exist(ObjectNo(n))
     };
     let mut done = futures::stream::iter((0..total).filter(|n| needs_visit(*n)))
         .map(|n| {

@@ -129,6 +129,17 @@ impl Cluster {
         unsafe { (self.library.functions.rados_get_instance_id)(self.raw) }
     }
 
+    /// Number of the oldest release of clients that the cluster must serve, or that it lets in.
+    pub(crate) fn oldest_client_release(&self) -> Rc<u8> {
+        let (mut compatible, mut required) = (0i8, 0i8);
+        // SAFETY: a connected handle, and places for two numbers.
+        unsafe {
+            let call = self.library.functions.rados_get_min_compatible_client;
+            check(call(self.raw, &mut compatible, &mut required))?;
+        }
+        Ok(u8::try_from(compatible.max(required)).unwrap_or(0))
+    }
+
     /// Addresses of this client, as Ceph writes them.
     pub(crate) fn addresses(&self) -> Rc<String> {
         let mut addresses: *mut c_char = ptr::null_mut();

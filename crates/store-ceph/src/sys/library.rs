@@ -101,6 +101,7 @@ functions! {
         rados_buffer_free(*mut c_char);
         rados_cluster_stat(RawCluster, *mut ClusterStat) -> c_int;
         rados_wait_for_latest_osdmap(RawCluster) -> c_int;
+        rados_get_min_compatible_client(RawCluster, *mut i8, *mut i8) -> c_int;
         rados_pool_list(RawCluster, *mut c_char, usize) -> c_int;
         rados_pool_lookup(RawCluster, *const c_char) -> i64;
         rados_pool_reverse_lookup(RawCluster, i64, *mut c_char, usize) -> c_int;

@@ -251,6 +251,10 @@ impl<H: Hook> Store for Wrapper<H> {
         self.around(call, self.inner.pool_list()).await
     }
 
+    async fn oldest_client_release(&self) -> Result<u8> {
+        self.inner.oldest_client_release().await
+    }
+
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {
         let call = elsewhere(OpKind::PoolUsage, "", Self::arguments(|| format!("pool {pool}")));
         self.around(call, self.inner.pool_usage(pool)).await
