@@ -40,9 +40,9 @@ fn failures_go_to_stderr_with_their_code() {
             "rbd: unrecognised option '--image-id'\n",
         ),
         (
-            &["flatten", "x"],
+            &["journal", "reset", "x"],
             95,
-            "rbd: flatten is not implemented yet in Ferry ",
+            "rbd: journal reset is not implemented yet in Ferry ",
         ),
     ] {
         let output = rbd(arguments);

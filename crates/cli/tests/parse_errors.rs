@@ -308,7 +308,7 @@ fn other_errors_have_cephs_texts_and_codes() {
 fn what_is_not_built_says_so_with_95() {
     let version = ferry_cli::VERSION;
     let table = [
-        ("clone a@b c", "clone is"),
+        ("journal reset a", "journal reset is"),
         ("deep cp a b", "deep copy is"),
         ("map x", "device map is"),
         ("trash purge schedule ls", "trash purge schedule list is"),

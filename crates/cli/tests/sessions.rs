@@ -264,6 +264,11 @@ fn watchers_and_lock_owners_read_as_recorded() {
 }
 
 #[test]
+fn clones_and_their_children_read_as_recorded() {
+    replay("session-5.txt");
+}
+
+#[test]
 fn files_metadata_namespaces_and_trash_read_as_recorded() {
     replay("session-7.txt");
 }

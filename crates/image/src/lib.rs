@@ -25,6 +25,6 @@ pub mod stats;
 pub mod watch;
 
 pub use error::{ErrorKind, ImageError, Result};
-pub use image::{Image, ImageKey, OpenOptions, SnapKey};
+pub use image::{Image, ImageKey, OpenOptions, SnapKey, find_snap};
 pub use progress::Progress;
 pub use stats::{ImageStats, ImageStatsSnapshot};

@@ -11,6 +11,8 @@ use crate::spec::{Check, ImageQuery};
 /// Ceph's text for an image that cannot be removed because it has snapshots.
 const HAS_SNAPSHOTS: &str =
     "rbd: image has snapshots - these must be deleted with 'rbd snap purge' before the image can be removed.";
+/// Ceph's text for an image that cannot be removed because clones show its removed snapshots.
+const HAS_CLONES: &str = "rbd: image has snapshots with linked clones - these must be deleted or flattened before the image can be removed.";
 /// Ceph's text for an image that cannot be removed because it is open.
 const HAS_WATCHERS: &str = "rbd: error: image still has watchers\n\
      This means the image is still open or the client using it crashed. Try again after closing/unmapping it or \
@@ -29,6 +31,7 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
 /// Why an image was not removed, in Ceph's words; also used by the trash.
 pub(super) fn remove_failed(error: ImageError, what: &str) -> Failure {
     match error.errno {
+        Errno::ENOTEMPTY if error.kind == ErrorKind::HasChildren => error.said(HAS_CLONES),
         Errno::ENOTEMPTY => error.said(HAS_SNAPSHOTS),
         Errno::EBUSY if matches!(error.kind, ErrorKind::HasWatchers | ErrorKind::Migrating) => {
             error.said(HAS_WATCHERS)

@@ -1,5 +1,6 @@
 //! `rbd ls`.
 
+use ferry_image::admin::info::ParentInfo;
 use ferry_image::admin::list::{self, ListEntry, Listing};
 
 use super::error::Explain as _;
@@ -91,12 +92,7 @@ fn document(entries: &[ListEntry]) -> Document {
             .with_some("snapshot", entry.snapshot.as_deref())
             .with("size", entry.size_bytes);
         if let Some(parent) = &entry.parent {
-            let parent = Node::map()
-                .with("pool", &parent.pool)
-                .with("pool_namespace", &parent.pool_namespace)
-                .with("image", &parent.image)
-                .with("snapshot", &parent.snapshot);
-            node.set("parent", parent);
+            node.set("parent", listed_parent_node(parent));
         }
         node.set("format", 2u64);
         if entry.snapshot.is_some() {
@@ -112,4 +108,13 @@ fn document(entries: &[ListEntry]) -> Document {
         list.add(node);
     }
     Document::new("images", list)
+}
+
+/// A parent, as lists of images show it.
+pub(super) fn listed_parent_node(parent: &ParentInfo) -> Node {
+    Node::map()
+        .with("pool", &parent.pool)
+        .with("pool_namespace", &parent.pool_namespace)
+        .with("image", &parent.image)
+        .with("snapshot", &parent.snapshot)
 }

@@ -7,6 +7,7 @@
 //! What it does not know: how any of the operations works.
 
 mod bench;
+mod clone;
 mod create;
 mod error;
 mod info;
@@ -96,9 +97,12 @@ async fn until_signal(
 async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
     match command {
         CommandId::Bench => bench::run(session).await,
+        CommandId::Children => clone::children(session).await,
+        CommandId::Clone => clone::run(session).await,
         CommandId::Create => create::run(session).await,
         CommandId::DiskUsage => usage::run(session).await,
         CommandId::Export => transfer::export(session).await,
+        CommandId::Flatten => clone::flatten(session).await,
         CommandId::ImageMetaGet => meta::get(session).await,
         CommandId::ImageMetaList => meta::list(session).await,
         CommandId::ImageMetaRemove => meta::remove(session).await,

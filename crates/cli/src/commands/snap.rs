@@ -5,6 +5,7 @@ use ferry_image::header::SnapRecord;
 use ferry_image::{ErrorKind, Image, OpenOptions, snapshot};
 use ferry_store::{Errno, SnapId};
 
+use super::clone::flatten_children;
 use super::error::Explain as _;
 use super::session::Session;
 use crate::exit::{ENOENT, Failure};
@@ -32,7 +33,10 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
     args.finish()?;
     let all = args.flag("all");
     let image = session
-        .image_ref(&image, OpenOptions::read_only().ignoring_migration())
+        .image_ref(
+            &image,
+            OpenOptions::read_only().ignoring_migration().ignoring_parent(),
+        )
         .await?;
     let header = image.header();
     let snaps: Vec<&SnapRecord> = header
@@ -132,12 +136,15 @@ pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
         return Err(Failure::errno("failed to remove snapshot", ENOENT));
     }
     if args.flag("force")
-        && let Some(record) = record.as_ref().filter(|record| is_protected(record))
+        && let Some(record) = record.as_ref()
     {
-        image
-            .snap_unprotect(&record.name)
-            .await
-            .map_err(|error| error.failed("failed to remove snapshot"))?;
+        flatten_children(session, &image, record.id).await?;
+        if is_protected(record) {
+            image
+                .snap_unprotect(&record.name)
+                .await
+                .map_err(|error| error.failed("failed to remove snapshot"))?;
+        }
     }
     let task = session.task("Removing snap");
     let removed = match (name, id) {

@@ -1,6 +1,9 @@
 //! `rbd trash *`.
 
+use std::collections::BTreeMap;
+
 use ferry_cls::rbd::{TrashImageSource, TrashImageSpec};
+use ferry_image::admin::info::{self, ParentInfo};
 use ferry_image::admin::trash;
 use ferry_image::{ErrorKind, ImageError};
 use ferry_store::{Errno, IoCtx, Timestamp};
@@ -8,7 +11,9 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 
 use super::error::Explain as _;
+use super::info::parent_name;
 use super::lifecycle::remove_failed;
+use super::list::listed_parent_node;
 use super::session::{Session, Task};
 use crate::exit::Failure;
 use crate::output::{Align, Document, Node, TextTable, timestamp};
@@ -27,11 +32,19 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
         .into_iter()
         .filter(|(_, entry)| all || is_users(entry))
         .collect();
+    let mut parents = BTreeMap::new();
+    if long {
+        for (id, _) in &entries {
+            let parent = info::parent_of(&io, id).await;
+            let parent = parent.map_err(|error| error.failed("trash list failed"))?;
+            parents.extend(parent.map(|parent| (id.clone(), parent)));
+        }
+    }
     session.print(
         format,
         || {
             if long {
-                table(&entries)
+                table(&entries, &parents)
             } else {
                 entries
                     .iter()
@@ -39,7 +52,7 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
                     .collect()
             }
         },
-        || document(&entries, long),
+        || document(&entries, &parents, long),
     )
 }
 
@@ -60,7 +73,7 @@ fn status(entry: &TrashImageSpec) -> String {
     }
 }
 
-fn table(entries: &[(String, TrashImageSpec)]) -> String {
+fn table(entries: &[(String, TrashImageSpec)], parents: &BTreeMap<String, ParentInfo>) -> String {
     if entries.is_empty() {
         return String::new();
     }
@@ -73,12 +86,17 @@ fn table(entries: &[(String, TrashImageSpec)]) -> String {
             entry.source.name().to_owned(),
             timestamp(entry.deletion_time.seconds.into()),
             status(entry),
+            parents.get(id).map(parent_name).unwrap_or_default(),
         ]);
     }
     table.to_string()
 }
 
-fn document(entries: &[(String, TrashImageSpec)], long: bool) -> Document {
+fn document(
+    entries: &[(String, TrashImageSpec)],
+    parents: &BTreeMap<String, ParentInfo>,
+    long: bool,
+) -> Document {
     let mut list = Node::list("image");
     for (id, entry) in entries {
         let mut node = Node::map().with("id", id).with("name", &entry.name);
@@ -87,6 +105,9 @@ fn document(entries: &[(String, TrashImageSpec)], long: bool) -> Document {
                 .with("source", entry.source.name())
                 .with("deleted_at", timestamp(entry.deletion_time.seconds.into()))
                 .with("status", status(entry));
+        }
+        if let Some(parent) = parents.get(id) {
+            node.set("parent", listed_parent_node(parent));
         }
         list.add(node);
     }

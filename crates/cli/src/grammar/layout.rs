@@ -44,7 +44,26 @@ impl ImageOptions {
     /// # Errors
     /// Exit 22 for combinations that no image can have.
     pub fn from_args(args: &Args) -> Result<Self, Failure> {
+        let format = match args.text("image-format") {
+            _ if args.flag("new-format") => Some(2),
+            Some("1") => Some(1),
+            Some(_) => Some(2),
+            None => None,
+        };
+        Self::with_format(args, format)
+    }
+
+    /// The same for a command that makes format 2 only, and has no option for it.
+    ///
+    /// # Errors
+    /// As [`ImageOptions::from_args`].
+    pub fn of_format_2(args: &Args) -> Result<Self, Failure> {
+        Self::with_format(args, Some(2))
+    }
+
+    fn with_format(args: &Args, format: Option<u8>) -> Result<Self, Failure> {
         let mut options = Self {
+            format,
             data_pool: args.text("data-pool").map(str::to_owned),
             ..Self::default()
         };
@@ -65,12 +84,6 @@ impl ImageOptions {
         }
         options.stripe_unit_bytes = args.size_bytes("stripe-unit");
         options.stripe_count = args.number("stripe-count");
-        options.format = match args.text("image-format") {
-            _ if args.flag("new-format") => Some(2),
-            Some("1") => Some(1),
-            Some(_) => Some(2),
-            None => None,
-        };
         if options.format == Some(1) {
             options
                 .warnings

@@ -3,6 +3,7 @@
 //! Parsing, help and the "not implemented yet" answers are all derived from it. To build a command that is to come:
 //! give it a variant in [`CommandId`], change its entry from `to_come` to `built`, and write its body.
 
+mod clone;
 mod ferry;
 mod image;
 mod later;
@@ -22,9 +23,12 @@ use super::options::{GLOBAL, Opt};
 )]
 pub enum CommandId {
     Bench,
+    Children,
+    Clone,
     Create,
     DiskUsage,
     Export,
+    Flatten,
     ImageMetaGet,
     ImageMetaList,
     ImageMetaRemove,
@@ -270,7 +274,8 @@ const POOL_NAME: Positional = positional("pool-name", "name of the pool");
 const EXPORT_PATH: Positional = positional("path-name", "file to write ('-' for stdout)");
 const IMPORT_PATH: Positional = positional("path-name", "file to read ('-' for stdin)");
 
-const FAMILIES: [&[Command]; 8] = [
+const FAMILIES: [&[Command]; 9] = [
+    clone::COMMANDS,
     image::COMMANDS,
     migration::COMMANDS,
     snap::COMMANDS,

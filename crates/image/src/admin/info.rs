@@ -7,7 +7,7 @@ use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace, client, feature, op_fe
 use ferry_store::{IoCtx, ReadOp, SnapId, Timestamp};
 
 use super::{directory, pool, trash};
-use crate::error::{Result, optional};
+use crate::error::{ErrorKind, Result, optional};
 use crate::header::{self, Fixed, Header};
 use crate::image::{ImageKey, SnapKey, find_snap};
 use crate::names;
@@ -183,6 +183,15 @@ pub(crate) async fn parent(io: &IoCtx, header: &Header, snap: SnapId) -> Result<
         trash,
         overlap_bytes,
     }))
+}
+
+/// The parent that the head of image `id` shows; `None` without one, or without such an image.
+pub async fn parent_of(io: &IoCtx, id: &str) -> Result<Option<ParentInfo>> {
+    match header::load(io, id, true).await {
+        Ok(header) => parent(io, &header, SnapId::HEAD).await,
+        Err(error) if error.kind == ErrorKind::ImageMissing => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn parent_snapshot(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<String> {

@@ -30,15 +30,6 @@ const FEATURES: Positional = many(
 );
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::to_come(&["children"], "List the clones of an image or a snapshot.")
-        .positionals(&[IMAGE_OR_SNAP_SPEC])
-        .options(&[SNAP_NAMES, &[SNAP_ID, CHILDREN_ALL, DESCENDANTS], FORMAT]),
-    Command::to_come(
-        &["clone"],
-        "Make an image that starts as a copy-on-write clone of a snapshot.",
-    )
-    .positionals(&[SOURCE_SNAP_SPEC, DEST_IMAGE_SPEC])
-    .options(&[SOURCE_NAMES, SOURCE_SNAP, DEST_NAMES, LAYOUT]),
     Command::to_come(
         &["config", "global", "get"],
         "Print a setting of all clients or one client.",
@@ -181,12 +172,6 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::to_come(&["feature", "enable"], "Switch on features of an image.")
         .positionals(&[IMAGE_SPEC, FEATURES])
         .options(&[IMAGE_NAMES, JOURNAL_OPTIONS]),
-    Command::to_come(
-        &["flatten"],
-        "Copy the parent's data into a clone, so that it needs no parent.",
-    )
-    .positionals(&[IMAGE_SPEC])
-    .options(&[IMAGE_NAMES, &[NO_PROGRESS]]),
     Command::to_come(&["group", "create"], "Make a group of images.")
         .positionals(&[GROUP_SPEC])
         .options(&[GROUP_NAMES]),
