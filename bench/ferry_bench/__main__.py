@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from . import machine, plan, report
-from .groups import execute, first_write, latency, nbd, size, start, uncopied
+from .groups import ceph_execute, ceph_io, execute, first_write, latency, nbd, size, start, uncopied
 from .places import Skipped
 from .processes import CommandFailed
-from .rows import BY_ID
+from .rows import BY_ID, CEPH_ROWS, ROWS
 
 GROUPS = (
     nbd.DISK,
@@ -26,6 +26,7 @@ GROUPS = (
     size,
     start,
 )
+CEPH_GROUPS = (ceph_execute.FULL, ceph_execute.THIN, ceph_io)
 
 
 def _arguments(words):
@@ -38,6 +39,8 @@ def _arguments(words):
     parser.add_argument("--rounds", type=int, default=5, help="at least 5 for figures that count [5]")
     parser.add_argument("--seconds", type=int, default=3, help="how long each job of fio counts [3]")
     parser.add_argument("--only", default="", metavar="ROW,...", help="only these rows")
+    parser.add_argument("--ceph", action="store_true", help="the rows that need a Ceph cluster; one is started")
+    parser.add_argument("--ceph-conf", type=Path, metavar="FILE", help="the cluster to use instead")
     parser.add_argument("--quick", action="store_true", help="a smoke test: one round, small images")
     parser.add_argument(
         "--out", type=Path, help="directory for result.json and result.md [bench-results in the build directory]"
@@ -53,10 +56,13 @@ def _arguments(words):
     parser.add_argument("--source", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--build-dir", type=Path, required=True, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
+    arguments.ceph = arguments.ceph or arguments.ceph_conf is not None
+    rows = [row.id for row in (CEPH_ROWS if arguments.ceph else ROWS)]
     arguments.only = [row for row in arguments.only.split(",") if row]
-    unknown = [row for row in arguments.only if row not in BY_ID]
+    unknown = [row for row in arguments.only if row not in rows]
     if unknown:
-        parser.error(f"no such row: {', '.join(unknown)}")
+        parser.error(f"no such row{' of --ceph' if arguments.ceph else ''}: {', '.join(unknown)}")
+    arguments.only = arguments.only or rows
     if arguments.rounds < 1 or arguments.seconds < 1:
         parser.error("--rounds and --seconds are at least 1")
     return arguments
@@ -65,9 +71,10 @@ def _arguments(words):
 def _plan(arguments):
     binary = arguments.binary.resolve()
     disk = arguments.disk or arguments.build_dir
+    where = (binary, disk, arguments.memory, arguments.source, arguments.ceph_conf)
     if arguments.quick:
-        return plan.quick(binary, disk, arguments.memory)
-    return plan.full(binary, disk, arguments.memory, arguments.rounds, arguments.seconds)
+        return plan.quick(*where)
+    return plan.full(*where, arguments.rounds, arguments.seconds)
 
 
 def _say(text, end="\n"):
@@ -88,7 +95,7 @@ def _measure_group(group, the_plan, rows):
 def _measure(the_plan, wanted, described):
     """Runs the groups that have wanted rows; yields the record as it grows, so that an interruption loses little."""
     samples, skipped = {}, {}
-    for group in GROUPS:
+    for group in (*GROUPS, *CEPH_GROUPS):
         rows = [row for row in group.ROWS if row in wanted]
         if not rows:
             continue
@@ -111,6 +118,10 @@ def _read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _results(arguments):
+    return "bench-results-ceph" if arguments.ceph else "bench-results"
+
+
 def main(words):
     """Measures, prints the table, writes the files. Returns 0, or 1 if a row failed to be measured."""
     arguments = _arguments(words)
@@ -122,9 +133,9 @@ def main(words):
         the_plan = _plan(arguments)
         described = machine.describe(the_plan, arguments.source)
         earlier = _read(arguments.merge) if arguments.merge else None
-        for fresh in _measure(the_plan, arguments.only or list(BY_ID), described):
+        for fresh in _measure(the_plan, arguments.only, described):
             record = report.merged(earlier, fresh) if earlier else fresh
-            paths = report.write(record, arguments.out or arguments.build_dir / "bench-results")
+            paths = report.write(record, arguments.out or arguments.build_dir / _results(arguments))
         _say(f"written: {shlex.join(map(str, paths))}")
     print(report.table(record), end="")
     if arguments.update_docs:

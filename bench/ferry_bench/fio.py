@@ -1,4 +1,4 @@
-"""fio with its nbd engine: the one client that all servers get."""
+"""fio with its nbd engine: the one client that all servers get. And with the engine of a peer that is a library."""
 
 import json
 import shlex
@@ -8,7 +8,6 @@ from .processes import CommandFailed, run
 # The client's own cost is kept small, since it takes a core of the machine that the servers would have.
 _COMMON = [
     "--name=job",
-    "--ioengine=nbd",
     "--thread=1",
     "--norandommap=1",
     "--scramble_buffers=0",
@@ -16,9 +15,19 @@ _COMMON = [
 ]
 
 
+def nbd(uri):
+    """The options that say what to work on: an NBD export."""
+    return ["--ioengine=nbd", f"--uri={uri}"]
+
+
 def argv(uri, rw, block_size, depth, *extra):
-    """The command line of one job."""
-    return ["fio", *_COMMON, f"--uri={uri}", f"--rw={rw}", f"--bs={block_size}", f"--iodepth={depth}", *extra]
+    """The command line of one job on an NBD export."""
+    return argv_on(nbd(uri), rw, block_size, depth, *extra)
+
+
+def argv_on(engine, rw, block_size, depth, *extra):
+    """The command line of one job on what `engine` says."""
+    return ["fio", *_COMMON, *engine, f"--rw={rw}", f"--bs={block_size}", f"--iodepth={depth}", *extra]
 
 
 def parse(text):
@@ -33,9 +42,14 @@ def parse(text):
 
 
 def job(uri, rw, block_size, depth, *extra):
-    """Runs one job and returns fio's record of it. Raises CommandFailed."""
-    command = argv(uri, rw, block_size, depth, *extra)
-    result = parse(run(command))
+    """Runs one job on an NBD export and returns fio's record of it. Raises CommandFailed."""
+    return job_on(nbd(uri), rw, block_size, depth, *extra)
+
+
+def job_on(engine, rw, block_size, depth, *extra, env=None):
+    """The same on what `engine` says."""
+    command = argv_on(engine, rw, block_size, depth, *extra)
+    result = parse(run(command, env))
     if operations(result) == 0:
         raise CommandFailed(f"no operation was done: {shlex.join(command)}")
     return result

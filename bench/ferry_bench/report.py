@@ -4,10 +4,12 @@ import json
 from collections import Counter
 
 from . import stats
-from .rows import BY_ID, ROWS
+from .rows import BY_ID, CEPH_ROWS, ROWS
 
 BEGIN = "<!-- figures: begin (written by scripts/bench --update-docs) -->"
 END = "<!-- figures: end -->"
+CEPH_BEGIN = "<!-- figures on Ceph: begin (written by scripts/bench --ceph --update-docs) -->"
+CEPH_END = "<!-- figures on Ceph: end -->"
 
 # How the reason of a row that failed begins; a skipped one begins with the other.
 FAILED = "failed: "
@@ -31,7 +33,7 @@ def as_json(plan, machine, samples, skipped):
     return {
         "machine": machine,
         "plan": {name: value for name, value in vars(plan).items() if isinstance(value, int)},
-        "rows": [_row_as_json(row, samples[row.id], machine) for row in ROWS if row.id in samples],
+        "rows": [_row_as_json(row, samples[row.id], machine) for row in (*ROWS, *CEPH_ROWS) if row.id in samples],
         "skipped": skipped,
     }
 
@@ -118,7 +120,7 @@ def table(record):
     lines += [f"| rounds | {_rounds(record['rows'])}; fio jobs of {record['plan']['job_ms'] / 1000:g} s |", ""]
     lines += ["| what | to reach | Ferry | peer | ratio | |", "|---|---|---|---|---|---|"]
     measured = {row["id"]: row["samples"] for row in record["rows"]}
-    for row in ROWS:
+    for row in (*ROWS, *CEPH_ROWS):
         if row.id in measured:
             lines += [f"| {' | '.join(cells)} |" for cells in _row_lines(row, measured[row.id])]
         elif row.id in record["skipped"]:
@@ -145,13 +147,15 @@ def update_docs(record, document):
     JSON. ValueError without markers, or for a record that has no business there."""
     if failed(record):
         raise ValueError(f"rows have failed: {', '.join(failed(record))}: measure them anew")
-    text = document.read_text(encoding="utf-8")
-    before, found_begin, rest = text.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not (found_begin and found_end):
-        raise ValueError(f"{document}: the markers {BEGIN!r} and {END!r} are missing")
     unknown = [row["id"] for row in record["rows"] if row["id"] not in BY_ID]
     if unknown:
         raise ValueError(f"the result has rows that are no longer known: {', '.join(unknown)}: measure anew")
-    document.with_suffix(".json").write_text(_dumped(record), encoding="utf-8")
-    document.write_text(f"{before}{BEGIN}\n\n{table(record)}\n{END}{after}", encoding="utf-8")
+    on_ceph = {row.id for row in CEPH_ROWS}.intersection(row["id"] for row in record["rows"])
+    begin, end, suffix = (CEPH_BEGIN, CEPH_END, "-ceph.json") if on_ceph else (BEGIN, END, ".json")
+    text = document.read_text(encoding="utf-8")
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"{document}: the markers {begin!r} and {end!r} are missing")
+    document.with_name(document.stem + suffix).write_text(_dumped(record), encoding="utf-8")
+    document.write_text(f"{before}{begin}\n\n{table(record)}\n{end}{after}", encoding="utf-8")

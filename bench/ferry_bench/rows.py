@@ -1,6 +1,6 @@
 """What is measured and what is to be reached: the table of marks, as data.
 
-Promise: `ROWS` is complete and in the order of the published table. A row names its contenders; a group (`groups/`)
+Promise: `ROWS` and `CEPH_ROWS` are complete and in the order of the published tables. A row names its contenders; a group (`groups/`)
 brings one sample of each per round. Judging is arithmetic on samples, without knowledge of how they came about.
 """
 
@@ -149,4 +149,37 @@ ROWS = (
     Row("start", "CPU time of `rbd ls` on a small store", "ms", False, (ValueBelow(20),)),
 )
 
-BY_ID = {row.id: row for row in ROWS}
+_CEPH = "Ceph's rbd"
+_LIBRBD = "fio's rbd engine"
+
+
+def _beside_librbd(id_, what, unit):
+    return Row(id_, f"Ceph: NBD {what}", unit, True, (AtLeast(1.0, (_LIBRBD,)),))
+
+
+def _beside_rbd(id_, what, unit, factor=1.0, higher_is_better=True):
+    return Row(id_, f"Ceph: {what}", unit, higher_is_better, (AtLeast(factor, (_CEPH,)),))
+
+
+CEPH_ROWS = (
+    _beside_rbd("ceph-execute", "`execute` of a full 1 GiB image with 3 snapshots", "s", 2.0, False),
+    Row(
+        "ceph-execute-cpu",
+        "Ceph: CPU time of the client in that `execute`, per GiB",
+        "s",
+        False,
+        (RatioBelow(0.7, _CEPH),),
+    ),
+    _beside_rbd("ceph-execute-thin", "`execute` of a 1 TiB image that holds 1 GiB", "s", 10.0, False),
+    _beside_rbd("ceph-bench-randread", "`bench` 4 KiB random read, 16 in flight", "IOPS"),
+    _beside_rbd("ceph-bench-randwrite", "`bench` 4 KiB random write, 16 in flight", "IOPS"),
+    _beside_rbd("ceph-bench-seqread", "`bench` 4 MiB sequential read, 16 in flight", "IOPS"),
+    _beside_rbd("ceph-bench-seqwrite", "`bench` 4 MiB sequential write, 16 in flight", "IOPS"),
+    _beside_librbd("ceph-serve-randread", "4 KiB random read, depth 16", "IOPS"),
+    _beside_librbd("ceph-serve-randwrite", "4 KiB random write, depth 16", "IOPS"),
+    _beside_librbd("ceph-serve-seqread", "1 MiB sequential read, depth 4", "MiB/s"),
+    _beside_librbd("ceph-serve-seqwrite", "1 MiB sequential write, depth 4", "MiB/s"),
+)
+"""Rows that need a Ceph cluster; a table of their own."""
+
+BY_ID = {row.id: row for row in (*ROWS, *CEPH_ROWS)}

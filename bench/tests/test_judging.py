@@ -8,7 +8,7 @@ from ferry_bench import __main__ as program
 from ferry_bench import fio, plan, report, stats
 from ferry_bench.groups.latency import percentile_us
 from ferry_bench.processes import CommandFailed
-from ferry_bench.rows import FERRY, ROWS, AtLeast, GrowthBelow, RatioBelow, Row, ValueBelow
+from ferry_bench.rows import CEPH_ROWS, FERRY, ROWS, AtLeast, GrowthBelow, RatioBelow, Row, ValueBelow
 from ferry_bench.turns import turned
 
 FAST = Row("fast", "speed", "IOPS", True, (AtLeast(2.0, ("slow", "quick")),))
@@ -17,11 +17,21 @@ MACHINE = {"date": "today", "commit": "abc"}
 
 
 def _plan(rounds=5):
-    return plan.full(Path("rbd"), Path("disk"), Path("memory"), rounds, 3)
+    return plan.full(Path("rbd"), Path("disk"), Path("memory"), Path("source"), None, rounds, 3)
 
 
 def _record(samples, skipped=None, machine=None):
     return report.as_json(_plan(), machine or MACHINE, samples, skipped or {})
+
+
+def _contenders(row):
+    """All whom a row's marks name."""
+    names = set()
+    for mark in row.marks:
+        names.add(mark.subject)
+        against = getattr(mark, "against", ())
+        names.update([against] if isinstance(against, str) else against)
+    return names
 
 
 class Judging(unittest.TestCase):
@@ -57,8 +67,9 @@ class Judging(unittest.TestCase):
         )
 
     def test_every_row_belongs_to_one_group(self):
-        grouped = [row for group in program.GROUPS for row in group.ROWS]
-        self.assertCountEqual(grouped, [row.id for row in ROWS])
+        for groups, rows in ((program.GROUPS, ROWS), (program.CEPH_GROUPS, CEPH_ROWS)):
+            grouped = [row for group in groups for row in group.ROWS]
+            self.assertCountEqual(grouped, [row.id for row in rows])
 
 
 class Tables(unittest.TestCase):
@@ -94,6 +105,18 @@ class Tables(unittest.TestCase):
             self.assertEqual(text.count("rbd ls"), 1)
             self.assertNotIn("old", text)
             self.assertTrue((Path(directory) / "performance.json").is_file())
+
+    def test_rows_of_a_cluster_have_a_block_of_their_own(self):
+        samples = {row.id: {name: [1.0] for name in _contenders(row)} for row in CEPH_ROWS}
+        with tempfile.TemporaryDirectory() as directory:
+            document = Path(directory) / "performance.md"
+            local = f"{report.BEGIN}\nlocal\n{report.END}\n"
+            document.write_text(f"{local}{report.CEPH_BEGIN}\nstale\n{report.CEPH_END}\n", encoding="utf-8")
+            report.update_docs(_record(samples), document)
+            text = document.read_text(encoding="utf-8")
+            self.assertTrue(text.startswith(local))
+            self.assertNotIn("stale", text)
+            self.assertTrue((Path(directory) / "performance-ceph.json").is_file())
 
     def test_failed_rows_stay_out_of_the_document(self):
         with self.assertRaises(ValueError):

@@ -1,0 +1,74 @@
+"""A Ceph cluster to measure on, and the two commands that work on its images."""
+
+import contextlib
+import itertools
+import subprocess
+import time
+
+from . import places, processes
+from .ferry import Served
+
+CEPH_RBD = "/usr/bin/rbd"
+POOL = "rbd"
+
+
+class Cluster:
+    """A running cluster, by its configuration file; the administrator's key is where that says."""
+
+    def __init__(self, conf):
+        self.conf = conf
+        self.env = {"CEPH_CONF": str(conf)}
+
+    def settle(self):
+        """Gives the OSD a moment to be done with what it does behind its answers, removing snapshots above all."""
+        time.sleep(2)
+
+
+@contextlib.contextmanager
+def cluster(plan):
+    """The cluster that the plan names, or one of this run's own that goes away with it. Raises Skipped without Ceph."""
+    if plan.ceph_conf:
+        yield Cluster(plan.ceph_conf)
+        return
+    script = plan.source / "scripts" / "ceph-dev"
+    with places.scratch(plan.memory, "ceph") as here:
+        home = here / "c"
+        try:
+            processes.run([script, "up", home])
+        except processes.CommandFailed as error:
+            raise places.Skipped(f"no cluster here: {error}") from error
+        try:
+            yield Cluster(home / "ceph.conf")
+        finally:
+            subprocess.run([script, "down", home], check=False, capture_output=True)
+
+
+class Side:
+    """One of the two commands on one cluster."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, cluster_, binary):
+        self.cluster = cluster_
+        self.binary = binary
+
+    def argv(self, *words):
+        """The command line of `rbd WORDS`."""
+        return [self.binary, "-c", self.cluster.conf, *words]
+
+    def run(self, *words):
+        """Runs `rbd WORDS` and returns its stdout."""
+        return processes.run(self.argv(*words))
+
+    def measure(self, *words):
+        """Runs `rbd WORDS` and returns what it cost."""
+        return processes.measure(self.argv(*words))
+
+    @contextlib.contextmanager
+    def serve(self, image, directory):
+        """Serves one image of the pool; gives its Served. Ferry only."""
+        socket = directory / f"ceph{next(self._numbers)}.sock"
+        spec = f"{POOL}/{image}"
+        with processes.Background(self.argv("serve", spec, "--socket", socket)) as server:
+            server.wait_for_socket(socket)
+            yield Served(f"nbd+unix:///{spec}?socket={socket}", server)
