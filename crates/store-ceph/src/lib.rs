@@ -10,6 +10,7 @@
 mod addr;
 pub mod config;
 mod contexts;
+mod copying;
 mod reading;
 mod reply;
 mod store;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
-    ClientInstance, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo, PoolOptions, PoolUsage,
-    ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie,
-    WatchHandler, WatchInfo, WriteOp, WriteReply,
+    ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
+    PoolOptions, PoolUsage, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store,
+    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply, check_copy,
 };
 use parking_lot::Mutex;
 
@@ -20,7 +20,7 @@ use crate::config::{CephConfig, OpenError};
 use crate::contexts::Contexts;
 use crate::sys::{Cluster, Ioctx, OpError};
 use crate::watches::Watches;
-use crate::{addr, reading, reply, writing};
+use crate::{addr, copying, reading, reply, writing};
 
 /// How often, and how long each time, a shutdown looks whether operations are still under way: 10 s in all.
 const SHUTDOWN_POLLS: u32 = 2000;
@@ -257,6 +257,36 @@ impl Store for CephStore {
         let ioctx = self.contexts.writing(&cluster, object.scope, snapc).await;
         let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
         writing::run(&ioctx, object.name, op)
+            .await
+            .map_err(|error| self.failed(error, what))
+    }
+
+    async fn copy_into(
+        &self,
+        target: ObjectRef<'_>,
+        snapc: &SnapContext,
+        op: WriteOp,
+        ranges: &[CopyRange<'_>],
+    ) -> Result<CopyReply> {
+        let what = &|| format!("copy into {target}");
+        check_copy(&op, ranges).map_err(|(errno, step)| StoreError {
+            errno,
+            what: what(),
+            step,
+        })?;
+        let Some(range) = copying::whole(ranges) else {
+            let what = format!("{}: an OSD copies whole objects only", what());
+            return Err(StoreError::new(Errno::EOPNOTSUPP, what));
+        };
+        let cluster = self.cluster(what)?;
+        let to = self.contexts.writing(&cluster, target.scope, snapc).await;
+        let to = to.map_err(|errno| self.failed(errno, what))?;
+        let from = self
+            .contexts
+            .reading(&cluster, range.object.scope, range.snap)
+            .await;
+        let from = from.map_err(|errno| self.failed(errno, what))?;
+        copying::run(&to, target.name, op, &from, range)
             .await
             .map_err(|error| self.failed(error, what))
     }

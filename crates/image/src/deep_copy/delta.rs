@@ -7,16 +7,21 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use ferry_store::{SnapId, SnapSet, WriteStep};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 
+use super::engine::EngineCopy;
 use super::{CopyOptions, zeroes};
 use crate::error::{Result, optional};
 use crate::image::Image;
+use crate::io::read::Run;
 use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::{MigratedSnap, MigrationSource};
 use crate::snapshot::diff::{changed_runs, serving};
 
 /// Most bytes of one object's versions that are kept between reading and writing, unless only one has any.
 const KEPT_BYTES: u64 = 16 << 20;
+/// Pieces of one version that are read at the same time.
+const CONCURRENT_READS: usize = 8;
 
 /// One version of the object: at a snapshot of the target, or its head.
 #[derive(Debug)]
@@ -31,30 +36,13 @@ pub(super) struct Version {
     pub change: Option<Change>,
 }
 
-impl Version {
-    /// The versions of an object that exists at the head alone.
-    pub(super) fn only_head(source: &MigrationSource) -> Vec<Version> {
-        let absent = source.history().iter().map(|point| Version {
-            snap: point.target,
-            living: point.living,
-            exists: false,
-            change: None,
-        });
-        let head = Version {
-            snap: SnapId::HEAD,
-            living: true,
-            exists: true,
-            change: Some(Change::Write(Contents::Kept(Written::default()))),
-        };
-        absent.chain([head]).collect()
-    }
-}
-
 /// A difference between two versions.
 #[derive(Debug)]
 pub(super) enum Change {
     /// The object goes away.
     Remove,
+    /// The object comes into being, and the engine may make it.
+    Copy(EngineCopy),
     /// Bytes change.
     Write(Contents),
 }
@@ -130,31 +118,41 @@ pub(super) struct Sources {
     pub pieces: Vec<Piece>,
     /// Those of the source's objects that exist in some version.
     snapsets: BTreeMap<ObjectNo, SnapSet>,
+    /// Whether the engine may copy: both images are in one store, and what the source has is all there is to see.
+    by_engine: bool,
 }
 
 impl Sources {
+    /// How the engine may make a version of an object that is not there yet.
+    fn engine_copy(&self, source: &MigrationSource, difference: &Difference) -> Option<EngineCopy> {
+        self.by_engine
+            .then(|| EngineCopy::new(source, self, difference.snap, difference.overlap_bytes))
+            .flatten()
+    }
+
     /// Asks the source.
     pub(super) async fn find(target: &Image, source: &MigrationSource, object_no: ObjectNo) -> Result<Self> {
         let pieces = pieces(target, object_no);
         let snapsets = snapsets(source, &pieces).await?;
-        Ok(Self { pieces, snapsets })
+        let from = source.image();
+        let one_store = std::sync::Arc::ptr_eq(target.inner.data_io.store(), from.data_io().store());
+        Ok(Self {
+            pieces,
+            snapsets,
+            by_engine: one_store && from.header().parent.is_none(),
+        })
     }
 
-    /// Whether no snapshot that came along has anything of the object.
-    pub(super) fn only_at_head(&self, source: &MigrationSource) -> bool {
-        let mut history = source.history().iter();
-        !history.any(|point| exists_at(source, &self.pieces, &self.snapsets, point.source, u64::MAX))
-    }
-
-    /// Whether an object of the source exists at its head.
-    pub(super) fn exists_at_head(&self, object_no: ObjectNo) -> bool {
-        let set = self.snapsets.get(&object_no);
-        set.is_some_and(|set| serving(set, SnapId::HEAD).is_some())
+    /// Size of an object of the source at one of its snapshots; `None` if it does not exist there.
+    pub(super) fn size_at(&self, object_no: ObjectNo, snap: SnapId) -> Option<u64> {
+        let set = self.snapsets.get(&object_no)?;
+        Some(set.clones[serving(set, snap)?].size_bytes)
     }
 }
 
 /// What one object looked like, before any of it is read.
-pub(super) struct Outline {
+pub(super) struct Outline<'a> {
+    sources: &'a Sources,
     points: Vec<Point>,
 }
 
@@ -176,10 +174,10 @@ impl Point {
     }
 }
 
-impl Outline {
+impl<'a> Outline<'a> {
     /// From what the source's objects tell of themselves.
-    pub(super) fn new(source: &MigrationSource, sources: &Sources) -> Self {
-        let Sources { pieces, snapsets } = sources;
+    pub(super) fn new(source: &MigrationSource, sources: &'a Sources) -> Self {
+        let Sources { pieces, snapsets, .. } = sources;
         let source_header = source.image().header();
         let head = MigratedSnap {
             target: SnapId::HEAD,
@@ -204,38 +202,51 @@ impl Outline {
             }
         });
         Self {
+            sources,
             points: points.collect(),
         }
     }
 
-    /// Whether the bytes of all versions are kept between reading and writing.
-    fn is_kept(&self) -> bool {
+    /// Bytes that are read of each version, at most.
+    fn lengths(&self, by_engine: bool) -> impl Iterator<Item = u64> + Clone {
         let lengths = self.points.iter().map(Point::length_bytes);
+        let first = self.points.iter().position(|point| point.length_bytes() > 0);
+        let copied = first.filter(|_| by_engine && self.sources.by_engine);
+        lengths
+            .enumerate()
+            .map(move |(index, length_bytes)| if copied == Some(index) { 0 } else { length_bytes })
+    }
+
+    /// Whether the bytes of all versions are kept between reading and writing.
+    fn is_kept(&self, by_engine: bool) -> bool {
+        let lengths = self.lengths(by_engine);
         let changes = lengths.clone().filter(|length_bytes| *length_bytes > 0);
         changes.count() <= 1 || lengths.sum::<u64>() <= KEPT_BYTES
     }
 
     /// Most bytes that are in memory at a time while the object is copied.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let lengths = self.points.iter().map(Point::length_bytes);
-        if self.is_kept() {
+    pub(super) fn memory_bytes(&self, by_engine: bool) -> u64 {
+        let mut lengths = self.lengths(by_engine);
+        if self.is_kept(by_engine) {
             lengths.sum()
         } else {
-            lengths.max().unwrap_or(0)
+            lengths.by_ref().max().unwrap_or(0)
         }
     }
 
-    /// The versions, oldest first, the head last. Reads all of them, as only their bytes tell which ones have any.
+    /// The versions, oldest first, the head last. Reads all of them, as only their bytes tell which ones have any; but for
+    /// the first, if the engine may copy that.
     pub(super) async fn versions(
         self,
         source: &MigrationSource,
         options: CopyOptions,
+        by_engine: bool,
         zero_bytes: &mut u64,
     ) -> Result<Vec<Version>> {
-        let mut out = Vec::with_capacity(self.points.len());
+        let mut out: Vec<Version> = Vec::with_capacity(self.points.len());
         let mut size_before_bytes = 0;
         let mut existed = false;
-        let keep = self.is_kept();
+        let keep = self.is_kept(by_engine);
         for point in self.points {
             let change = match (existed, point.exists) {
                 (false, false) => None,
@@ -252,6 +263,21 @@ impl Outline {
                         existed,
                         size_before_bytes,
                     };
+                    let is_first = out.iter().all(|version| version.change.is_none());
+                    if by_engine
+                        && is_first
+                        && let Some(copy) = self.sources.engine_copy(source, &difference)
+                    {
+                        size_before_bytes = copy.size_bytes();
+                        existed = true;
+                        out.push(Version {
+                            snap: point.of.target,
+                            living: point.of.living,
+                            exists: true,
+                            change: Some(Change::Copy(copy)),
+                        });
+                        continue;
+                    }
                     // Data that does not matter (all beyond the overlap) is no reason to make an object.
                     let written = difference.read(source, options).await?;
                     *zero_bytes += written.zero_bytes;
@@ -265,7 +291,7 @@ impl Outline {
             };
             existed = match &change {
                 Some(Change::Remove) => false,
-                Some(Change::Write(_)) => true,
+                Some(Change::Copy(_) | Change::Write(_)) => true,
                 None => existed,
             };
             out.push(Version {
@@ -389,27 +415,44 @@ pub(super) struct Content {
     pub zeroes: Vec<(u64, u64)>,
 }
 
+/// What one piece has: runs of data by offsets in the image.
+async fn read_piece(
+    source: &MigrationSource,
+    piece: Piece,
+    snap: SnapId,
+    overlap: u64,
+) -> Result<(Piece, Vec<Run>)> {
+    let start = piece.image.offset.0;
+    let visible = overlap.saturating_sub(start).min(piece.image.length_bytes);
+    let runs = match visible {
+        0 => Vec::new(),
+        _ => source.read(start, visible, snap).await?.runs,
+    };
+    Ok((piece, runs))
+}
+
 async fn read_pieces(
     source: &MigrationSource,
     changed: &[Piece],
     snap: SnapId,
     overlap: u64,
 ) -> Result<Content> {
+    let reads = changed
+        .iter()
+        .map(|piece| read_piece(source, *piece, snap, overlap))
+        .collect::<Vec<_>>();
+    let mut reads = futures::stream::iter(reads).buffered(CONCURRENT_READS);
     let mut content = Content::default();
-    for piece in changed {
+    while let Some((piece, runs)) = reads.try_next().await? {
         let start = piece.image.offset.0;
-        let visible = overlap.saturating_sub(start).min(piece.image.length_bytes);
         let mut at = 0;
-        if visible > 0 {
-            let found = source.read(start, visible, snap).await?;
-            for (run_at, data) in found.runs {
-                let relative = run_at - start;
-                if relative > at {
-                    content.zeroes.push((piece.offset + at, relative - at));
-                }
-                at = relative + data.len() as u64;
-                content.data.push((piece.offset + relative, data));
+        for (run_at, data) in runs {
+            let relative = run_at - start;
+            if relative > at {
+                content.zeroes.push((piece.offset + at, relative - at));
             }
+            at = relative + data.len() as u64;
+            content.data.push((piece.offset + relative, data));
         }
         if at < piece.image.length_bytes {
             content

@@ -5,7 +5,7 @@
 //! asserts that nobody has been there before (`assert_snapc_seq`); "somebody has" counts as done, so the copy may be
 //! killed between any two writes and begun again, by anybody.
 //!
-//! An object with one version is copied by the engine itself where it can ([`engine`]).
+//! The first version that has anything is copied by the engine itself where it can ([`engine`]).
 //!
 //! Invariants: every write is atomic; it is durable when it returns, but for the only write of an object with one version,
 //! of which a power loss leaves all or nothing. The object is complete (see [`crate::migration::source`]) only after the
@@ -21,7 +21,7 @@ use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{ObjectState, SnapcAssertion, client};
 use ferry_store::{Durability, Errno, SnapContext, SnapId, WriteOp, WriteStep};
 
-use crate::error::{Result, optional};
+use crate::error::{ImageError, Result, optional};
 use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::migration::source::MigrationSource;
@@ -107,34 +107,52 @@ async fn copy(
     sources: &Sources,
     options: CopyOptions,
 ) -> Result<Copied> {
-    if !options.zero_detect {
-        let mark = async || match target.inner.head_map.is_marked_ahead() {
-            true => Ok(()),
-            false => mark_maps(target, source, &Version::only_head(source), object_no).await,
-        };
-        if let Some(copied) = engine::copy(target, source, object_no, sources, mark).await? {
+    // Zeroes are found by whoever sees the bytes.
+    for by_engine in [!options.zero_detect, false] {
+        if let Some(copied) = copy_versions(target, source, object_no, sources, options, by_engine).await? {
             return Ok(copied);
         }
     }
+    Err(ImageError::new(
+        Errno::EIO,
+        format!(
+            "object {} of image '{}' was not copied",
+            object_no.0,
+            target.name()
+        ),
+    ))
+}
+
+/// `None`: the engine does not copy the first version; nothing has changed but object maps.
+async fn copy_versions(
+    target: &Image,
+    source: &MigrationSource,
+    object_no: ObjectNo,
+    sources: &Sources,
+    options: CopyOptions,
+    by_engine: bool,
+) -> Result<Option<Copied>> {
     let outline = Outline::new(source, sources);
-    let _room = memory::room(outline.memory_bytes()).await;
+    let _room = memory::room(outline.memory_bytes(by_engine)).await;
     let mut zero_bytes = 0;
-    let versions = outline.versions(source, options, &mut zero_bytes).await?;
+    let versions = outline
+        .versions(source, options, by_engine, &mut zero_bytes)
+        .await?;
     if versions.iter().all(|version| version.change.is_none()) {
-        return Ok(Copied {
+        return Ok(Some(Copied {
             zero_bytes,
             ..Copied::default()
-        });
+        }));
     }
     let object = target.data_object(object_no.0);
     let seen = versions.iter().any(|version| version.living && version.exists);
     if !seen && optional(target.data_io().list_snaps(&object).await)?.is_none() {
         // Only snapshots that are removed by now had it, and nothing is left of an earlier copy. An OSD may remember the
         // sequence of one that is gone, and would refuse the removal that follows the bytes.
-        return Ok(Copied {
+        return Ok(Some(Copied {
             zero_bytes,
             ..Copied::default()
-        });
+        }));
     }
     let head_map = &target.inner.head_map;
     let became_absent = versions_end_absent(&versions) && head_map.is_marked_clean(object_no);
@@ -159,8 +177,22 @@ async fn copy(
             older_than(&versions[..index])
         };
         let mut op = guarded(context.seq());
+        if only_head {
+            // Absent or whole after a power loss.
+            op.durability = Durability::Buffered;
+        }
+        last_seq = Some(context.seq());
         match change {
             Change::Remove => op = op.remove(),
+            Change::Copy(copy) => {
+                op = op.alloc_hint(object_size);
+                // The first change of all, so nothing has been written if the engine does not copy.
+                let Some(bytes) = copy.run(target, &object, source, &context, op).await? else {
+                    return Ok(None);
+                };
+                copied.data_bytes += bytes;
+                continue;
+            }
             Change::Write(contents) => {
                 let (steps, data_bytes) = match contents {
                     Contents::Kept(written) => (written.steps.clone(), written.data_bytes),
@@ -174,11 +206,6 @@ async fn copy(
                 op.steps.extend(steps);
             }
         }
-        if only_head {
-            // Absent or whole after a power loss, as one that the engine copies.
-            op.durability = Durability::Buffered;
-        }
-        last_seq = Some(context.seq());
         write(target, &object, &context, op).await?;
     }
     if last_seq.is_some_and(|seq| seq < base.seq()) {
@@ -193,7 +220,7 @@ async fn copy(
         };
         write(target, &object, &base, op).await?;
     }
-    Ok(copied)
+    Ok(Some(copied))
 }
 
 fn guarded(seq: u64) -> WriteOp {

@@ -266,7 +266,7 @@ impl Ioctx {
 }
 
 /// Lends an operation of the C interface as one of C++.
-fn with_cxx(operation: RawOp, add: impl FnOnce(*mut c_void)) {
+pub(super) fn with_cxx(operation: RawOp, add: impl FnOnce(*mut c_void)) {
     let mut lent = CxxOperation {
         _table: ptr::null(),
         _operation: operation,

@@ -167,13 +167,17 @@ functions! {
         rados_blocklist_add(RawCluster, *mut c_char, u32) -> c_int;
     }
     optional {
-        // Steps that the C interface lacks, added to an operation of the C interface: see `cxx`.
+        // Steps that the C interface lacks, added to an operation of the C interface: see `cxx` and `cxx_copy`.
         list_snaps_step = "_ZN8librados7v14_2_019ObjectReadOperation10list_snapsEPNS_10snap_set_tEPi"
             (*mut c_void, *mut c_void, *mut c_int);
         list_watchers_step = "_ZN8librados7v14_2_019ObjectReadOperation13list_watchersEPNSt7__cxx114listI11obj_watch_tSaIS4_EEEPi"
             (*mut c_void, *mut c_void, *mut c_int);
         rollback_step = "_ZN8librados7v14_2_020ObjectWriteOperation25selfmanaged_snap_rollbackEm"
             (*mut c_void, u64);
+        copy_from_step = "_ZN8librados7v14_2_020ObjectWriteOperation9copy_fromERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEERKNS0_5IoCtxEmj"
+            (*mut c_void, *const c_void, *mut c_void, u64, u32);
+        mapext = "_ZN8librados7v14_2_05IoCtx6mapextERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEEmmRSt3mapImmSt4lessImESaISt4pairIKmmEEE"
+            (*mut c_void, *const c_void, u64, usize, *mut c_void) -> c_int;
         delete_cxx = "_ZdlPv" (*mut c_void);
     }
 }

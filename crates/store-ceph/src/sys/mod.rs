@@ -7,6 +7,7 @@
 mod cluster;
 mod completion;
 mod cxx;
+mod cxx_copy;
 mod ioctx;
 mod library;
 mod list;

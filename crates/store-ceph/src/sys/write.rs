@@ -39,17 +39,10 @@ impl Drop for WriteState {
 impl Ioctx {
     /// Runs a write; gives the object's version after it.
     pub(crate) async fn write(self: &Arc<Self>, object: &str, steps: &[WriteStep]) -> Result<u64, OpError> {
-        let mut state = WriteState::new(self.functions(), steps.len());
-        for (index, step) in steps.iter().enumerate() {
-            state.add(index, step)?;
-        }
-        self.operate(object, state).await.map_err(|(returned, state)| {
-            let step = state.and_then(|state| blame(steps, &state.returned, returned));
-            OpError {
-                errno: errno_of(returned),
-                step,
-            }
-        })
+        let state = WriteState::with(self.functions(), steps)?;
+        self.operate(object, state)
+            .await
+            .map_err(|error| failed(steps, error))
     }
 
     /// Submits a built operation. The error is what the library returned, with the state if it was submitted.
@@ -57,7 +50,7 @@ impl Ioctx {
         self: &Arc<Self>,
         object: &str,
         state: Box<WriteState>,
-    ) -> Result<u64, (c_int, Option<Box<WriteState>>)> {
+    ) -> Result<u64, Failed> {
         let refused = |errno: Errno| (-errno.0, None);
         let object = text(object).map_err(refused)?;
         let (functions, ioctx) = (self.functions(), Raw(self.raw));
@@ -80,6 +73,17 @@ impl Ioctx {
             0.. => Ok(done.version),
             returned => Err((returned, Some(done.state))),
         }
+    }
+}
+
+/// What an operation returned that failed, with its state if it was submitted.
+pub(super) type Failed = (c_int, Option<Box<WriteState>>);
+
+/// The error that it means.
+pub(super) fn failed(steps: &[WriteStep], (returned, state): Failed) -> OpError {
+    OpError {
+        errno: errno_of(returned),
+        step: state.and_then(|state| blame(steps, &state.returned, returned)),
     }
 }
 
@@ -111,6 +115,15 @@ impl WriteState {
             op,
             returned: vec![0; steps].into(),
         })
+    }
+
+    /// With these steps.
+    pub(super) fn with(functions: &'static Functions, steps: &[WriteStep]) -> Rc<Box<Self>> {
+        let mut state = Self::new(functions, steps.len());
+        for (index, step) in steps.iter().enumerate() {
+            state.add(index, step)?;
+        }
+        Ok(state)
     }
 
     /// Adds one step; the library copies what goes in.

@@ -79,7 +79,10 @@ pub(super) async fn a_copy_holds_exactly_the_bytes_of_its_ranges(t: Fixture) -> 
     parts[2].target_offset = 1 << 20;
     parts[3].target_offset = 2 << 20;
     parts[1].length_bytes = 500_000;
-    copy(&t.b, "parts", full(), &parts).await?;
+    if copy(&t.b, "parts", full(), &parts).await?.is_none() {
+        // It copies whole objects only.
+        return Ok(());
+    }
     let mut expected = vec![0; (1 << 20) + 65_536];
     expected[100..5100].copy_from_slice(&data[100..5100]);
     expected[6000..6000 + 4904].copy_from_slice(&pattern(2, 9000)[4096..]);
@@ -169,7 +172,7 @@ pub(super) async fn copies_go_to_other_pools_and_namespaces(t: Fixture) -> Outco
     let name = format!("copies-{:016x}", rand::random::<u64>());
     let pool = t.store().pool_create(&name, PoolOptions::default()).await?;
     for far in [
-        t.a.with_namespace("far"),
+        t.a.with_namespace(&name),
         t.a.with_pool(pool),
         t.a.with_pool(pool).with_namespace("far"),
     ] {
@@ -190,13 +193,21 @@ pub(super) async fn a_copy_that_may_not_be_changes_nothing(t: Fixture) -> Outcom
     }
     let none = SnapContext::empty();
     let make = |op: WriteOp| t.a.copy_into("new", &none, op, &ranges);
-    ensure_errno!(make(full().call(CLASS, "fail", offset_input(17, b""))).await, EEXIST, step 1);
-    ensure_errno!(make(full().call(CLASS, "create", "")).await, EINVAL);
+    if !t.harness.is_osd() {
+        // An OSD does not have the class of these tests.
+        ensure_errno!(make(full().call(CLASS, "fail", offset_input(17, b""))).await, EEXIST, step 1);
+        ensure_errno!(make(full().call(CLASS, "create", "")).await, EINVAL);
+    }
     ensure_errno!(make(full().write(0, "x")).await, EINVAL, step 1);
     ensure_errno!(make(WriteOp::new()).await, EINVAL);
     ensure_errno!(t.a.copy_into("there", &none, full(), &ranges).await, EEXIST);
-    let absent = [whole(&t.a, "o"), same(&t.a, "absent", BULK_OBJECT_BYTES, 5)];
+    let absent = [whole(&t.a, "absent")];
     ensure_errno!(t.a.copy_into("new", &none, full(), &absent).await, ENOENT);
+    let absent = [whole(&t.a, "o"), same(&t.a, "absent", BULK_OBJECT_BYTES, 5)];
+    ensure_errno!(
+        t.a.copy_into("new", &none, full(), &absent).await,
+        ENOENT | EOPNOTSUPP
+    );
     let touching = [whole(&t.a, "o"), same(&t.a, "o", 5, 5)];
     ensure_errno!(t.a.copy_into("new", &none, full(), &touching).await, EINVAL);
     let many = vec![same(&t.a, "o", 0, 0); COPY_RANGES_MAX + 1];
@@ -205,7 +216,10 @@ pub(super) async fn a_copy_that_may_not_be_changes_nothing(t: Fixture) -> Outcom
     ensure_errno!(t.a.copy_into("new", &none, full(), &endless).await, EFBIG);
     let mut far = ranges;
     far[0].target_offset = u64::MAX - BULK_OBJECT_BYTES;
-    ensure_errno!(t.a.copy_into("new", &none, full(), &far).await, EFBIG);
+    ensure_errno!(
+        t.a.copy_into("new", &none, full(), &far).await,
+        EFBIG | EOPNOTSUPP
+    );
     ensure_eq!(
         content(&t.b, "new", SnapId::HEAD).await?,
         None,
