@@ -10,7 +10,9 @@ use bytes::Bytes;
 use ferry_image::admin::create::CreateOptions;
 use ferry_image::admin::import::ImportOptions;
 use ferry_image::admin::{create, directory, import, list, namespace, remove, rename, trash};
-use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result};
+use ferry_image::layering::children::children;
+use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, SnapKey};
 use ferry_store::memory::MemoryCluster;
 use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{IoCtx, Scope, Store, Timestamp};
@@ -30,6 +32,29 @@ enum Command {
     TrashRemove,
     NamespaceCreate,
     NamespaceRemove,
+    Clone,
+    CloneFormat1,
+    Flatten,
+    FlattenFormat1,
+    RemoveClone,
+    RemoveLastClone,
+}
+
+impl Command {
+    /// Whether a clone `child` of `kept@s` is there before.
+    fn has_clone(self) -> bool {
+        matches!(
+            self,
+            Self::Flatten | Self::FlattenFormat1 | Self::RemoveClone | Self::RemoveLastClone
+        )
+    }
+
+    fn clone_format(self) -> CloneFormat {
+        match self {
+            Self::CloneFormat1 | Self::FlattenFormat1 => CloneFormat::One,
+            _ => CloneFormat::Two,
+        }
+    }
 }
 
 struct World {
@@ -81,6 +106,47 @@ impl World {
                 .await
                 .unwrap();
         }
+        let io = self.io(self.cluster.connect());
+        let is_clone = matches!(command, Command::Clone | Command::CloneFormat1);
+        if !is_clone && !command.has_clone() {
+            return;
+        }
+        let silent = Progress::silent();
+        let kept = Image::open(&io, ImageKey::Name("kept"), OpenOptions::read_write())
+            .await
+            .unwrap();
+        kept.snap_create("s", &silent).await.unwrap();
+        kept.snap_protect("s").await.unwrap();
+        if command.has_clone() {
+            self.clone(&io, command, "child").await.unwrap();
+            let child = Image::open(&io, ImageKey::Name("child"), OpenOptions::read_write())
+                .await
+                .unwrap();
+            child.write(1000, vec![9; 10].into()).await.unwrap();
+            if command != Command::RemoveClone && command != Command::RemoveLastClone {
+                child.snap_create("mine", &silent).await.unwrap();
+            }
+            child.close().await.unwrap();
+        }
+        if command == Command::RemoveLastClone {
+            kept.snap_unprotect("s").await.unwrap();
+            kept.snap_remove("s", &silent).await.unwrap();
+        }
+        kept.close().await.unwrap();
+    }
+
+    async fn clone(&self, io: &IoCtx, command: Command, name: &str) -> Result<()> {
+        let options = CloneOptions {
+            format: Some(command.clone_format()),
+            ..CloneOptions::default()
+        };
+        clone(io, "kept", &SnapKey::Name("s".to_owned()), io, name, &options).await
+    }
+
+    async fn flatten(&self, io: &IoCtx) -> Result<()> {
+        let image = Image::open(io, ImageKey::Name("child"), OpenOptions::read_write()).await?;
+        let flattened = image.flatten(&Progress::silent()).await;
+        flattened.and(image.close().await)
     }
 
     async fn run(&self, store: Arc<dyn Store>, command: Command) -> Result<()> {
@@ -108,6 +174,9 @@ impl World {
             Command::TrashRemove => trash::remove_image(&io, &self.trashed, false, &silent).await,
             Command::NamespaceCreate => namespace::create(&io, "ns").await,
             Command::NamespaceRemove => namespace::remove(&io, "ns").await,
+            Command::Clone | Command::CloneFormat1 => self.clone(&io, command, "new").await,
+            Command::Flatten | Command::FlattenFormat1 => self.flatten(&io).await,
+            Command::RemoveClone | Command::RemoveLastClone => remove::remove(&io, "child", &silent).await,
         }
     }
 
@@ -127,6 +196,11 @@ impl World {
             out.push(format!(
                 "image {name}: {size} bytes, sum {sum}, stripe unit {unit}"
             ));
+            let snaps = image.header().snaps.len();
+            let clones = children(&io, &id, None).await.unwrap();
+            let clones: Vec<_> = clones.into_iter().map(|child| child.image).collect();
+            let parent = image.header().parent.is_some();
+            out.push(format!("{name}: {snaps} snapshots, parent {parent}, clones {clones:?}"));
             image.close().await.unwrap();
         }
         for (_, entry) in trash::list(&io).await.unwrap() {
@@ -159,6 +233,9 @@ fn says_done(command: Command, kind: ErrorKind, errno: ferry_store::Errno) -> bo
         Command::TrashRestore | Command::TrashRemove => kind == ErrorKind::ImageMissing,
         Command::NamespaceCreate => errno == ferry_store::Errno::EEXIST,
         Command::NamespaceRemove => kind == ErrorKind::NamespaceMissing,
+        Command::Clone | Command::CloneFormat1 => kind == ErrorKind::ImageExists,
+        Command::Flatten | Command::FlattenFormat1 => errno == ferry_store::Errno::EINVAL,
+        Command::RemoveClone | Command::RemoveLastClone => kind == ErrorKind::ImageMissing,
     }
 }
 
@@ -195,8 +272,28 @@ async fn kill_everywhere(command: Command, power_loss: bool) {
                 );
             }
             assert_eq!(world.state().await, expected, "{when}");
+            check_nothing_holds_the_parent(&world, command, &when).await;
         }
     }
+}
+
+/// Once its clone is gone or cut loose, the parent's snapshot can go, whatever a kill left in a list.
+async fn check_nothing_holds_the_parent(world: &World, command: Command, when: &str) {
+    if !command.has_clone() {
+        return;
+    }
+    let io = world.io(world.cluster.connect());
+    let kept = Image::open(&io, ImageKey::Name("kept"), OpenOptions::read_write())
+        .await
+        .unwrap();
+    let silent = Progress::silent();
+    if command != Command::RemoveLastClone {
+        kept.snap_unprotect("s").await.unwrap_or_else(|error| panic!("{when}: {error}"));
+        kept.snap_remove("s", &silent).await.unwrap();
+    }
+    assert!(kept.header().snaps.is_empty(), "{when}: {:?}", kept.header().snaps);
+    kept.close().await.unwrap();
+    remove::remove(&io, "kept", &silent).await.unwrap();
 }
 
 macro_rules! kills {
@@ -220,6 +317,14 @@ kills! {
     trash_move_killed_anywhere_is_finished_by_the_next: TrashMove, false;
     trash_restore_killed_anywhere_is_finished_by_the_next: TrashRestore, false;
     trash_remove_killed_anywhere_is_finished_by_the_next: TrashRemove, false;
+    clone_killed_anywhere_is_finished_by_the_next: Clone, false;
+    clone_of_format_1_killed_anywhere_is_finished_by_the_next: CloneFormat1, false;
+    clone_survives_power_loss_anywhere: Clone, true;
+    flatten_killed_anywhere_is_finished_by_the_next: Flatten, false;
+    flatten_of_format_1_killed_anywhere_is_finished_by_the_next: FlattenFormat1, false;
+    flatten_survives_power_loss_anywhere: Flatten, true;
+    removal_of_a_clone_killed_anywhere_is_finished_by_the_next: RemoveClone, false;
+    removal_of_the_last_clone_killed_anywhere_takes_the_snapshot_along: RemoveLastClone, false;
     namespace_create_killed_anywhere_is_finished_by_the_next: NamespaceCreate, false;
     namespace_remove_killed_anywhere_is_finished_by_the_next: NamespaceRemove, false;
 }
