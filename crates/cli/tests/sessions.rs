@@ -269,6 +269,11 @@ fn clones_and_their_children_read_as_recorded() {
 }
 
 #[test]
+fn a_migration_of_a_parent_and_of_a_clone_reads_as_recorded() {
+    replay("session-6.txt");
+}
+
+#[test]
 fn files_metadata_namespaces_and_trash_read_as_recorded() {
     replay("session-7.txt");
 }

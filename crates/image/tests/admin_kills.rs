@@ -200,7 +200,9 @@ impl World {
             let clones = children(&io, &id, None).await.unwrap();
             let clones: Vec<_> = clones.into_iter().map(|child| child.image).collect();
             let parent = image.header().parent.is_some();
-            out.push(format!("{name}: {snaps} snapshots, parent {parent}, clones {clones:?}"));
+            out.push(format!(
+                "{name}: {snaps} snapshots, parent {parent}, clones {clones:?}"
+            ));
             image.close().await.unwrap();
         }
         for (_, entry) in trash::list(&io).await.unwrap() {
@@ -288,10 +290,16 @@ async fn check_nothing_holds_the_parent(world: &World, command: Command, when: &
         .unwrap();
     let silent = Progress::silent();
     if command != Command::RemoveLastClone {
-        kept.snap_unprotect("s").await.unwrap_or_else(|error| panic!("{when}: {error}"));
+        kept.snap_unprotect("s")
+            .await
+            .unwrap_or_else(|error| panic!("{when}: {error}"));
         kept.snap_remove("s", &silent).await.unwrap();
     }
-    assert!(kept.header().snaps.is_empty(), "{when}: {:?}", kept.header().snaps);
+    assert!(
+        kept.header().snaps.is_empty(),
+        "{when}: {:?}",
+        kept.header().snaps
+    );
     kept.close().await.unwrap();
     remove::remove(&io, "kept", &silent).await.unwrap();
 }

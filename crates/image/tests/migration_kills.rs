@@ -9,16 +9,18 @@ mod support;
 
 use std::sync::Arc;
 
-use ferry_image::admin::{create, trash};
+use ferry_image::admin::{create, remove, trash};
+use ferry_image::layering::children::children;
+use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
-use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, SnapKey};
 use ferry_store::wrappers::Moment;
 use ferry_store::{IoCtx, Scope, Store};
 use rand::RngExt as _;
-use support::reference::Reference;
+use support::reference::{Reference, compare};
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 256 << 10;
@@ -33,9 +35,23 @@ enum Verb {
     Abort,
 }
 
+/// Whose relative the source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// Nobody's.
+    None,
+    /// A clone of `base`, and the parent of two clones of its own, one of each format.
+    Kept,
+    /// The same, and the target is cut loose from `base`.
+    Flattened,
+}
+
 /// A store with a source, and what it must show.
 struct World {
     engine: Engine,
+    family: Family,
+    /// What the clones show, by name.
+    kids: Vec<(&'static str, Vec<u8>)>,
     from: Scope,
     to: Scope,
     target: &'static str,
@@ -47,17 +63,27 @@ impl World {
         IoCtx::new(store, scope.clone())
     }
 
-    async fn new(engine: Engine, in_place: bool) -> Self {
+    async fn new(engine: Engine, in_place: bool, family: Family) -> Self {
         let store = engine.connect().await;
         let io = pool(&store, "rbd").await;
         let other = pool(&store, "p2").await;
-        create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE))
-            .await
-            .unwrap();
-        let image = Image::open(&io, ImageKey::Name("src"), OpenOptions::read_write())
-            .await
-            .unwrap();
         let mut reference = Reference::new(SIZE);
+        if family == Family::None {
+            create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE))
+                .await
+                .unwrap();
+        } else {
+            create::create(&io, "base", &TestLayout(15, 0, 0).create(SIZE))
+                .await
+                .unwrap();
+            let base = open(&io, "base").await;
+            base.write(120_000, vec![5; 60_000].into()).await.unwrap();
+            reference.write(120_000, &[5; 60_000]);
+            base.snap_create("s", &Progress::silent()).await.unwrap();
+            base.close().await.unwrap();
+            clone_of(&io, "base", "s", "src", CloneFormat::Two).await;
+        }
+        let image = open(&io, "src").await;
         for (offset, byte, length, snap) in [
             (0, 1, 70_000, "s1"),
             (40_000, 2, 5_000, "s2"),
@@ -71,6 +97,19 @@ impl World {
             }
         }
         image.flush().await.unwrap();
+        let mut kids = Vec::new();
+        if family != Family::None {
+            image.snap_protect("s1").await.unwrap();
+            for (snap, name, format) in [("s1", "kid1", CloneFormat::One), ("s2", "kid2", CloneFormat::Two)] {
+                clone_of(&io, "src", snap, name, format).await;
+                let kid = open(&io, name).await;
+                kid.write(7, vec![6; 7].into()).await.unwrap();
+                kid.close().await.unwrap();
+                let mut shown = reference.snaps[snap].clone();
+                shown[7..14].fill(6);
+                kids.push((name, shown));
+            }
+        }
         image.close().await.unwrap();
         let (to, target) = if in_place {
             (io.scope().clone(), "src")
@@ -79,6 +118,8 @@ impl World {
         };
         Self {
             engine,
+            family,
+            kids,
             from: io.scope().clone(),
             to,
             target,
@@ -98,6 +139,7 @@ impl World {
             Verb::Prepare => {
                 let options = PrepareOptions {
                     order: Some(15),
+                    flatten: self.family == Family::Flattened,
                     ..PrepareOptions::default()
                 };
                 prepare(&from, "src", &to, self.target, &options).await
@@ -128,6 +170,57 @@ impl World {
     async fn check(&self, scope: &Scope, name: &str, when: &str) {
         let io = self.io(self.engine.connect().await, scope);
         self.reference.check_all(&io, name, when).await;
+        for (name, bytes) in &self.kids {
+            let io = self.io(io.store().clone(), &self.from);
+            let kid = Image::open(&io, ImageKey::Name(name), OpenOptions::read_only())
+                .await
+                .unwrap_or_else(|error| panic!("{name} {when}: {error}"));
+            compare(&kid, bytes, &format!("{name} {when}")).await;
+            kid.close().await.unwrap();
+        }
+    }
+
+    /// The clones are listed by `name`, and `name` by its parent, unless it was cut loose.
+    async fn check_links(&self, scope: &Scope, name: &str, when: &str) {
+        if self.family == Family::None {
+            return;
+        }
+        let store = self.engine.connect().await;
+        let listed = async |io: IoCtx, name: &str| -> Vec<String> {
+            let image = open(&io, name).await;
+            let found = children(&io, image.id(), None).await.unwrap();
+            image.close().await.unwrap();
+            found.into_iter().map(|child| child.image).collect()
+        };
+        let kids = listed(self.io(store.clone(), scope), name).await;
+        assert_eq!(kids, ["kid1", "kid2"], "{when}");
+        let of_base = listed(self.io(store.clone(), &self.from), "base").await;
+        let is_cut_loose =
+            self.family == Family::Flattened && name == self.target && !of_base.contains(&name.to_owned());
+        if !is_cut_loose {
+            assert_eq!(of_base, [name], "{when}");
+        }
+        // Nothing is left that would keep a snapshot once its clones are gone.
+        let io = self.io(store, &self.from);
+        for kid in ["kid1", "kid2"] {
+            remove::remove(&io, kid, &Progress::silent()).await.unwrap();
+        }
+        let image = open(&self.io(io.store().clone(), scope), name).await;
+        image
+            .snap_unprotect("s1")
+            .await
+            .unwrap_or_else(|error| panic!("{when}: {error}"));
+        for snap in ["s1", "s2"] {
+            image.snap_remove(snap, &Progress::silent()).await.unwrap();
+        }
+        assert!(image.header().snaps.is_empty(), "{when}");
+        image.close().await.unwrap();
+        let at = self.io(io.store().clone(), scope);
+        remove::remove(&at, name, &Progress::silent()).await.unwrap();
+        let base = open(&io, "base").await;
+        base.snap_remove("s", &Progress::silent()).await.unwrap();
+        assert!(base.header().snaps.is_empty(), "{when}");
+        base.close().await.unwrap();
     }
 
     /// Nothing but the image called `name` is left.
@@ -144,13 +237,30 @@ impl World {
                 .unwrap()
                 .len();
         }
-        assert_eq!(headers, 1, "headers {when}");
+        let relatives = if self.family == Family::None { 0 } else { 3 };
+        assert_eq!(headers, 1 + relatives, "headers {when}");
+        self.check_links(scope, name, when).await;
     }
 }
 
+async fn open(io: &IoCtx, name: &str) -> Image {
+    Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
+        .await
+        .unwrap()
+}
+
+async fn clone_of(io: &IoCtx, parent: &str, snap: &str, child: &str, format: CloneFormat) {
+    let options = CloneOptions {
+        format: Some(format),
+        ..CloneOptions::default()
+    };
+    let snap = SnapKey::Name(snap.to_owned());
+    clone(io, parent, &snap, io, child, &options).await.unwrap();
+}
+
 /// Brings a fresh world to where `verb` can run.
-async fn before(engine: Engine, verb: Verb, in_place: bool) -> World {
-    let mut world = World::new(engine, in_place).await;
+async fn before(engine: Engine, verb: Verb, in_place: bool, family: Family) -> World {
+    let mut world = World::new(engine, in_place, family).await;
     if verb != Verb::Prepare {
         world.run(Verb::Prepare).await.unwrap();
         world.use_target().await;
@@ -276,12 +386,21 @@ async fn finish_commit(world: &World, when: &str) {
 }
 
 /// Kills `verb` at step `first`, `first + stride`, ... until it gets through.
-async fn kill_at(engine: &str, first: u64, stride: u64, verb: Verb, in_place: bool, then: Then) {
+async fn kill_at(
+    engine: &str,
+    (first, stride): (u64, u64),
+    verb: Verb,
+    in_place: bool,
+    family: Family,
+    then: Then,
+) {
     for moment in [Moment::Before, Moment::After] {
         for nth in (first..).step_by(stride as usize) {
             assert!(nth < MAX_STEPS, "{verb:?} does not end");
-            let world = before(Engine::named(engine), verb, in_place).await;
-            let when = format!("after {verb:?} on {engine} was killed {moment:?} step {nth}, then {then:?}");
+            let world = before(Engine::named(engine), verb, in_place, family).await;
+            let when = format!(
+                "after {verb:?} ({family:?}) on {engine} was killed {moment:?} step {nth}, then {then:?}"
+            );
             let doomed = world.engine.doomed(nth, moment).await;
             let result = world.run_on(doomed.store.clone(), verb).await;
             let died = doomed.is_dead();
@@ -297,7 +416,7 @@ async fn kill_at(engine: &str, first: u64, stride: u64, verb: Verb, in_place: bo
 }
 
 async fn kill_everywhere(verb: Verb, in_place: bool, then: Then) {
-    kill_at("memory", 1, 1, verb, in_place, then).await;
+    kill_at("memory", (1, 1), verb, in_place, Family::None, then).await;
 }
 
 /// The local engine over the simulated disk, which loses its power too. Every `FERRY_KILL_STRIDE`th step, from a random
@@ -307,7 +426,7 @@ async fn kill_on_the_simulated_disk(verb: Verb, then: Then) {
     let stride = number("FERRY_KILL_STRIDE").unwrap_or(12).max(1);
     let first = number("FERRY_SEED").unwrap_or_else(|| rand::rng().random()) % stride + 1;
     println!("FERRY_SEED={} FERRY_KILL_STRIDE={stride}", first - 1);
-    kill_at("simulated", first, stride, verb, false, then).await;
+    kill_at("simulated", (first, stride), verb, false, Family::None, then).await;
 }
 
 macro_rules! kills {
@@ -319,6 +438,30 @@ macro_rules! kills {
             }
         )*
     };
+}
+
+macro_rules! family_kills {
+    ($($name:ident: $verb:ident, $in_place:literal, $family:ident, $then:ident;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                kill_at("memory", (1, 1), Verb::$verb, $in_place, Family::$family, Then::$then).await;
+            }
+        )*
+    };
+}
+
+family_kills! {
+    prepare_in_a_family_killed_anywhere_is_finished_by_the_next: Prepare, false, Kept, Again;
+    prepare_in_a_family_killed_anywhere_is_taken_back_by_abort: Prepare, true, Kept, Abort;
+    prepare_that_flattens_killed_anywhere_is_finished_by_the_next: Prepare, true, Flattened, Again;
+    execute_in_a_family_killed_anywhere_is_finished_by_the_next: Execute, false, Kept, Again;
+    execute_that_flattens_killed_anywhere_is_finished_by_the_next: Execute, false, Flattened, AgainAfterPowerLoss;
+    execute_in_a_family_killed_anywhere_can_be_aborted: Execute, false, Kept, Abort;
+    commit_in_a_family_killed_anywhere_is_finished_by_the_next: Commit, false, Kept, Again;
+    commit_that_flattens_killed_anywhere_is_finished_by_the_next: Commit, false, Flattened, Again;
+    abort_in_a_family_killed_anywhere_is_finished_by_the_next: Abort, false, Kept, Again;
+    abort_that_flattens_killed_anywhere_is_finished_by_the_next: Abort, false, Flattened, AgainAfterPowerLoss;
 }
 
 macro_rules! simulated_kills {

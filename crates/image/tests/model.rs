@@ -54,6 +54,8 @@ struct History {
     names_used: u32,
     /// Clones of snapshots of the image, and what they must show.
     children: Vec<(String, Reference)>,
+    /// Those that were made of snapshots taken since the migration was prepared.
+    children_of_new: std::collections::BTreeSet<String>,
 }
 
 /// An image with a snapshot to clone, and what that shows.
@@ -185,6 +187,7 @@ impl History {
             client: None,
             names_used: 0,
             children: Vec::new(),
+            children_of_new: Default::default(),
         }
     }
 
@@ -394,7 +397,7 @@ impl History {
     async fn clone_snap(&mut self) {
         let Some(snap) = self.any_snap() else { return };
         let bytes = self.reference.snaps[&snap].clone();
-        if self.children.len() >= 3 || bytes.is_empty() || self.state != State::Plain {
+        if self.children.len() >= 3 || bytes.is_empty() {
             return;
         }
         let client = self.client().await;
@@ -413,6 +416,10 @@ impl History {
         };
         let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
         make_clone(&mut self.rng, &io, &of, &to, &name, layout).await;
+        let is_new = |before: &(Reference, usize, String)| !before.0.snaps.contains_key(&of.snap);
+        if self.before.as_ref().is_some_and(is_new) {
+            self.children_of_new.insert(name.clone());
+        }
         let child = Reference {
             head: of.bytes,
             ..Reference::default()
@@ -432,6 +439,7 @@ impl History {
         let io = IoCtx::new(store, self.scopes[0].clone());
         if self.rng.random_bool(0.3) {
             remove::remove(&io, &name, &Progress::silent()).await.unwrap();
+            self.children_of_new.remove(&name);
             self.check("after a clone was removed").await;
             return;
         }
@@ -448,6 +456,7 @@ impl History {
         child.write(offset, &vec![77; length as usize]);
         if self.rng.random_bool(0.3) && image.header().parent.is_some() {
             image.flatten(&Progress::silent()).await.unwrap();
+            self.children_of_new.remove(&name);
         }
         image.close().await.unwrap();
         self.children.push((name, child));
@@ -508,7 +517,11 @@ impl History {
     }
 
     async fn prepare(&mut self) {
-        if self.is_clone().await || !self.children.is_empty() {
+        let is_clone = self.is_clone().await;
+        let client = self.client().await;
+        let header = client.header();
+        if header.snaps.len() > header.user_snaps().count() {
+            // Removed snapshots that clones show.
             return;
         }
         self.close().await;
@@ -527,8 +540,12 @@ impl History {
             order: Some(layout.0),
             stripe_unit_bytes: Some(layout.1).filter(|unit| *unit != 0),
             stripe_count: Some(layout.2).filter(|count| *count != 0),
+            flatten: is_clone && self.rng.random_bool(0.4),
             ..PrepareOptions::default()
         };
+        if std::env::var_os("FERRY_TRACE").is_some() {
+            println!("  prepare {options:?}, clone {is_clone}");
+        }
         prepare(&from, &self.name, &to, &target, &options).await.unwrap();
         self.before = Some((self.reference.clone(), self.place, self.name.clone()));
         self.place = to_place;
@@ -564,6 +581,7 @@ impl History {
         commit(&io, &self.name, &Progress::silent()).await.unwrap();
         self.state = State::Plain;
         self.before = None;
+        self.children_of_new.clear();
         self.check("after commit").await;
     }
 
@@ -579,6 +597,13 @@ impl History {
             .cloned()
             .collect();
         let silent = Progress::silent();
+        if !self.children_of_new.is_empty() {
+            let force = AbortOptions { force: true };
+            let error = abort(&io, &self.name, force, &silent).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::HasChildren, "{error}");
+            self.check("after a refused abort").await;
+            return;
+        }
         if !new.is_empty() {
             let error = abort(&io, &self.name, AbortOptions::default(), &silent)
                 .await

@@ -2,18 +2,20 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ferry_image::layering::children::descendants;
 use ferry_image::migration::abort::{AbortOptions, abort as abort_verb};
 use ferry_image::migration::commit::commit as commit_verb;
 use ferry_image::migration::execute::execute_with as execute_verb;
 use ferry_image::migration::pair::{self, Found};
 use ferry_image::migration::prepare::{PrepareOptions, prepare as prepare_verb};
+use ferry_image::migration::record::Side;
 use ferry_image::migration::settings::{self, ExecuteSettings, Rate, SettingsChange};
 
 use super::create::{refuse_format_1, warn};
 use super::error::Explain as _;
 use super::session::{Session, say};
 use crate::VERSION;
-use crate::exit::{EINVAL, EOPNOTSUPP, Failure};
+use crate::exit::{EBUSY, EINVAL, EOPNOTSUPP, Failure};
 use crate::grammar::{Args, ImageOptions};
 use crate::output::bytes;
 use crate::spec::{Check, ImageQuery, ImageSpec};
@@ -196,13 +198,40 @@ pub(super) async fn commit(session: &Session) -> Result<(), Failure> {
     let found = pair::find(&io, &spec.image)
         .await
         .map_err(|error| error.failed("getting migration status failed"))?;
-    if let Found::NotMigrating(_) = found {
-        return Err(Failure::errno("getting migration status failed", EINVAL));
+    match &found {
+        Found::NotMigrating(_) => return Err(Failure::errno("getting migration status failed", EINVAL)),
+        Found::Pair(pair) => check_descendants(session, &pair.target).await?,
+        Found::Leftover(_) | Found::TrashEntry(_) => {}
     }
     let task = session.task("Commit image migration");
     let committed = commit_verb(&io, &spec.image, &task.library()).await;
     task.end(committed)
         .map_err(|error| error.failed("committing migration failed"))
+}
+
+/// Clones of the target get another parent. With `--force` they are named, without it the commit is refused.
+async fn check_descendants(session: &Session, target: &Side) -> Result<(), Failure> {
+    let found = descendants(&target.io, &target.id, None)
+        .await
+        .map_err(|error| error.failed("listing descendants failed"))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let what = match found.len() {
+        1 => "a descendant",
+        _ => "descendants",
+    };
+    let mut text = format!("rbd: the image has {what}: \n");
+    for child in &found {
+        text.push_str(&format!("  {}\n", super::clone::text(child)));
+    }
+    text.push_str("Warning: in-use, read-only descendant images will not detect the parent update.\n");
+    if session.args().flag("force") {
+        eprintln!("{text}Proceeding anyway due to force flag set.");
+        return Ok(());
+    }
+    text.push_str("Ensure no descendant images are opened read-only and run again with force flag.");
+    Err(Failure::message(text, EBUSY))
 }
 
 pub(super) async fn abort(session: &Session) -> Result<(), Failure> {

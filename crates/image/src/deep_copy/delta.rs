@@ -2,6 +2,10 @@
 //!
 //! The source's objects tell by their clones and overlaps which bytes changed between two snapshots; only those are
 //! read. Layouts may differ: one object of the target may take bytes from several objects of the source.
+//!
+//! The source may be a clone. What it shows of its parent is left to the target's own link to the parent, or, if the target is to
+//! be flat, copied like its own bytes. An object of the target that exists hides the parent whole: it gets what the source
+//! shows wherever the source has no object, and stays as long as the parent shows there.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +18,9 @@ use super::{CopyOptions, zeroes};
 use crate::error::{Result, optional};
 use crate::image::Image;
 use crate::io::read::Run;
-use crate::layout::{ImageExtent, ObjectNo, ObjectOffset};
+use crate::layout::{ImageExtent, ObjectExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::{MigratedSnap, MigrationSource};
-use crate::snapshot::diff::{changed_runs, serving};
+use crate::snapshot::diff::{changed_runs, merge, serving};
 
 /// Most bytes of one object's versions that are kept between reading and writing, unless only one has any.
 const KEPT_BYTES: u64 = 16 << 20;
@@ -67,6 +71,8 @@ pub(super) struct Difference {
     /// The target's object before: whether it exists, and its size.
     existed: bool,
     size_before_bytes: u64,
+    /// Whether an absent object would show the parent.
+    hides_parent: bool,
 }
 
 impl Difference {
@@ -79,7 +85,8 @@ impl Difference {
             0
         };
         let data_bytes = found.data.iter().map(|(_, data)| data.len() as u64).sum();
-        let (steps, size_bytes) = write_steps(found, self.size_before_bytes, self.existed);
+        let make_empty = self.hides_parent && !self.existed;
+        let (steps, size_bytes) = write_steps(found, self.size_before_bytes, self.existed, make_empty);
         Ok(Written {
             steps,
             size_bytes,
@@ -162,6 +169,7 @@ struct Point {
     exists: bool,
     changed: Vec<Piece>,
     overlap_bytes: u64,
+    hides_parent: bool,
 }
 
 impl Point {
@@ -192,13 +200,21 @@ impl<'a> Outline<'a> {
             } else {
                 source_header.size_at(of.source).unwrap_or(0)
             };
-            let changed = changed_pieces(source, pieces, snapsets, before, of.source);
-            before = Some(of.source);
+            let parent_bytes = source_header.parent_overlap_bytes(of.source);
+            let shows_parent = pieces.iter().any(|piece| piece.image.offset.0 < parent_bytes);
+            let exists = exists_at(source, pieces, snapsets, of.source, overlap_bytes)
+                || shows_parent && (before.is_some() || source.is_flattened());
+            let changed = match exists {
+                true => changed_pieces(source, pieces, snapsets, before, of.source),
+                false => Vec::new(),
+            };
+            before = exists.then_some(of.source);
             Point {
                 of,
-                exists: exists_at(source, pieces, snapsets, of.source, overlap_bytes),
+                exists,
                 changed,
                 overlap_bytes,
+                hides_parent: shows_parent && !source.is_flattened(),
             }
         });
         Self {
@@ -254,7 +270,7 @@ impl<'a> Outline<'a> {
                     size_before_bytes = 0;
                     Some(Change::Remove)
                 }
-                (_, true) if point.changed.is_empty() => None,
+                (existed, true) if point.changed.is_empty() && (existed || !point.hides_parent) => None,
                 (_, true) => {
                     let difference = Difference {
                         changed: point.changed,
@@ -262,6 +278,7 @@ impl<'a> Outline<'a> {
                         overlap_bytes: point.overlap_bytes,
                         existed,
                         size_before_bytes,
+                        hides_parent: point.hides_parent,
                     };
                     let is_first = out.iter().all(|version| version.change.is_none());
                     if by_engine
@@ -356,7 +373,8 @@ fn exists_at(
         })
 }
 
-/// Pieces of the target's object that differ between two versions, ascending, adjoining ones joined.
+/// Pieces of the target's object that differ between two versions, ascending, adjoining ones joined. `before`: the version
+/// before, if the target's object existed there.
 fn changed_pieces(
     source: &MigrationSource,
     pieces: &[Piece],
@@ -369,26 +387,62 @@ fn changed_pieces(
     let mut out: Vec<Piece> = Vec::new();
     for piece in pieces {
         for extent in layout.map(piece.image) {
-            let Some(set) = snapsets.get(&extent.object_no) else {
-                continue;
+            let set = snapsets.get(&extent.object_no);
+            let runs = match set {
+                Some(set) => runs_of
+                    .entry(extent.object_no)
+                    .or_insert_with(|| changed_runs(set, before, now, layout.object_size_bytes()))
+                    .as_slice(),
+                None => &[],
             };
-            let runs = runs_of
-                .entry(extent.object_no)
-                .or_insert_with(|| changed_runs(set, before, now, layout.object_size_bytes()));
-            for &(start, end) in runs.iter() {
-                let from = start.max(extent.offset.0);
-                let to = end.min(extent.offset.0 + extent.length_bytes);
-                if from >= to {
-                    continue;
-                }
-                let skipped = from - extent.offset.0;
-                let image_offset = extent.image_offset.0 + skipped;
+            let shown = changed_by_parent(source, extent, set, before, now);
+            let runs = runs.iter().copied().map(|run| clip(run, &extent)).chain([shown]);
+            for (from, to) in merge(runs.filter(|(from, to)| from < to).collect()) {
+                let image_offset = extent.image_offset.0 + (from - extent.offset.0);
                 let offset = piece.offset + (image_offset - piece.image.offset.0);
                 push_piece(&mut out, offset, image_offset, to - from);
             }
         }
     }
     out
+}
+
+/// The part of a run of an object that lies in an extent of it; empty: start is not before end.
+fn clip((start, end): (u64, u64), extent: &ObjectExtent) -> (u64, u64) {
+    (
+        start.max(extent.offset.0),
+        end.min(extent.offset.0 + extent.length_bytes),
+    )
+}
+
+/// The run of an extent of a source's object that shows something else because the parent shows there, or did.
+fn changed_by_parent(
+    source: &MigrationSource,
+    extent: ObjectExtent,
+    set: Option<&SnapSet>,
+    before: Option<SnapId>,
+    now: SnapId,
+) -> (u64, u64) {
+    let header = source.image().header();
+    // Where what the parent shows ends, in the object; its start if the object exists or there was none.
+    let shown_until = |snap: SnapId| {
+        let exists = set.is_some_and(|set| serving(set, snap).is_some());
+        let overlap_bytes = if exists {
+            0
+        } else {
+            header.parent_overlap_bytes(snap)
+        };
+        let shown_bytes = overlap_bytes.saturating_sub(extent.image_offset.0);
+        extent.offset.0 + shown_bytes.min(extent.length_bytes)
+    };
+    let start = extent.offset.0;
+    let until = shown_until(now);
+    match before.map(shown_until) {
+        // What both show of the parent is the same.
+        Some(before) if before > start && until > start => (before.min(until), before.max(until)),
+        Some(before) => (start, before.max(until)),
+        None => (start, until),
+    }
 }
 
 fn push_piece(out: &mut Vec<Piece>, offset: u64, image_offset: u64, length_bytes: u64) {
@@ -464,10 +518,19 @@ async fn read_pieces(
 }
 
 /// How to write what was found, and the object's size afterwards.
-fn write_steps(content: Content, size_before_bytes: u64, existed: bool) -> (Vec<WriteStep>, u64) {
+fn write_steps(
+    content: Content,
+    size_before_bytes: u64,
+    existed: bool,
+    make_empty: bool,
+) -> (Vec<WriteStep>, u64) {
     let Content { data, zeroes } = content;
     if !existed && data.is_empty() {
-        return (Vec::new(), size_before_bytes);
+        let steps = match make_empty {
+            true => vec![WriteStep::Create { exclusive: false }],
+            false => Vec::new(),
+        };
+        return (steps, size_before_bytes);
     }
     let mut steps = Vec::with_capacity(data.len() + zeroes.len());
     for (offset, length_bytes) in zeroes {

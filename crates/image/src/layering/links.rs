@@ -10,14 +10,19 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use ferry_cls::CallExt as _;
-use ferry_cls::rbd::{ChildImageSpec, ParentImageSpec, SnapshotNamespace, client, op_feature};
-use ferry_store::{Errno, IoCtx, ReadOp, SnapId, WriteOp};
+use ferry_cls::encoding::Encode as _;
+use ferry_cls::rbd::{ChildImageSpec, ParentImageSpec, SnapshotNamespace, StoredParent, client, op_feature};
+use ferry_store::{Errno, IoCtx, ReadOp, SnapId, WriteOp, WriteStep};
 
 use crate::error::{Result, absent_is_fine, optional};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::names;
 use crate::progress::Progress;
+
+/// Where a header has its parent (rbd-format sheet, section 2).
+const PARENT_KEY: &[u8] = b"parent";
 
 /// How a clone is linked to its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +79,7 @@ pub(crate) fn parent_spec(io: &IoCtx, image_id: &str, snap: SnapId) -> ParentIma
 }
 
 /// All that the lists name for a snapshot, format 2 first, confirmed or not.
-async fn listed(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<Vec<Child>> {
+pub(crate) async fn listed(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<Vec<Child>> {
     let mut out = listed_format_2(io, image_id, snap).await?;
     out.extend(listed_format_1(io, image_id, snap).await?);
     Ok(out)
@@ -168,6 +173,38 @@ pub(crate) async fn name_parent(
     reattach: bool,
 ) -> Result<()> {
     let mut op = WriteOp::new().class_call(&client::parent_attach(parent, overlap_bytes, reattach));
+    if child.format == CloneFormat::Two {
+        let clone_child = op_feature::CLONE_CHILD;
+        op = op.class_call(&client::op_features_set(clone_child, clone_child));
+    }
+    child.io.write_meta(&child.header_object(), op).await?;
+    Ok(())
+}
+
+/// Makes a clone that names `old` name `new` instead, with all its overlaps as they are. Other changes of its header do not
+/// come in between (`ECANCELED`).
+pub(crate) async fn name_other_parent(
+    child: &Child,
+    old: &ParentImageSpec,
+    new: &ParentImageSpec,
+) -> Result<()> {
+    let call = client::parent_overlap_get(SnapId::HEAD);
+    let overlap = ferry_cls::exec_read(&child.io, &child.header_object(), call).await?;
+    if let Some(overlap_bytes @ 1..) = overlap {
+        return name_parent(child, new, overlap_bytes, true).await;
+    }
+    // No class method names a parent whose head shows nothing of it. Snapshots do.
+    let stored = |spec: &ParentImageSpec| StoredParent {
+        spec: spec.clone(),
+        head_overlap_bytes: overlap,
+    };
+    let key = Bytes::from_static(PARENT_KEY);
+    let mut op = WriteOp::new()
+        .step(WriteStep::OmapCompare {
+            key: key.clone(),
+            value: stored(old).to_bytes(),
+        })
+        .step(WriteStep::OmapSet([(key, stored(new).to_bytes())].into()));
     if child.format == CloneFormat::Two {
         let clone_child = op_feature::CLONE_CHILD;
         op = op.class_call(&client::op_features_set(clone_child, clone_child));

@@ -1,12 +1,12 @@
 //! `migration abort`: brings the source back, with what was changed on the target, and removes the target.
 //!
 //! Rows "abort" of `docs/migration.md`. Order: mark both "aborting"; make the source's head what the target's head is
-//! and check that it is; note that in the source's record; remove the target; put the source back under its name; take
+//! and check that it is; note that in the source's record; move clones back; remove the target; put the source back under its name; take
 //! its record off. Each step may be killed and run again. What cannot be kept is named before anything is touched.
 
 use ferry_cls::encoding::MAX_OBJECTS;
 use ferry_cls::rbd::{MigrationState, client, feature};
-use ferry_store::{Errno, IoCtx};
+use ferry_store::{Errno, IoCtx, SnapId};
 
 use super::pair::{self, Found, Pair};
 use super::record::Side;
@@ -83,6 +83,9 @@ async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) 
             .spec
             .as_ref()
             .is_some_and(|spec| spec.state == MigrationState::Prepared);
+    if pair.target_exists && !copied_back {
+        check_no_new_clones(&pair).await?;
+    }
     if has_clients_data && !copied_back && was_prepared {
         if !options.force {
             check_keepable(&pair).await?;
@@ -116,6 +119,9 @@ async fn mark(pair: &mut Pair) -> Result<()> {
 
 /// Removes the target, whatever there is of it, and puts the source back. Used by abort and by a failed prepare.
 pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
+    if pair.target_exists {
+        super::relink::to_source(&pair).await?;
+    }
     admin::remove::remove_names(&pair.target.io, &pair.target.name, &pair.target.id).await?;
     admin::remove::remove_by_id(&pair.target.io, &pair.target.id, progress).await?;
     relink(&pair.source).await?;
@@ -158,6 +164,19 @@ async fn check_no_watchers(target: &Side) -> Result<()> {
         format!("image '{}' is in use by {}", target.name, watchers[0].client),
     )
     .hint("stop the clients of the image and run 'rbd migration abort' again"))
+}
+
+/// Clones of snapshots that only the target has cannot be moved to the source, and would lose their parent.
+async fn check_no_new_clones(pair: &Pair) -> Result<()> {
+    let Some(spec) = &pair.target.spec else {
+        return Ok(());
+    };
+    let header = crate::header::load(&pair.target.io, &pair.target.id, true).await?;
+    let came_along: Vec<SnapId> = spec.snap_seqs.values().copied().collect();
+    let new = header.snaps.into_keys().filter(|snap| !came_along.contains(snap));
+    let hint =
+        "these snapshots were taken since the migration was prepared; flatten or remove their clones first";
+    super::relink::check_no_children(&pair.target, new, hint).await
 }
 
 /// Names what an abort would lose: snapshots taken since the migration was prepared.

@@ -26,7 +26,15 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
                 };
                 return Err(pair::wrong_state(&pair, "executed", next));
             }
-            super::check_no_children(&pair.source).await?;
+            // Nobody but a kill leaves any there; what cannot be moved is not removed.
+            super::relink::to_target(&pair).await?;
+            let snaps = header::load(&pair.source.io, &pair.source.id, true).await?.snaps;
+            super::relink::check_no_children(
+                &pair.source,
+                snaps.into_keys(),
+                "flatten the clones, or run 'rbd migration abort'",
+            )
+            .await?;
             pair.target.remove().await?;
             pair.source
         }

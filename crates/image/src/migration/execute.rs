@@ -75,6 +75,8 @@ pub async fn execute_with(
         }
         _ => return Err(pair::wrong_state(&pair, "prepared", "rbd migration abort")),
     }
+    // A prepare that was killed may have left clones at the source.
+    super::relink::to_target(&pair).await?;
     settings::change_in(&pair.target.io, &pair.target.header_object(), change).await?;
     // Open from before the first mark until after the last: an abort sees the watch, and waits its turn.
     let image = Image::open(

@@ -2,23 +2,26 @@
 //!
 //! Rows "prepare" of `docs/migration.md`. Everything that can be refused is refused before the first change. Then: mark
 //! the source (nobody can open it for writing from here on), see that nobody had, move it to the trash, make the target
-//! without a name, give it the snapshots, write its record, give it its name, declare both prepared. A failure takes all
-//! of it back; a kill is taken back by the next prepare of the same source, or by abort.
+//! without a name, link it to the parent of a clone, give it the snapshots, write its record, give it its name, declare both
+//! prepared, move the source's own clones over. A failure takes all of it back; a kill is taken back by the next prepare of the
+//! same source, or by abort; one after the target was prepared is made good by the next verb, whichever it is.
 
 use std::collections::BTreeMap;
 
+use ferry_cls::CallExt as _;
 use ferry_cls::rbd::{
-    MigrationHeaderType, MigrationSpec, MigrationState, MirrorImageMode, ObjectState, ProtectionStatus,
-    SnapshotNamespace, TrashImageSource, client, feature,
+    MigrationHeaderType, MigrationSpec, MigrationState, MirrorImageMode, ObjectState, ParentImageSpec,
+    ProtectionStatus, SnapshotNamespace, TrashImageSource, client, feature, op_feature,
 };
-use ferry_store::{Errno, IoCtx, SnapId};
+use ferry_store::{Errno, IoCtx, SnapId, WriteOp};
 
 use super::pair::{self, Found, Pair};
 use super::record::Side;
 use crate::admin::{self, create::CreateOptions};
 use crate::error::{ErrorKind, ImageError, Result};
-use crate::header::Header;
+use crate::header::{self, Header, SnapRecord};
 use crate::image::{Image, ImageKey, OpenOptions};
+use crate::layering::links::{self, Child, CloneFormat};
 use crate::layout::Layout;
 use crate::names;
 use crate::progress::Progress;
@@ -106,7 +109,7 @@ async fn with_source(
     target_name: &str,
     options: &PrepareOptions,
 ) -> Result<()> {
-    let create = check(source, target_io, target_name, options).await?;
+    let plan = check(source, target_io, target_name, options).await?;
     // Fences a dead writer, and makes what the target will show the same before and after a power loss.
     source.acquire_lock().await?;
     source.sync_all_data().await?;
@@ -146,7 +149,7 @@ async fn with_source(
     let made = async {
         // Whoever opened the source before the mark shows now; whoever comes later is refused.
         check_no_watchers(source).await?;
-        make_target(source, &mut pair, &spec, &create).await
+        make_target(source, &mut pair, &spec, &plan).await
     }
     .await;
     if let Err(error) = made {
@@ -168,7 +171,7 @@ async fn check(
     target_io: &IoCtx,
     target_name: &str,
     options: &PrepareOptions,
-) -> Result<CreateOptions> {
+) -> Result<Plan> {
     let header = source.header();
     let name = source.name();
     if header.migration.is_some() {
@@ -180,22 +183,14 @@ async fn check(
         .hint("commit or abort that one first"));
     }
     check_no_watchers(source).await?;
-    if header.parent.is_some() {
-        return Err(
-            ImageError::new(Errno::EOPNOTSUPP, format!("image '{name}' is a clone"))
-                .hint("this version cannot migrate clones; flatten it first"),
-        );
-    }
     crate::snapshot::remove_unneeded(source).await?;
     let header = source.header();
     check_snaps(&header, &name)?;
-    let side = Side {
-        io: source.io().clone(),
-        id: source.id().to_owned(),
-        name: name.clone(),
-        spec: None,
-    };
-    super::check_no_children(&side).await?;
+    let features = options.features.unwrap_or(header.features & !not_inherited());
+    if features & feature::LAYERING == 0 {
+        check_needs_no_layering(source, &header).await?;
+    }
+    let parent = kept_parent(source, target_io, options).await?;
     let in_place = source.io().scope() == target_io.scope() && name == target_name;
     if !in_place {
         admin::create::check_name_free(target_io, target_name).await?;
@@ -215,7 +210,7 @@ async fn check(
         stripe_unit_bytes: unit,
         stripe_count: count,
         data_pool: options.data_pool.clone(),
-        features: Some(options.features.unwrap_or(header.features & !not_inherited())),
+        features: Some(features),
     };
     admin::create::check_options(
         target_io,
@@ -225,7 +220,81 @@ async fn check(
         },
     )
     .await?;
-    Ok(create)
+    Ok(Plan { create, parent })
+}
+
+/// How the target is to be made.
+struct Plan {
+    create: CreateOptions,
+    /// The parent that it shares with the source, and how it is linked.
+    parent: Option<(ParentImageSpec, CloneFormat)>,
+}
+
+/// A target without the layering feature can have no clones.
+async fn check_needs_no_layering(source: &Image, header: &Header) -> Result<()> {
+    for snap in header.snaps.keys() {
+        if !links::children(source.io(), source.id(), *snap).await?.is_empty() {
+            return Err(ImageError::of(
+                ErrorKind::HasChildren,
+                Errno::EINVAL,
+                format!(
+                    "image '{}' has clones, and the target no layering feature",
+                    source.name()
+                ),
+            )
+            .hint("flatten the clones first, or give the target the feature"));
+        }
+    }
+    Ok(())
+}
+
+/// The link to a parent that the target is to have. `None`: the source shows none, or it is to be cut loose.
+async fn kept_parent(
+    source: &Image,
+    target_io: &IoCtx,
+    options: &PrepareOptions,
+) -> Result<Option<(ParentImageSpec, CloneFormat)>> {
+    let header = source.header();
+    let Some(link) = header.parent.as_ref().filter(|_| {
+        let shown_bytes = header.largest_parent_overlap_bytes();
+        shown_bytes > 0 && !options.flatten
+    }) else {
+        return Ok(None);
+    };
+    let name = source.name();
+    let lacks_layering = options
+        .features
+        .is_some_and(|features| features & feature::LAYERING == 0);
+    if lacks_layering {
+        return Err(ImageError::new(
+            Errno::EINVAL,
+            format!("image '{name}' is a clone, and the target would have no layering feature"),
+        )
+        .hint("cut it loose from its parent with --flatten"));
+    }
+    let parent_io = target_io
+        .with_pool(link.spec.pool_id)
+        .with_namespace(&link.spec.pool_namespace);
+    let parent = header::load(&parent_io, &link.spec.image_id, true).await?;
+    let snap = parent.snaps.get(&link.spec.snap_id);
+    let in_trash = |snap: &SnapRecord| matches!(snap.namespace, SnapshotNamespace::Trash { .. });
+    if snap.is_none_or(in_trash) {
+        return Err(ImageError::of(
+            ErrorKind::ParentMissing,
+            Errno::EBUSY,
+            format!("the snapshot that image '{name}' is a clone of was removed; no new clone can show it"),
+        )
+        .hint("cut the target loose from it with --flatten"));
+    }
+    let is_protected = snap.is_some_and(|snap| snap.protection == ProtectionStatus::Protected);
+    let is_format_1 = header.op_features & op_feature::CLONE_CHILD == 0
+        && is_protected
+        && *target_io.scope().namespace == *link.spec.pool_namespace;
+    let format = match is_format_1 {
+        true => CloneFormat::One,
+        false => CloneFormat::Two,
+    };
+    Ok(Some((link.spec.clone(), format)))
 }
 
 /// Features that come with what an image has, not from its source.
@@ -287,12 +356,7 @@ fn check_snaps(header: &Header, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn make_target(
-    source: &Image,
-    pair: &mut Pair,
-    spec: &MigrationSpec,
-    create: &CreateOptions,
-) -> Result<()> {
+async fn make_target(source: &Image, pair: &mut Pair, spec: &MigrationSpec, plan: &Plan) -> Result<()> {
     let header = source.header();
     admin::trash::move_to_trash(
         &pair.source.io,
@@ -302,11 +366,11 @@ async fn make_target(
         0,
     )
     .await?;
-    admin::create::create_objects(&pair.target.io, &pair.target.id, create).await?;
+    admin::create::create_objects(&pair.target.io, &pair.target.id, &plan.create).await?;
     pair.target_exists = true;
     let options = OpenOptions::read_write().ignoring_migration();
     let target = Image::open(&pair.target.io, ImageKey::Id(&pair.target.id), options).await?;
-    let filled = fill_target(source, &target, &header).await;
+    let filled = fill_target(source, &target, &header, plan.parent.as_ref()).await;
     let closed = target.close().await;
     let snap_seqs = filled?;
     closed?;
@@ -324,17 +388,24 @@ async fn make_target(
         .await?;
     admin::create::register_name(&pair.target.io, &pair.target.name, &pair.target.id).await?;
     pair.source.set_state(MigrationState::Prepared, "").await?;
-    pair.target.set_state(MigrationState::Prepared, "").await
+    pair.target.set_state(MigrationState::Prepared, "").await?;
+    super::relink::to_target(pair).await
 }
 
-/// Snapshots, metadata and limit; the map from the source's snapshot ids to the target's.
-async fn fill_target(source: &Image, target: &Image, header: &Header) -> Result<BTreeMap<SnapId, SnapId>> {
+/// Link to a parent, snapshots, metadata and limit; the map from the source's snapshot ids to the target's.
+async fn fill_target(
+    source: &Image,
+    target: &Image,
+    header: &Header,
+    parent: Option<&(ParentImageSpec, CloneFormat)>,
+) -> Result<BTreeMap<SnapId, SnapId>> {
     target.acquire_lock().await?;
     let io = target.io();
     let object = &target.inner.header_object;
     let mut snap_seqs = BTreeMap::new();
     for snap in header.snaps.values() {
         set_size(target, snap.size_bytes).await?;
+        show_parent(target, header, snap.id, parent).await?;
         let id = target
             .data_io()
             .store()
@@ -355,6 +426,7 @@ async fn fill_target(source: &Image, target: &Image, header: &Header) -> Result<
         snap_seqs.insert(snap.id, id);
     }
     set_size(target, header.size_bytes).await?;
+    show_parent(target, header, SnapId::HEAD, parent).await?;
     let metadata = client::metadata_list_all(source.io(), &source.inner.header_object).await?;
     if !metadata.is_empty() {
         ferry_cls::exec_write(io, object, client::metadata_set(&metadata)).await?;
@@ -366,7 +438,55 @@ async fn fill_target(source: &Image, target: &Image, header: &Header) -> Result<
     Ok(snap_seqs)
 }
 
+/// Sets the size of a target that has no data yet.
 async fn set_size(target: &Image, size_bytes: u64) -> Result<()> {
     target.refresh().await?;
-    crate::resize::resize_here(target, size_bytes, true, &Progress::silent()).await
+    let objects = target.layout().object_count(size_bytes);
+    if size_bytes >= target.header().size_bytes {
+        crate::object_map::head::resize(target, objects).await?;
+    }
+    let call = client::set_size(size_bytes);
+    ferry_cls::exec_write(target.io(), &target.inner.header_object, call).await?;
+    crate::object_map::head::resize(target, objects).await?;
+    target.refresh().await
+}
+
+/// Makes the target's head show as much of the parent as the source does at `snap`, or in its head. From version to version
+/// it becomes less.
+async fn show_parent(
+    target: &Image,
+    header: &Header,
+    snap: SnapId,
+    parent: Option<&(ParentImageSpec, CloneFormat)>,
+) -> Result<()> {
+    let Some((spec, format)) = parent else {
+        return Ok(());
+    };
+    let wanted_bytes = header.parent_overlap_bytes(snap);
+    let io = target.io();
+    let object = &target.inner.header_object;
+    let now = target.header();
+    if now.parent.is_none() && wanted_bytes > 0 {
+        let child = Child {
+            io: io.clone(),
+            id: target.id().to_owned(),
+            format: *format,
+        };
+        links::name_parent(&child, spec, wanted_bytes, false).await?;
+        links::put_on_list(spec, &child).await?;
+        return target.refresh().await;
+    }
+    if now.parent_overlap_bytes(SnapId::HEAD) <= wanted_bytes {
+        return Ok(());
+    }
+    if wanted_bytes == 0 && !now.has(feature::DEEP_FLATTEN) {
+        // As flattening leaves it; the snapshots go on showing the parent.
+        ferry_cls::exec_write(io, object, client::parent_detach()).await?;
+    } else {
+        let op = WriteOp::new()
+            .class_call(&client::set_size(wanted_bytes))
+            .class_call(&client::set_size(now.size_bytes));
+        io.write_meta(object, op).await?;
+    }
+    target.refresh().await
 }

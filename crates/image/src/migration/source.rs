@@ -45,6 +45,8 @@ pub struct MigrationSource {
     base_seq: u64,
     /// Size of the source's head at prepare.
     overlap_bytes: u64,
+    /// Whether what the source shows of its parent is copied too.
+    flattened: bool,
     /// Largest extent of the image at which the source may have data, over head and snapshots.
     copy_overlap_bytes: u64,
 }
@@ -118,6 +120,7 @@ impl MigrationSource {
             history,
             base_seq,
             overlap_bytes: spec.overlap_bytes,
+            flattened: spec.flatten,
             copy_overlap_bytes,
         }
     }
@@ -166,6 +169,11 @@ impl MigrationSource {
     /// Whether the source may have data for an object of the target.
     pub fn covers(&self, target: &Image, object_no: ObjectNo) -> bool {
         object_no.0 < self.object_count(target)
+    }
+
+    /// Whether what the source shows of its parent is copied like its own bytes.
+    pub(crate) fn is_flattened(&self) -> bool {
+        self.flattened && self.image.header().parent.is_some()
     }
 
     /// Objects of the target through which the source's head shows the source's own parent, where it has no object itself.
@@ -251,6 +259,12 @@ impl MigrationSource {
             if index % OBJECTS_PER_TURN == OBJECTS_PER_TURN - 1 {
                 tokio::task::yield_now().await;
             }
+        }
+        if self.is_flattened() {
+            // All through which the parent may show; whether it has anything there is seen when they are copied.
+            let shown_bytes = self.image.header().largest_parent_overlap_bytes();
+            let shown = target.layout().object_count(shown_bytes).min(end);
+            out.extend((0..shown).map(ObjectNo));
         }
         Ok(out)
     }

@@ -70,6 +70,10 @@ pub(crate) async fn mark(image: &Image, source: &MigrationSource, objects: &Obje
         image.inner.head_map.set_marked_ahead(ObjectSet::default());
         return Ok(true);
     }
+    if source.image().header().parent.is_some() {
+        // Objects of the target may also exist for what the source shows of its parent.
+        return Ok(false);
+    }
     let taken_since = SnapId(source.base_seq() + 1);
     let mut state = if source.history().is_empty() {
         let all = States {

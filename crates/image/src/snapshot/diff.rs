@@ -53,7 +53,7 @@ pub(crate) fn changed_runs(
     }
 }
 
-fn merge(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+pub(crate) fn merge(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     runs.sort_unstable();
     let mut out: Vec<(u64, u64)> = Vec::new();
     for (start, end) in runs {

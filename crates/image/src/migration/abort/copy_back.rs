@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ferry_cls::rbd::client;
+use ferry_cls::rbd::{SnapshotNamespace, client};
 use ferry_store::{Errno, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
@@ -49,6 +49,7 @@ async fn with_source(source: &Image, pair: &Pair, progress: &Progress) -> Result
     if source.header().size_bytes != size_bytes {
         source.resize(size_bytes, true, &Progress::silent()).await?;
     }
+    lower_overlap(source, &target).await?;
     let objects = own_objects(&target, &below).await?;
     let total = objects.len() as u64 * 2;
     let both = Both {
@@ -67,6 +68,25 @@ async fn with_source(source: &Image, pair: &Pair, progress: &Progress) -> Result
     .await?;
     copy_metadata(source, &target).await?;
     rename_snaps(source, &target, pair).await
+}
+
+/// Where the target was smaller in between, its head shows no more of a parent that both share; nor must the source's.
+async fn lower_overlap(source: &Image, target: &Image) -> Result<()> {
+    let (ours, theirs) = (source.header(), target.header());
+    let same_parent = match (&ours.parent, &theirs.parent) {
+        (Some(ours), Some(theirs)) => ours.spec == theirs.spec,
+        _ => false,
+    };
+    let shown_bytes = theirs.parent_overlap_bytes(SnapId::HEAD);
+    if !same_parent || shown_bytes >= ours.parent_overlap_bytes(SnapId::HEAD) {
+        return Ok(());
+    }
+    source.acquire_lock().await?;
+    let _gate = source.inner.gate.write().await;
+    crate::resize::still_ours(source)?;
+    source.refresh_if_needed().await?;
+    crate::resize::lower_overlap(source, shown_bytes).await?;
+    Ok(())
 }
 
 async fn each<F: Future<Output = Result<()>>>(
@@ -210,7 +230,10 @@ async fn rename_snaps(source: &Image, target: &Image, pair: &Pair) -> Result<()>
     let wanted: BTreeMap<SnapId, String> = spec
         .snap_seqs
         .iter()
-        .filter_map(|(ours, id)| Some((*ours, theirs.snaps.get(id)?.name.clone())))
+        .filter_map(|(ours, id)| Some((*ours, theirs.snaps.get(id)?)))
+        // One that was removed and that only clones keep has a name that nobody gave it.
+        .filter(|(_, snap)| snap.namespace == SnapshotNamespace::User)
+        .map(|(ours, snap)| (ours, snap.name.clone()))
         .collect();
     let ours = source.header();
     let mut moving = Vec::new();
