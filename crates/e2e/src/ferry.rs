@@ -43,6 +43,8 @@ pub struct Ferry {
     servers: AtomicU32,
     /// Configuration of the Ceph cluster, when the store is one.
     pub(crate) ceph: Option<PathBuf>,
+    /// More variables of the environment of every command.
+    variables: Vec<(String, String)>,
 }
 
 impl Ferry {
@@ -76,7 +78,14 @@ impl Ferry {
             binary: binary(),
             servers: AtomicU32::new(0),
             ceph: None,
+            variables: Vec::new(),
         }
+    }
+
+    /// Every command gets this variable in its environment from now on.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// The directory for files alone.
@@ -107,6 +116,7 @@ impl Ferry {
         if let Some(conf) = &self.ceph {
             command.env("CEPH_CONF", conf);
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.directory.path());
         command
     }

@@ -372,7 +372,7 @@ async fn only_what_the_parent_has_is_copied_up() {
     let image = open(&io, "child").await;
     let size_of = async |n: u64| {
         let object = format!("{}.{n:016x}", image.fixed().object_prefix);
-        let set = image.data_io().list_snaps(&object).await;
+        let set = image.data_io().list_snaps(&object, &[]).await;
         set.ok().and_then(|set| Some(set.clones.last()?.size_bytes))
     };
     image.write(0, vec![1; 512].into()).await.unwrap();

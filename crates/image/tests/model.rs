@@ -683,6 +683,11 @@ async fn random_histories_equal_the_reference_on_the_memory_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_histories_equal_the_reference_on_an_engine_without_a_list_of_clones() {
+    histories("probing", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_equal_the_reference_on_the_local_engine() {
     histories("local", 4).await;
 }

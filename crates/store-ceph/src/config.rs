@@ -26,6 +26,9 @@ pub struct CephConfig {
     pub keyfile: Option<PathBuf>,
     /// Longest that connecting, and each question to the monitors, may take.
     pub connect_timeout: Duration,
+    /// Leave alone what librados exports for C++ only, as with a library that lacks it. Without being asked for,
+    /// `FERRY_RADOS_CXX=0` in the environment says so.
+    pub c_interface_only: bool,
 }
 
 impl Default for CephConfig {
@@ -38,6 +41,7 @@ impl Default for CephConfig {
             keyring: None,
             keyfile: None,
             connect_timeout: Self::CONNECT_TIMEOUT,
+            c_interface_only: std::env::var_os("FERRY_RADOS_CXX").is_some_and(|value| value == "0"),
         }
     }
 }

@@ -16,6 +16,7 @@ mod reply;
 mod store;
 mod sys;
 mod watches;
+mod without_cxx;
 mod writing;
 
 pub use config::{CephConfig, OpenError};

@@ -3,6 +3,7 @@
 //! What a cluster gives and the contract leaves open: every write is durable when it returns, whatever was asked; watchers
 //! of a killed process are waited for until the OSD gives them up (30 s by default); usage comes from the manager and lags.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,15 +13,15 @@ use bytes::Bytes;
 use ferry_store::{
     ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
     PoolOptions, PoolUsage, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store,
-    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply, check_copy,
+    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply, check_copy, probing,
 };
 use parking_lot::Mutex;
 
 use crate::config::{CephConfig, OpenError};
 use crate::contexts::Contexts;
-use crate::sys::{Cluster, Ioctx, OpError};
+use crate::sys::{Cluster, Ioctx, OpError, Rc};
 use crate::watches::Watches;
-use crate::{addr, copying, reading, reply, writing};
+use crate::{addr, copying, reading, reply, without_cxx, writing};
 
 /// How often, and how long each time, a shutdown looks whether operations are still under way: 10 s in all.
 const SHUTDOWN_POLLS: u32 = 2000;
@@ -36,6 +37,8 @@ pub struct CephStore {
     instance: ClientInstance,
     contexts: Contexts,
     watches: Watches,
+    /// What librados exports for C++ only is left alone.
+    c_interface_only: bool,
     /// The cluster has said that this client is fenced; it is never let in again.
     fenced: AtomicBool,
 }
@@ -46,6 +49,7 @@ impl CephStore {
     /// # Errors
     /// [`OpenError`], within [`CephConfig::connect_timeout`].
     pub async fn connect(config: CephConfig) -> std::result::Result<Arc<Self>, OpenError> {
+        let c_interface_only = config.c_interface_only;
         let connected = tokio::task::spawn_blocking(move || {
             let cluster = config.connect()?;
             let addresses = cluster.addresses();
@@ -66,6 +70,7 @@ impl CephStore {
             instance,
             contexts: Contexts::default(),
             watches: Watches::default(),
+            c_interface_only,
             fenced: AtomicBool::new(false),
         }))
     }
@@ -89,6 +94,17 @@ impl CephStore {
             errno,
             what: what(),
             step,
+        }
+    }
+
+    /// What a step of the C++ interface gives; `None` where there is none.
+    async fn by_cxx<T>(&self, step: impl Future<Output = Rc<T>>, what: What<'_>) -> Result<Option<T>> {
+        if self.c_interface_only {
+            return Ok(None);
+        }
+        match step.await {
+            Err(Errno::EOPNOTSUPP) => Ok(None),
+            done => done.map(Some).map_err(|errno| self.failed(errno, what)),
         }
     }
 
@@ -274,7 +290,8 @@ impl Store for CephStore {
             what: what(),
             step,
         })?;
-        let Some(range) = copying::whole(ranges) else {
+        let range = copying::whole(ranges).filter(|_| !self.c_interface_only);
+        let Some(range) = range else {
             let what = format!("{}: an OSD copies whole objects only", what());
             return Err(StoreError::new(Errno::EOPNOTSUPP, what));
         };
@@ -291,15 +308,28 @@ impl Store for CephStore {
             .map_err(|error| self.failed(error, what))
     }
 
-    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
+    async fn list_snaps(&self, object: ObjectRef<'_>, asked: &[SnapId]) -> Result<SnapSet> {
         let what = &|| format!("list snapshots of {object}");
         let cluster = self.cluster(what)?;
         let ioctx = self.contexts.listing(&cluster, object.scope).await;
         let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
-        ioctx
-            .list_snaps(object.name)
-            .await
-            .map_err(|errno| self.failed(errno, what))
+        match self.by_cxx(ioctx.list_snaps(object.name), what).await? {
+            Some(set) => Ok(set),
+            None => probing::list_snaps(self, object, asked).await,
+        }
+    }
+
+    async fn snap_seq_reached(&self, object: ObjectRef<'_>, seq: u64) -> Result<bool> {
+        let what = &|| format!("look whether {object} has reached snapshot {seq}");
+        let cluster = self.cluster(what)?;
+        let ioctx = self.contexts.listing(&cluster, object.scope).await;
+        let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        match self.by_cxx(ioctx.list_snaps(object.name), what).await {
+            Ok(Some(set)) => Ok(set.seq >= seq),
+            Ok(None) => without_cxx::snap_seq_reached(self, object, seq).await,
+            Err(error) if error.errno == Errno::ENOENT => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn rollback(
@@ -313,15 +343,12 @@ impl Store for CephStore {
         let cluster = self.cluster(what)?;
         let ioctx = self.contexts.writing(&cluster, object.scope, snapc).await;
         let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
-        let mut rolled = ioctx
-            .rollback(object.name, snap)
-            .await
-            .map_err(|error| error.errno);
-        if rolled == Err(Errno::EOPNOTSUPP) {
-            let name = object.name.to_owned();
-            let blocking = tokio::task::spawn_blocking(move || ioctx.rollback_blocking(&name, snap));
-            rolled = blocking.await.unwrap_or(Err(Errno::EIO));
+        if let Some(()) = self.by_cxx(ioctx.rollback(object.name, snap), what).await? {
+            return Ok(());
         }
+        let name = object.name.to_owned();
+        let blocking = tokio::task::spawn_blocking(move || ioctx.rollback_blocking(&name, snap));
+        let rolled = blocking.await.unwrap_or(Err(Errno::EIO));
         rolled.map_err(|errno| self.failed(errno, what))
     }
 
@@ -376,18 +403,17 @@ impl Store for CephStore {
     async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>> {
         let what = &|| format!("list watchers of {object}");
         let ioctx = self.pool(object.scope, what).await?;
-        let watchers = ioctx.list_watchers(object.name).await;
-        let watchers = watchers.map_err(|errno| self.failed(errno, what))?;
+        let Some(watchers) = self.by_cxx(ioctx.list_watchers(object.name), what).await? else {
+            return without_cxx::list_watchers(self, object).await;
+        };
         let known = watchers.into_iter().map(|watcher| {
             let addr = addr::parse(&watcher.addr).ok_or_else(|| {
                 let what = format!("{}: address {} is not IPv4", what(), watcher.addr);
                 StoreError::new(Errno::EOPNOTSUPP, what)
             })?;
             Ok(WatchInfo {
-                client: ClientInstance {
-                    gid: watcher.gid,
-                    addr,
-                },
+                gid: watcher.gid,
+                addr: Some(addr),
                 cookie: WatchCookie(watcher.cookie),
             })
         });

@@ -15,12 +15,17 @@ use ferry_store::{Result, Scope, Store};
 use ferry_store_ceph::{CephConfig, CephStore};
 
 /// Connections to the cluster; each case works in a namespace of its own.
-struct CephHarness(Option<OsString>);
+struct CephHarness {
+    conf: Option<OsString>,
+    c_interface_only: bool,
+}
 
 impl CephHarness {
-    fn new() -> Self {
-        let conf = std::env::var_os("FERRY_TEST_CEPH");
-        Self(conf)
+    fn new(c_interface_only: bool) -> Self {
+        Self {
+            conf: std::env::var_os("FERRY_TEST_CEPH"),
+            c_interface_only,
+        }
     }
 }
 
@@ -28,7 +33,8 @@ impl CephHarness {
 impl Harness for CephHarness {
     async fn client(&self) -> Arc<dyn Store> {
         let config = CephConfig {
-            conf: self.0.clone().map(Into::into),
+            conf: self.conf.clone().map(Into::into),
+            c_interface_only: self.c_interface_only,
             ..CephConfig::default()
         };
         CephStore::connect(config).await.unwrap()
@@ -42,7 +48,7 @@ impl Harness for CephHarness {
     }
 
     fn absent(&self) -> Option<String> {
-        match self.0 {
+        match self.conf {
             Some(_) => None,
             None => Some("FERRY_TEST_CEPH names no cluster".to_owned()),
         }
@@ -51,6 +57,18 @@ impl Harness for CephHarness {
     fn is_osd(&self) -> bool {
         true
     }
+
+    fn probes(&self) -> bool {
+        self.c_interface_only
+    }
 }
 
-ferry_store::conformance_tests! { CephHarness::new() }
+mod by_the_whole_library {
+    use super::CephHarness;
+    ferry_store::conformance_tests! { CephHarness::new(false) }
+}
+
+mod by_the_c_interface_alone {
+    use super::CephHarness;
+    ferry_store::conformance_tests! { CephHarness::new(true) }
+}

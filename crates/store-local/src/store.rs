@@ -231,7 +231,7 @@ impl Store for LocalStore {
         crate::copy::copy_into(&self.client, target, snapc, op, ranges).await
     }
 
-    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
+    async fn list_snaps(&self, object: ObjectRef<'_>, _asked: &[SnapId]) -> Result<SnapSet> {
         let under_way = self.client.begin().await?;
         let (pool, key) = self.client.locate(object).await?;
         reading(&self.client, under_way, pool, key, |pool, key, exclusive| {
@@ -311,14 +311,11 @@ impl Store for LocalStore {
             ));
         }
         let target = self.must_exist(object, "notify").await?;
-        let mut clients: Vec<(ClientInstance, Vec<WatchCookie>)> = Vec::new();
+        let mut clients: Vec<(u64, Vec<WatchCookie>)> = Vec::new();
         for watcher in self.watchers(&target).await? {
-            match clients
-                .iter_mut()
-                .find(|(client, _)| client.gid == watcher.client.gid)
-            {
+            match clients.iter_mut().find(|(gid, _)| *gid == watcher.gid) {
                 Some((_, cookies)) => cookies.push(watcher.cookie),
-                None => clients.push((watcher.client, vec![watcher.cookie])),
+                None => clients.push((watcher.gid, vec![watcher.cookie])),
             }
         }
         let gid = self.client.instance.gid;

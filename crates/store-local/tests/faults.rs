@@ -118,7 +118,7 @@ fn a_full_disk_refuses_writes_and_leaves_nothing_half_made() {
         assert!(head(&io, "new").await.is_none());
         assert_eq!(head(&io, "o").await.unwrap(), vec![1; 100_000]);
         assert_eq!(
-            io.list_snaps("o").await.unwrap().clones.len(),
+            io.list_snaps("o", &[]).await.unwrap().clones.len(),
             1,
             "clones of refused writes"
         );
@@ -438,7 +438,7 @@ fn layers_made_from_one_another_are_damage_and_no_endless_loop() {
         };
         damage(true);
         let store = open(&root, None).unwrap();
-        let error = io(&store).list_snaps("o").await.unwrap_err();
+        let error = io(&store).list_snaps("o", &[]).await.unwrap_err();
         assert_eq!(error.errno, Errno::EIO, "{error}");
         assert!(
             error.what.contains("object 'o'") && error.what.contains("3 from 2"),

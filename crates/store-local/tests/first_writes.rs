@@ -200,7 +200,7 @@ impl Scene {
                 version.check(bytes.as_deref(), lost_power, &format!("{place}, snapshot {snap}"));
                 found.push((*snap, bytes));
             }
-            let Ok(set) = io.list_snaps("o").await else {
+            let Ok(set) = io.list_snaps("o", &[]).await else {
                 continue;
             };
             for pair in set.clones.windows(2) {
@@ -215,7 +215,7 @@ impl Scene {
                 let (Some(old), Some(new)) = (of(&pair[0]), of(&pair[1])) else {
                     continue;
                 };
-                for extent in &pair[0].overlap {
+                for extent in pair[0].overlap.iter().flatten() {
                     let range = extent.offset as usize..extent.end() as usize;
                     assert!(
                         old[range.clone()] == new[range.clone()],

@@ -358,10 +358,7 @@ fn a_killed_watcher_is_noticed_at_once_and_a_stopped_one_is_waited_for() {
         let gid: u64 = peer.line().unwrap().parse().unwrap();
         let watchers = store.list_watchers(place.object("o")).await.unwrap();
         assert_eq!(
-            watchers
-                .iter()
-                .map(|watcher| watcher.client.gid)
-                .collect::<Vec<_>>(),
+            watchers.iter().map(|watcher| watcher.gid).collect::<Vec<_>>(),
             [gid]
         );
         let reply = store

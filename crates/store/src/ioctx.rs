@@ -135,8 +135,13 @@ impl IoCtx {
     }
 
     /// [`Store::list_snaps`].
-    pub async fn list_snaps(&self, name: &str) -> Result<SnapSet> {
-        self.store.list_snaps(self.object(name)).await
+    pub async fn list_snaps(&self, name: &str, asked: &[SnapId]) -> Result<SnapSet> {
+        self.store.list_snaps(self.object(name), asked).await
+    }
+
+    /// [`Store::snap_seq_reached`].
+    pub async fn snap_seq_reached(&self, name: &str, seq: u64) -> Result<bool> {
+        self.store.snap_seq_reached(self.object(name), seq).await
     }
 
     /// Whether the object's head exists.

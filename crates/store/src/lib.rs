@@ -15,6 +15,7 @@ pub mod here;
 pub mod ioctx;
 pub mod memory;
 pub mod op;
+pub mod probing;
 pub mod types;
 pub mod watch;
 pub mod wrappers;
@@ -166,8 +167,8 @@ pub trait Store: Send + Sync + Debug + 'static {
         false
     }
 
-    /// Sequence of the object's snapset, as [`Store::list_snaps`] gives it, if that needs no waiting; the inner `None`: it
-    /// has neither head nor clones.
+    /// Sequence of the object's snapset, as [`Store::snap_seq_reached`] judges it, if that needs no waiting; the inner
+    /// `None`: it has neither head nor clones.
     fn snap_seq_now(&self, object: ObjectRef<'_>) -> Option<Option<u64>> {
         let _ = object;
         None
@@ -203,10 +204,29 @@ pub trait Store: Send + Sync + Debug + 'static {
         ))
     }
 
-    /// The object's clones and head with overlaps. `ENOENT` when it has neither head nor clones.
+    /// The object's clones and head. `ENOENT` when it has neither.
+    ///
+    /// `asked` are the living snapshots that the caller wants to know about, in any order. An engine that has a list of
+    /// clones gives all of it. One that has none ([`probing`]) tells what the object is at the head and at each of `asked`:
+    /// * of clones that serve none of them it says nothing, and an object that has nothing else is `ENOENT`;
+    /// * a clone is named by the newest of `asked` that it serves, and serves no others;
+    /// * the sequence is the greatest of `asked` that is not above the object's own, 0 if there is none; of an object
+    ///   without a head, a user without the right to write may be told less;
+    /// * overlaps are not known.
+    ///
     /// Overlaps hold only equal bytes. They are exact for objects made without an allocation hint; of others an engine may
     /// leave out every block of 4 KiB that has changed in part.
-    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet>;
+    async fn list_snaps(&self, object: ObjectRef<'_>, asked: &[SnapId]) -> Result<SnapSet>;
+
+    /// Whether the sequence of the object's snapset is `seq` or above; false when it has neither head nor clones. Exact on
+    /// every engine, whatever is written meanwhile.
+    async fn snap_seq_reached(&self, object: ObjectRef<'_>, seq: u64) -> Result<bool> {
+        match self.list_snaps(object, &[]).await {
+            Ok(set) => Ok(set.seq >= seq),
+            Err(error) if error.errno == Errno::ENOENT => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 
     /// Makes the head of the object as it was at `snap` (absent there: removed), as a write under `snapc`: data, omap and
     /// xattrs. Where nothing was and nothing is, nothing happens.

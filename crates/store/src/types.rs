@@ -159,12 +159,13 @@ impl Extent {
 /// One clone of an object, as `list_snaps` tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloneInfo {
-    /// Clone id (the context sequence under which it was made), or [`SnapId::HEAD`] for the head.
+    /// Clone id (the context sequence under which it was made, or where that is not known the newest snapshot it serves),
+    /// or [`SnapId::HEAD`] for the head.
     pub id: SnapId,
     /// Snapshots that the clone serves, ascending; empty for the head.
     pub snaps: Vec<SnapId>,
-    /// Extents equal to the next newer version, ascending; empty for the head.
-    pub overlap: Vec<Extent>,
+    /// Extents equal to the next newer version, ascending; `None` for the head, and where they are not known.
+    pub overlap: Option<Vec<Extent>>,
     /// Size in bytes.
     pub size_bytes: u64,
 }

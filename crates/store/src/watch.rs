@@ -1,9 +1,11 @@
 //! Watch and notify: values and the callback.
 
+use std::fmt;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::types::ClientInstance;
+use crate::types::EntityAddr;
 
 /// Handle of a watch; the number in `auto 140475025882368` lock cookies and `cookie=` of `rbd status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,10 +14,22 @@ pub struct WatchCookie(pub u64);
 /// One living watcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchInfo {
-    /// The client.
-    pub client: ClientInstance,
+    /// Global id of the client.
+    pub gid: u64,
+    /// Where the client is; `None` where the engine cannot tell.
+    pub addr: Option<EntityAddr>,
     /// Its handle.
     pub cookie: WatchCookie,
+}
+
+impl fmt::Display for WatchInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "client.{}", self.gid)?;
+        match self.addr {
+            Some(addr) => write!(f, " at {addr}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a notify brought back.

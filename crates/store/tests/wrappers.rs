@@ -12,7 +12,9 @@ use ferry_store::class::ClassRegistry;
 use ferry_store::conformance::{self, Harness};
 use ferry_store::memory::MemoryCluster;
 use ferry_store::watch::Notification;
-use ferry_store::wrappers::{Fault, FaultyStore, Moment, OpKind, RecordingStore, SlowStore};
+use ferry_store::wrappers::{
+    Fault, FaultyStore, Moment, OpKind, Probing, ProbingStore, RecordingStore, SlowStore,
+};
 use ferry_store::{
     CopyRange, Durability, Errno, IoCtx, PoolOptions, ReadOp, Scope, SnapContext, SnapId, Store,
     WatchHandler, WriteOp,
@@ -52,6 +54,25 @@ impl Harness for Stack {
 mod stacked {
     use super::*;
     ferry_store::conformance_tests! { Stack(cluster()) }
+}
+
+/// The memory engine as if it had no list of clones.
+struct Blind(MemoryCluster);
+
+#[async_trait]
+impl Harness for Blind {
+    async fn client(&self) -> Arc<dyn Store> {
+        ProbingStore::with_hook(self.0.connect(), Probing)
+    }
+
+    fn probes(&self) -> bool {
+        true
+    }
+}
+
+mod probing {
+    use super::*;
+    ferry_store::conformance_tests! { Blind(cluster()) }
 }
 
 /// A faulty client and a healthy one in one new pool.

@@ -4,6 +4,7 @@ use ferry_image::ImageKey;
 use ferry_image::admin::status::{self, MigrationImage, MigrationStatus, Status};
 use ferry_image::migration::execution::ExecuteProgress;
 use ferry_image::migration::settings::{ExecuteSettings, Rate};
+use ferry_store::WatchInfo;
 
 use super::error::Explain as _;
 use super::migration::settings_text;
@@ -33,7 +34,9 @@ fn text(status: &Status) -> String {
         for watcher in &status.watchers {
             text.push_str(&format!(
                 "\twatcher={} client.{} cookie={}\n",
-                watcher.client.addr, watcher.client.gid, watcher.cookie.0
+                address(watcher),
+                watcher.gid,
+                watcher.cookie.0
             ));
         }
     }
@@ -79,13 +82,20 @@ fn name(image: &MigrationImage) -> String {
     text
 }
 
+/// Where a watcher is; as Ceph writes an address that it does not have when the engine cannot tell.
+fn address(watcher: &WatchInfo) -> String {
+    watcher
+        .addr
+        .map_or_else(|| "-".to_owned(), |addr| addr.to_string())
+}
+
 fn document(status: &Status) -> Document {
     let mut watchers = Node::list("watcher");
     for watcher in &status.watchers {
         watchers.add(
             Node::map()
-                .with("address", watcher.client.addr.to_string())
-                .with("client", watcher.client.gid)
+                .with("address", address(watcher))
+                .with("client", watcher.gid)
                 .with("cookie", watcher.cookie.0),
         );
     }

@@ -173,6 +173,7 @@ impl Globals {
                 Some(seconds) => Duration::from_secs(seconds.max(1)),
                 None => CephConfig::CONNECT_TIMEOUT,
             },
+            ..CephConfig::default()
         })
     }
 

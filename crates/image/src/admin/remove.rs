@@ -226,10 +226,9 @@ pub(crate) async fn check_no_watchers(image: &Image) -> Result<()> {
         ErrorKind::HasWatchers,
         Errno::EBUSY,
         format!(
-            "image '{}' still has watchers ({} at {} and {} more)",
+            "image '{}' still has watchers ({} and {} more)",
             image.name(),
-            first.client,
-            first.client.addr,
+            first,
             others.len() - 1
         ),
     )

@@ -218,7 +218,11 @@ async fn walk(image: &Image, header: &Header, spans: &[Span], exact: bool) -> Re
 
 async fn object(image: &Image, spans: &[Span], object_no: ObjectNo, exact: bool) -> Result<Vec<u64>> {
     let name = image.data_object(object_no.0);
-    let Some(set) = optional(image.data_io().list_snaps(&name).await)? else {
+    let snaps = spans
+        .iter()
+        .flat_map(|span| span.before.into_iter().chain([span.snap]));
+    let snaps: Vec<SnapId> = snaps.collect();
+    let Some(set) = optional(image.data_io().list_snaps(&name, &snaps).await)? else {
         return Ok(vec![0; spans.len()]);
     };
     let mut out = Vec::with_capacity(spans.len());
@@ -284,10 +288,12 @@ mod tests {
         CloneInfo {
             id,
             snaps: snaps.iter().map(|id| SnapId(*id)).collect(),
-            overlap: overlap
-                .iter()
-                .map(|(at, length)| Extent::new(*at, *length))
-                .collect(),
+            overlap: Some(
+                overlap
+                    .iter()
+                    .map(|(at, length)| Extent::new(*at, *length))
+                    .collect(),
+            ),
             size_bytes,
         }
     }

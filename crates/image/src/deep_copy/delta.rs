@@ -1,7 +1,8 @@
 //! What an object of the target looked like at each version of the source, as changes from version to version.
 //!
 //! The source's objects tell by their clones and overlaps which bytes changed between two snapshots; only those are
-//! read. Layouts may differ: one object of the target may take bytes from several objects of the source.
+//! read. An engine that does not know overlaps gives the clones alone: then both versions are read and compared.
+//! Layouts may differ: one object of the target may take bytes from several objects of the source.
 //!
 //! The source may be a clone. What it shows of its parent is left to the target's own link to the parent, or, if the target is to
 //! be flat, copied like its own bytes. An object of the target that exists hides the parent whole: it gets what the source
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use ferry_store::{SnapId, SnapSet, WriteStep};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
+use super::compare::{self, Side};
 use super::engine::EngineCopy;
 use super::{CopyOptions, zeroes};
 use crate::error::{Result, optional};
@@ -20,7 +22,7 @@ use crate::image::Image;
 use crate::io::read::Run;
 use crate::layout::{ImageExtent, ObjectExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::{MigratedSnap, MigrationSource};
-use crate::snapshot::diff::{changed_runs, merge, serving};
+use crate::snapshot::diff::{changed_runs, is_guess, merge, serving};
 
 /// Most bytes of one object's versions that are kept between reading and writing, unless only one has any.
 const KEPT_BYTES: u64 = 16 << 20;
@@ -64,10 +66,9 @@ pub(super) enum Contents {
 #[derive(Debug)]
 pub(super) struct Difference {
     changed: Vec<Piece>,
-    /// The source's snapshot.
-    snap: SnapId,
-    /// Bytes of the source that count there.
-    overlap_bytes: u64,
+    now: Side,
+    /// The version before, where only the bytes tell what has changed.
+    was: Option<Side>,
     /// The target's object before: whether it exists, and its size.
     existed: bool,
     size_before_bytes: u64,
@@ -78,7 +79,10 @@ pub(super) struct Difference {
 impl Difference {
     /// Reads it.
     pub(super) async fn read(&self, source: &MigrationSource, options: CopyOptions) -> Result<Written> {
-        let mut found = read_pieces(source, &self.changed, self.snap, self.overlap_bytes).await?;
+        let mut found = match self.was {
+            Some(was) => compare::read(source, &self.changed, was, self.now).await?,
+            None => read_pieces(source, &self.changed, self.now).await?,
+        };
         let zero_bytes = if options.zero_detect {
             zeroes::leave_out(&mut found)
         } else {
@@ -133,7 +137,7 @@ impl Sources {
     /// How the engine may make a version of an object that is not there yet.
     fn engine_copy(&self, source: &MigrationSource, difference: &Difference) -> Option<EngineCopy> {
         self.by_engine
-            .then(|| EngineCopy::new(source, self, difference.snap, difference.overlap_bytes))
+            .then(|| EngineCopy::new(source, self, difference.now.snap, difference.now.overlap_bytes))
             .flatten()
     }
 
@@ -168,16 +172,20 @@ struct Point {
     of: MigratedSnap,
     exists: bool,
     changed: Vec<Piece>,
-    overlap_bytes: u64,
+    now: Side,
+    was: Option<Side>,
     hides_parent: bool,
 }
 
 impl Point {
-    /// Bytes that are read at most.
+    /// Bytes that are held at most.
     fn length_bytes(&self) -> u64 {
-        match self.exists {
-            true => self.changed.iter().map(|piece| piece.image.length_bytes).sum(),
-            false => 0,
+        let changed = self.changed.iter().map(|piece| piece.image.length_bytes);
+        match (self.exists, self.was) {
+            (false, _) => 0,
+            (true, None) => changed.sum(),
+            // Both versions, and what was read of one on its way there.
+            (true, Some(_)) => changed.sum::<u64>().saturating_mul(3),
         }
     }
 }
@@ -192,7 +200,7 @@ impl<'a> Outline<'a> {
             source: SnapId::HEAD,
             living: true,
         };
-        let mut before: Option<SnapId> = None;
+        let mut before: Option<Side> = None;
         let points = source.history().iter().copied().chain([head]).map(|of| {
             // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.
             let overlap_bytes = if of.source.is_head() {
@@ -200,20 +208,30 @@ impl<'a> Outline<'a> {
             } else {
                 source_header.size_at(of.source).unwrap_or(0)
             };
+            let now = Side {
+                snap: of.source,
+                overlap_bytes,
+            };
             let parent_bytes = source_header.parent_overlap_bytes(of.source);
             let shows_parent = pieces.iter().any(|piece| piece.image.offset.0 < parent_bytes);
             let exists = exists_at(source, pieces, snapsets, of.source, overlap_bytes)
                 || shows_parent && (before.is_some() || source.is_flattened());
             let changed = match exists {
-                true => changed_pieces(source, pieces, snapsets, before, of.source),
+                true => changed_pieces(source, pieces, snapsets, before.map(|was| was.snap), of.source),
                 false => Vec::new(),
             };
-            before = exists.then_some(of.source);
+            let guessed = |was: &Side| {
+                let mut sets = snapsets.values();
+                sets.any(|set| is_guess(set, was.snap, of.source))
+            };
+            let was = before.filter(guessed);
+            before = exists.then_some(now);
             Point {
                 of,
                 exists,
                 changed,
-                overlap_bytes,
+                now,
+                was,
                 hides_parent: shows_parent && !source.is_flattened(),
             }
         });
@@ -274,8 +292,8 @@ impl<'a> Outline<'a> {
                 (_, true) => {
                     let difference = Difference {
                         changed: point.changed,
-                        snap: point.of.source,
-                        overlap_bytes: point.overlap_bytes,
+                        now: point.now,
+                        was: point.was,
                         existed,
                         size_before_bytes,
                         hides_parent: point.hides_parent,
@@ -338,6 +356,7 @@ fn pieces(target: &Image, object_no: ObjectNo) -> Vec<Piece> {
 
 async fn snapsets(source: &MigrationSource, pieces: &[Piece]) -> Result<BTreeMap<ObjectNo, SnapSet>> {
     let mut out = BTreeMap::new();
+    let snaps: Vec<SnapId> = source.history().iter().map(|point| point.source).collect();
     let image = source.image();
     for piece in pieces {
         for extent in image.layout().map(piece.image) {
@@ -345,7 +364,7 @@ async fn snapsets(source: &MigrationSource, pieces: &[Piece]) -> Result<BTreeMap
                 continue;
             }
             let object = image.data_object(extent.object_no.0);
-            if let Some(set) = optional(image.data_io().list_snaps(&object).await)? {
+            if let Some(set) = optional(image.data_io().list_snaps(&object, &snaps).await)? {
                 out.insert(extent.object_no, set);
             }
         }
@@ -470,30 +489,23 @@ pub(super) struct Content {
 }
 
 /// What one piece has: runs of data by offsets in the image.
-async fn read_piece(
-    source: &MigrationSource,
-    piece: Piece,
-    snap: SnapId,
-    overlap: u64,
-) -> Result<(Piece, Vec<Run>)> {
+async fn read_piece(source: &MigrationSource, piece: Piece, now: Side) -> Result<(Piece, Vec<Run>)> {
     let start = piece.image.offset.0;
-    let visible = overlap.saturating_sub(start).min(piece.image.length_bytes);
+    let visible = now
+        .overlap_bytes
+        .saturating_sub(start)
+        .min(piece.image.length_bytes);
     let runs = match visible {
         0 => Vec::new(),
-        _ => source.read(start, visible, snap).await?.runs,
+        _ => source.read(start, visible, now.snap).await?.runs,
     };
     Ok((piece, runs))
 }
 
-async fn read_pieces(
-    source: &MigrationSource,
-    changed: &[Piece],
-    snap: SnapId,
-    overlap: u64,
-) -> Result<Content> {
+async fn read_pieces(source: &MigrationSource, changed: &[Piece], now: Side) -> Result<Content> {
     let reads = changed
         .iter()
-        .map(|piece| read_piece(source, *piece, snap, overlap))
+        .map(|piece| read_piece(source, *piece, now))
         .collect::<Vec<_>>();
     let mut reads = futures::stream::iter(reads).buffered(CONCURRENT_READS);
     let mut content = Content::default();

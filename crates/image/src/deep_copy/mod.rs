@@ -12,6 +12,7 @@
 //! last one. Object maps say "exists" before the object does. What all copies of the process hold in memory is bounded
 //! ([`memory`]).
 
+mod compare;
 mod delta;
 mod engine;
 pub(crate) mod memory;
@@ -146,7 +147,8 @@ async fn copy_versions(
     }
     let object = target.data_object(object_no.0);
     let seen = versions.iter().any(|version| version.living && version.exists);
-    if !seen && optional(target.data_io().list_snaps(&object).await)?.is_none() {
+    let snaps: Vec<SnapId> = target.header().snaps.keys().copied().collect();
+    if !seen && optional(target.data_io().list_snaps(&object, &snaps).await)?.is_none() {
         // Only snapshots that are removed by now had it, and nothing is left of an earlier copy. An OSD may remember the
         // sequence of one that is gone, and would refuse the removal that follows the bytes.
         return Ok(Some(Copied {

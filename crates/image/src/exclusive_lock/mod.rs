@@ -263,7 +263,7 @@ async fn holder(image: &Image, info: &LockInfo) -> Result<Holder> {
         .watchers()
         .await?
         .iter()
-        .any(|w| Some(w.client.gid) == gid && w.cookie == cookie);
+        .any(|w| Some(w.gid) == gid && w.cookie == cookie);
     Ok(if alive {
         Holder::Alive(who)
     } else {

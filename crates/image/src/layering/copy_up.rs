@@ -184,7 +184,8 @@ impl Writer<'_> {
     /// Snapshots that will see the object when it is made, ascending: those newer than what it has lived through, which saw
     /// it absent and still do.
     async fn snaps_that_see(&self, object: &str, object_no: ObjectNo) -> Result<Vec<SnapId>> {
-        let snapset = optional(self.image.data_io().list_snaps(object).await)?;
+        let asked: Vec<SnapId> = self.header.snaps.keys().copied().collect();
+        let snapset = optional(self.image.data_io().list_snaps(object, &asked).await)?;
         let since = SnapId(snapset.map_or(0, |set| set.seq) + 1);
         let first_bytes = first_byte(self.image, object_no);
         let snaps = self.header.snaps.range(since..).map(|(id, _)| *id);

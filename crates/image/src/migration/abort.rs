@@ -161,7 +161,7 @@ async fn check_no_watchers(target: &Side) -> Result<()> {
     Err(ImageError::of(
         ErrorKind::HasWatchers,
         Errno::EBUSY,
-        format!("image '{}' is in use by {}", target.name, watchers[0].client),
+        format!("image '{}' is in use by {}", target.name, watchers[0]),
     )
     .hint("stop the clients of the image and run 'rbd migration abort' again"))
 }

@@ -330,12 +330,7 @@ async fn check_no_watchers(source: &Image) -> Result<()> {
     Err(ImageError::of(
         ErrorKind::HasWatchers,
         Errno::EBUSY,
-        format!(
-            "image '{}' has watchers ({} at {}) - not migrating",
-            source.name(),
-            first.client,
-            first.client.addr
-        ),
+        format!("image '{}' has watchers ({first}) - not migrating", source.name()),
     )
     .hint("stop the clients of the image first"))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ferry_cls::rbd::{MigrationSpec, MigrationState};
 use ferry_store::{Errno, SnapContext, SnapId};
 
-use crate::error::{ImageError, Result, optional};
+use crate::error::{ImageError, Result};
 use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::io::read::Found;
@@ -217,10 +217,8 @@ impl MigrationSource {
             return Ok(true);
         }
         let object = target.data_object(object_no.0);
-        let Some(snapset) = optional(target.inner.data_io.list_snaps(&object).await)? else {
-            return Ok(false);
-        };
-        let complete = snapset.seq >= self.base_seq;
+        let reached = target.inner.data_io.snap_seq_reached(&object, self.base_seq);
+        let complete = reached.await?;
         if complete {
             target.inner.complete.insert(object_no);
         }

@@ -214,7 +214,8 @@ pub(crate) async fn take_back(image: &Image, objects: &ObjectSet) -> Result<()> 
 
 async fn is_absent(image: &Image, object: ObjectNo) -> Result<bool> {
     let name = image.data_object(object.0);
-    Ok(optional(image.data_io().list_snaps(&name).await)?.is_none())
+    let snaps: Vec<SnapId> = image.header().snaps.keys().copied().collect();
+    Ok(optional(image.data_io().list_snaps(&name, &snaps).await)?.is_none())
 }
 
 async fn unmark(image: &Image, objects: &[ObjectNo]) -> Result<()> {

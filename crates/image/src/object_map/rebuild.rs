@@ -2,7 +2,7 @@
 
 use ferry_cls::BitVector;
 use ferry_cls::rbd::{ObjectState, client, feature, flag};
-use ferry_store::{Errno, SnapId};
+use ferry_store::{Errno, ReadOp, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use crate::error::{ImageError, Result, optional};
@@ -15,8 +15,19 @@ use crate::watch::messages::Request;
 /// Objects looked at at the same time.
 const CONCURRENT_OBJECTS: usize = 10;
 
-/// State of one object in the maps of some snapshots and of the head.
-type States = Vec<ObjectState>;
+/// One object in the map of a snapshot or of the head.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    state: ObjectState,
+    /// It exists, and the engine cannot tell whether it has changed since this snapshot: then it is said to have.
+    maybe_as_at: Option<SnapId>,
+}
+
+/// One object in the maps of some snapshots and of the head.
+type States = Vec<Seen>;
+
+/// Most wrong entries that are told of.
+const MISMATCHES_MAX: usize = 10_000;
 
 /// One object whose map entry is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +63,8 @@ pub async fn rebuild(image: &Image, progress: &Progress) -> Result<()> {
         maps.push((snap, map));
     }
     scan(image, &versions, progress, |object_no, states| {
-        for ((_, map), state) in maps.iter_mut().zip(states) {
-            map.set(object_no.0, state.byte());
+        for ((_, map), seen) in maps.iter_mut().zip(states) {
+            map.set(object_no.0, seen.state.byte());
         }
     })
     .await?;
@@ -82,8 +93,9 @@ pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>>
         maps.push(super::snap::load(image, snap).await?);
     }
     let mut wrong = Vec::new();
+    let mut doubtful = Vec::new();
     scan(image, &versions, progress, |object_no, states| {
-        for ((&(snap, objects), map), actual) in versions.iter().zip(&maps).zip(states) {
+        for ((&(snap, objects), map), seen) in versions.iter().zip(&maps).zip(states) {
             let Some(map) = map else { continue };
             if object_no.0 >= objects {
                 continue;
@@ -92,17 +104,26 @@ pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>>
                 .get(object_no.0)
                 .and_then(ObjectState::from_byte)
                 .unwrap_or(ObjectState::Nonexistent);
-            if is_wrong(marked, actual) && wrong.len() < 10_000 {
-                wrong.push(Mismatch {
-                    snap,
-                    object_no,
-                    marked,
-                    actual,
-                });
+            let mismatch = Mismatch {
+                snap,
+                object_no,
+                marked,
+                actual: seen.state,
+            };
+            match seen.maybe_as_at {
+                _ if !is_wrong(marked, seen.state) => {}
+                Some(before) if marked == ObjectState::ExistsClean => doubtful.push((before, mismatch)),
+                _ if wrong.len() < MISMATCHES_MAX => wrong.push(mismatch),
+                _ => {}
             }
         }
     })
     .await?;
+    for (before, mismatch) in doubtful {
+        if wrong.len() < MISMATCHES_MAX && differs(image, mismatch.object_no, before, mismatch.snap).await? {
+            wrong.push(mismatch);
+        }
+    }
     drop(gate);
     let bits = flag::OBJECT_MAP_INVALID | flag::FAST_DIFF_INVALID;
     let marked: std::collections::BTreeSet<SnapId> = wrong.iter().map(|mismatch| mismatch.snap).collect();
@@ -181,8 +202,13 @@ async fn scan(
 /// State of one object at each version, from its clones.
 async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) -> Result<States> {
     let object = image.data_object(object_no.0);
-    let Some(snapset) = optional(image.inner.data_io.list_snaps(&object).await)? else {
-        return Ok(vec![ObjectState::Nonexistent; versions.len()]);
+    let snaps: Vec<SnapId> = versions.iter().map(|(snap, _)| *snap).collect();
+    let Some(snapset) = optional(image.inner.data_io.list_snaps(&object, &snaps).await)? else {
+        let absent = Seen {
+            state: ObjectState::Nonexistent,
+            maybe_as_at: None,
+        };
+        return Ok(vec![absent; versions.len()]);
     };
     let object_size = image.layout().object_size_bytes();
     let mut before = None;
@@ -198,8 +224,24 @@ async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) 
                 }
                 (Some(_), _) => ObjectState::Exists,
             };
+            let seen = Seen {
+                state,
+                maybe_as_at: before.filter(|before| diff::is_guess(&snapset, *before, snap)),
+            };
             before = (state != ObjectState::Nonexistent).then_some(snap);
-            state
+            seen
         })
         .collect())
+}
+
+/// Whether two versions of an object, both of which exist, hold different bytes.
+async fn differs(image: &Image, object_no: ObjectNo, before: SnapId, now: SnapId) -> Result<bool> {
+    let object = image.data_object(object_no.0);
+    let whole = async |snap| {
+        let op = ReadOp::new().read(0, image.layout().object_size_bytes());
+        let reply = optional(image.inner.data_io.read(&object, snap, op).await)?;
+        Ok::<_, ImageError>(reply.map(|reply| reply.data(0)))
+    };
+    let (before, now) = futures::try_join!(whole(before), whole(now))?;
+    Ok(before != now)
 }

@@ -1,7 +1,7 @@
 //! What changed in an object between two snapshots, told by its clones and their overlaps (rbd-format sheet, section 8).
 //!
-//! Pure arithmetic on a [`SnapSet`]. An engine may report smaller overlaps than there are, so "changed" may say too
-//! much, never too little.
+//! Pure arithmetic on a [`SnapSet`]. An engine may report smaller overlaps than there are, or none, so "changed" may say
+//! too much, never too little.
 
 use ferry_store::{SnapId, SnapSet};
 
@@ -36,7 +36,7 @@ pub(crate) fn changed_runs(
                 let clone = &set.clones[index];
                 let end = clone.size_bytes.max(set.clones[index + 1].size_bytes);
                 let mut at = 0;
-                for same in &clone.overlap {
+                for same in clone.overlap.iter().flatten() {
                     if same.offset > at {
                         changed.push((at, same.offset));
                     }
@@ -50,6 +50,17 @@ pub(crate) fn changed_runs(
         }
         // Snapshots out of order can't be; take the whole object as changed.
         (Some(_), Some(_)) => vec![(0, object_size)],
+    }
+}
+
+/// Whether only the bytes tell what of [`changed_runs`] has changed: both versions exist, and the engine does not know what
+/// they share.
+pub(crate) fn is_guess(set: &SnapSet, before: SnapId, now: SnapId) -> bool {
+    match (serving(set, before), serving(set, now)) {
+        (Some(from), Some(to)) if from < to => {
+            set.clones[from..to].iter().any(|clone| clone.overlap.is_none())
+        }
+        _ => false,
     }
 }
 

@@ -75,7 +75,7 @@ impl Image {
         let all = self.watchers().await?;
         Ok(all
             .into_iter()
-            .filter(|w| w.client.gid != own_gid || Some(w.cookie) != own)
+            .filter(|w| w.gid != own_gid || Some(w.cookie) != own)
             .collect())
     }
 }

@@ -195,7 +195,7 @@ async fn wait(
                 let watchers = image.watchers().await?;
                 if !watchers
                     .iter()
-                    .any(|w| w.client.gid == owner.gid && w.cookie.0 == owner.handle)
+                    .any(|w| w.gid == owner.gid && w.cookie.0 == owner.handle)
                 {
                     let message = format!("{}: client.{} is gone", what(), owner.gid);
                     return Err(ImageError::new(Errno::ERESTART, message));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ferry_image::admin::create::CreateOptions;
 use ferry_image::admin::namespace;
 use ferry_store::memory::MemoryCluster;
-use ferry_store::wrappers::{FaultyStore, Moment};
+use ferry_store::wrappers::{FaultyStore, Moment, Probing, ProbingStore};
 use ferry_store::{IoCtx, PoolOptions, Scope, Store};
 use ferry_store_ceph::{CephConfig, CephStore};
 use ferry_store_local::disk::sim::SimDisk;
@@ -16,6 +16,8 @@ use ferry_store_local::disk::sim::SimDisk;
 /// A store that can be opened several times, as by several processes.
 pub enum Engine {
     Memory(MemoryCluster),
+    /// The memory engine as if it had no list of clones.
+    Probing(MemoryCluster),
     Local(tempfile::TempDir),
     /// The local engine over the simulated disk.
     Simulated(tempfile::TempDir, Arc<SimDisk>),
@@ -26,6 +28,10 @@ pub enum Engine {
 impl Engine {
     pub fn memory() -> Self {
         Self::Memory(MemoryCluster::new(ferry_cls::registry()))
+    }
+
+    pub fn probing() -> Self {
+        Self::Probing(MemoryCluster::new(ferry_cls::registry()))
     }
 
     pub fn local() -> Self {
@@ -89,7 +95,7 @@ impl Engine {
     /// Takes the power away: what was not flushed may be lost. All clients must have ended.
     pub fn power_loss(&self, seed: u64) {
         match self {
-            Self::Memory(cluster) => cluster.power_loss(seed),
+            Self::Memory(cluster) | Self::Probing(cluster) => cluster.power_loss(seed),
             Self::Simulated(_, disk) => disk.crash(seed),
             Self::Local(_) | Self::Ceph(..) => panic!("a real disk keeps its power"),
         }
@@ -99,6 +105,7 @@ impl Engine {
     pub fn named(name: &str) -> Self {
         match name {
             "memory" => Self::memory(),
+            "probing" => Self::probing(),
             "local" => Self::local(),
             "simulated" => Self::simulated(),
             "ceph" => Self::ceph().expect("a cluster"),
@@ -110,6 +117,7 @@ impl Engine {
     pub async fn connect(&self) -> Arc<dyn Store> {
         match self {
             Self::Memory(cluster) => cluster.connect(),
+            Self::Probing(cluster) => ProbingStore::with_hook(cluster.connect(), Probing),
             Self::Local(dir) => open_local(dir.path(), None),
             Self::Simulated(dir, disk) => open_local(dir.path(), Some(disk.clone())),
             Self::Ceph(config, _) => CephStore::connect(config.clone()).await.unwrap(),

@@ -18,7 +18,6 @@ use ferry_store::{CloneInfo, Errno, Extent, SnapId, SnapSet};
 
 use super::ioctx::{Ioctx, Raw};
 use super::library::{Functions, RawOp};
-use super::read::OpError;
 use super::write::WriteState;
 use super::{Rc, completion, errno_of, text};
 
@@ -251,16 +250,16 @@ impl Ioctx {
     }
 
     /// Rolls the head back to a snapshot under the context's own. `EOPNOTSUPP`: this library cannot without blocking.
-    pub(crate) async fn rollback(self: &Arc<Self>, object: &str, snap: SnapId) -> Result<(), OpError> {
+    pub(crate) async fn rollback(self: &Arc<Self>, object: &str, snap: SnapId) -> Rc<()> {
         let Some(add) = self.functions().rollback_step else {
-            return Err(Errno::EOPNOTSUPP.into());
+            return Err(Errno::EOPNOTSUPP);
         };
         let state = WriteState::new(self.functions(), 0);
         // SAFETY: an operation of the C interface.
         with_cxx(state.op, |operation| unsafe { add(operation, snap.0) });
         match self.operate(object, state).await {
             Ok(_) => Ok(()),
-            Err((returned, _)) => Err(errno_of(returned).into()),
+            Err((returned, _)) => Err(errno_of(returned)),
         }
     }
 }
@@ -320,11 +319,12 @@ unsafe fn snap_set(raw: &CxxSnapSet) -> Rc<SnapSet> {
                 false => snaps.iter().copied().map(SnapId).collect(),
             },
             overlap: match id.is_head() {
-                true => Vec::new(),
-                false => overlap
-                    .iter()
-                    .map(|[offset, length_bytes]| Extent::new(*offset, *length_bytes))
-                    .collect(),
+                true => None,
+                false => {
+                    let extents = overlap.iter();
+                    let extents = extents.map(|[offset, length_bytes]| Extent::new(*offset, *length_bytes));
+                    Some(extents.collect())
+                }
             },
             size_bytes: clone.size,
         });

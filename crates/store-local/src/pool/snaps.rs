@@ -53,7 +53,7 @@ pub(crate) fn list(files: &super::files::Files, key: &ObjectKey, object: &Object
         clones.push(CloneInfo {
             id: clone.id,
             snaps: clone.snaps.clone(),
-            overlap,
+            overlap: Some(overlap),
             size_bytes: clone.body.size_bytes,
         });
     }
@@ -61,7 +61,7 @@ pub(crate) fn list(files: &super::files::Files, key: &ObjectKey, object: &Object
         clones.push(CloneInfo {
             id: SnapId::HEAD,
             snaps: Vec::new(),
-            overlap: Vec::new(),
+            overlap: None,
             size_bytes: size(head)?,
         });
     }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferry_store::{ClientInstance, Errno, NotifyReply, Result, StoreError, WatchCookie, WatchHandler};
+use ferry_store::{Errno, NotifyReply, Result, StoreError, WatchCookie, WatchHandler};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -187,44 +187,47 @@ impl Answers {
     }
 }
 
-/// Sends a notify to each client in `clients` (with the cookies it is known to watch with) and collects the answers.
+/// Sends a notify to each client in `clients` (global ids, with the cookies it is known to watch with) and collects the answers.
 pub(crate) async fn notify_all(
     watches: Arc<Watches>,
     own_gid: u64,
     sockets: Arc<server::Sockets>,
     request: Request,
-    clients: Vec<(ClientInstance, Vec<WatchCookie>)>,
+    clients: Vec<(u64, Vec<WatchCookie>)>,
     timeout_ms: u64,
 ) -> Result<NotifyReply> {
     let deadline = Instant::now() + Duration::from_millis(timeout_ms.min(1 << 40));
     let request = Arc::new(request);
     let mut waiting = Vec::with_capacity(clients.len());
-    for (client, cookies) in clients {
+    for (gid, cookies) in clients {
         let (request, watches, sockets) = (request.clone(), watches.clone(), sockets.clone());
         let answers = Arc::new(Mutex::new(Answers::default()));
         let shared = answers.clone();
         let task = tokio::spawn(async move {
             let collect = async {
-                match client.gid == own_gid {
+                match gid == own_gid {
                     true => collect_own(&watches, &request, &shared).await,
-                    false => sockets.send(client.gid, &request, &shared).await,
+                    false => sockets.send(gid, &request, &shared).await,
                 }
             };
             let _ = tokio::time::timeout_at(deadline, collect).await;
         });
-        waiting.push((client, cookies, answers, task));
+        waiting.push((gid, cookies, answers, task));
     }
     let mut reply = NotifyReply::default();
-    for (client, cookies, answers, task) in waiting {
+    for (gid, cookies, answers, task) in waiting {
         if let Err(error) = task.await {
-            return Err(StoreError::new(Errno::EIO, format!("notify {client}: {error}")));
+            return Err(StoreError::new(
+                Errno::EIO,
+                format!("notify client.{gid}: {error}"),
+            ));
         }
         let answers = std::mem::take(&mut *answers.lock());
         let acked: Vec<WatchCookie> = answers.acks.iter().map(|(cookie, _)| *cookie).collect();
         let acks = answers
             .acks
             .into_iter()
-            .map(|(cookie, bytes)| (client.gid, cookie, bytes));
+            .map(|(cookie, bytes)| (gid, cookie, bytes));
         reply.acks.extend(acks);
         let late = match answers.ended {
             true => answers.refused,
@@ -235,7 +238,7 @@ pub(crate) async fn notify_all(
         };
         reply
             .timeouts
-            .extend(late.into_iter().map(|cookie| (client.gid, cookie)));
+            .extend(late.into_iter().map(|cookie| (gid, cookie)));
     }
     Ok(reply)
 }

@@ -105,7 +105,7 @@ impl Registry {
     /// The living watchers of an object, oldest first. Rows of dead clients are removed.
     pub(crate) fn list(&self, target: &Target) -> Result<Vec<WatchInfo>> {
         let mut watchers = self.rows(target)?;
-        let mut gids: Vec<u64> = watchers.iter().map(|watcher| watcher.client.gid).collect();
+        let mut gids: Vec<u64> = watchers.iter().map(|watcher| watcher.gid).collect();
         gids.sort_unstable();
         gids.dedup();
         for gid in gids {
@@ -116,7 +116,7 @@ impl Registry {
                 )
             })?;
             if !alive {
-                watchers.retain(|watcher| watcher.client.gid != gid);
+                watchers.retain(|watcher| watcher.gid != gid);
                 self.remove_client(gid)?;
             }
         }
@@ -132,14 +132,12 @@ impl Registry {
             .and_then(|mut statement| {
                 let rows = statement.query_map((target.pool, &target.namespace, &target.name), |row| {
                     Ok(WatchInfo {
-                        client: ClientInstance {
-                            gid: row.get::<_, i64>(0)? as u64,
-                            addr: EntityAddr {
-                                ip: [127, 0, 0, 1],
-                                port: 0,
-                                nonce: row.get(1)?,
-                            },
-                        },
+                        gid: row.get::<_, i64>(0)? as u64,
+                        addr: Some(EntityAddr {
+                            ip: [127, 0, 0, 1],
+                            port: 0,
+                            nonce: row.get(1)?,
+                        }),
                         cookie: WatchCookie(row.get::<_, i64>(2)? as u64),
                     })
                 })?;

@@ -248,7 +248,7 @@ pub(super) async fn operations_that_only_assert_change_nothing(t: Fixture) -> Ou
     ensure_eq!(reply.version, before, "version in the reply");
     ensure_eq!(version(&t.b, "o").await?, before, "version");
     ensure_eq!(
-        t.b.list_snaps("o").await?.clones.len(),
+        t.listed("o").await?.clones.len(),
         1,
         "clones and head after assertions under a new snapshot"
     );

@@ -120,6 +120,7 @@ macro_rules! __conformance_table {
             a_long_history_reads_right_at_every_snapshot
             equal_versions_at_two_snapshots_mean_equal_contents
             reading_steps_all_work_at_a_snapshot
+            the_sequence_that_an_object_has_reached_is_exact
             list_snaps_of_a_missing_object_is_enoent
             a_failing_write_makes_no_clone
         ] }

@@ -272,7 +272,7 @@ pub(super) async fn a_copy_is_a_write_under_its_context(t: Fixture) -> Outcome {
         if matches!(&copied, Err(error) if error.errno == Errno::EOPNOTSUPP) {
             return Ok(());
         }
-        let set = t.a.list_snaps(&name).await?;
+        let set = t.listed(&name).await?;
         ensure_eq!((set.seq, set.clones.len()), (first.0, 1), "sequence and clones");
         ensure_eq!(
             content(&t.b, &name, first).await?,

@@ -201,7 +201,7 @@ pub(super) async fn remove_takes_all_away_and_a_new_object_starts_empty(t: Fixtu
         None,
         "content of the removed object"
     );
-    ensure_errno!(t.a.list_snaps("o").await, ENOENT);
+    ensure_errno!(t.a.list_snaps("o", &[]).await, ENOENT);
     t.a.write_meta("o", t.op().write(5, "x")).await?;
     ensure_eq!(
         head(&t.b, "o").await?,

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::Harness;
 use crate::error::{Errno, StoreError};
 use crate::op::{ReadOp, ReadReply, ReadResult, ReadStep, WriteOp};
-use crate::types::{Scope, SnapContext, SnapId};
+use crate::types::{CloneInfo, Scope, SnapContext, SnapId, SnapSet};
 use crate::{IoCtx, Store};
 
 /// What was not as promised.
@@ -132,6 +133,8 @@ pub(crate) struct Fixture {
     /// Second client, in the same place.
     pub(crate) b: IoCtx,
     flavour: Flavour,
+    /// The snapshots of the case.
+    snaps: Mutex<Vec<SnapId>>,
 }
 
 impl Fixture {
@@ -158,6 +161,7 @@ impl Fixture {
             b: IoCtx::new(second, scope),
             harness,
             flavour,
+            snaps: Mutex::default(),
         })
     }
 
@@ -200,7 +204,43 @@ impl Fixture {
 
     /// A new snapshot id.
     pub(crate) async fn snap(&self) -> Outcome<SnapId> {
-        Ok(self.store().snap_id_create(self.a.pool()).await?)
+        let id = self.store().snap_id_create(self.a.pool()).await?;
+        self.snaps.lock().push(id);
+        Ok(id)
+    }
+
+    /// What the second client is told of an object when it asks about every snapshot of the case.
+    pub(crate) async fn listed(&self, name: &str) -> Outcome<SnapSet> {
+        let asked = self.snaps.lock().clone();
+        Ok(self.b.list_snaps(name, &asked).await?)
+    }
+
+    /// What this engine tells of an object with these clones, the newest of its snapshots last.
+    pub(crate) fn told(&self, set: SnapSet) -> SnapSet {
+        if !self.harness.probes() {
+            return set;
+        }
+        let asked = self.snaps.lock();
+        let reached = asked
+            .iter()
+            .map(|snap| snap.0)
+            .filter(|snap| *snap <= set.seq)
+            .max();
+        SnapSet {
+            seq: reached.unwrap_or(0),
+            clones: self.told_clones(set.clones),
+        }
+    }
+
+    /// The same of clones alone.
+    pub(crate) fn told_clones(&self, mut clones: Vec<CloneInfo>) -> Vec<CloneInfo> {
+        if self.harness.probes() {
+            for clone in &mut clones {
+                clone.overlap = None;
+                clone.id = clone.snaps.last().copied().unwrap_or(clone.id);
+            }
+        }
+        clones
     }
 
     /// `count` new snapshot ids, ascending.

@@ -69,6 +69,12 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
+    /// Whether the engine has no list of clones ([`crate::probing`]) and does not know where watchers are: the cases then
+    /// expect what such an engine tells.
+    fn probes(&self) -> bool {
+        false
+    }
+
     /// Ends a client without any farewell, as `SIGKILL` ends a process. `false`: this harness cannot, and the cases
     /// that need it say so and pass.
     async fn kill(&self, client: Arc<dyn Store>) -> bool {

@@ -102,7 +102,7 @@ pub(super) async fn everything_in_a_pool_that_is_not_there_is_enoent(t: Fixture)
         let (store, object, empty) = (io.store(), io.object("o"), SnapContext::empty());
         ensure_errno!(io.write_meta("o", t.op().write(0, "x")).await, ENOENT);
         ensure_errno!(io.read("o", SnapId::HEAD, ReadOp::new().stat()).await, ENOENT);
-        ensure_errno!(io.list_snaps("o").await, ENOENT);
+        ensure_errno!(io.list_snaps("o", &[]).await, ENOENT);
         ensure_errno!(
             store.rollback(object, &empty, SnapId(1), Durability::Full).await,
             ENOENT
@@ -330,7 +330,7 @@ pub(super) async fn every_operation_is_shut_down(io: &IoCtx) -> Outcome {
         io.read("o", SnapId::HEAD, ReadOp::new().read(0, 10)).await,
         ESHUTDOWN
     );
-    ensure_errno!(io.list_snaps("o").await, ESHUTDOWN);
+    ensure_errno!(io.list_snaps("o", &[]).await, ESHUTDOWN);
     ensure_errno!(
         store.rollback(object, &empty, SnapId(1), Durability::Full).await,
         ESHUTDOWN

@@ -166,5 +166,5 @@ pub(super) async fn overlaps_after_a_rollback_hold_only_equal_bytes(t: Fixture) 
     ids.push(t.snap().await?);
     roll_back(&t.a, &context(&ids), ids[0]).await?;
     ensure_eq!(head(&t.b, "o").await?, pattern(1, 1000), "head");
-    super::model::check_overlaps(&t.b, "o").await
+    super::model::check_overlaps(&t.b, "o", &ids).await
 }

@@ -27,14 +27,14 @@ pub(super) async fn removing_the_only_snapshot_of_a_clone_takes_the_clone_away(t
     t.store().snap_id_remove(t.a.pool(), id).await?;
     t.store().snap_id_remove(t.a.pool(), id).await?;
     eventually("the clone of the removed snapshot goes away", || async {
-        Ok(t.b.list_snaps("o").await?.clones == vec![head_of(9000)])
+        Ok(t.listed("o").await?.clones == vec![head_of(9000)])
     })
     .await?;
     eventually("an object without head and clones leaves the listing", || async {
         Ok(t.store().list_objects(t.scope(), "", "", 10).await? == vec!["o".to_owned()])
     })
     .await?;
-    ensure_errno!(t.b.list_snaps("gone").await, ENOENT);
+    ensure_errno!(t.b.list_snaps("gone", &[id]).await, ENOENT);
     ensure_eq!(
         &head(&t.b, "o").await?[..2],
         &[b'y', pattern(1, 2)[1]][..],
@@ -50,7 +50,7 @@ pub(super) async fn a_clone_lives_until_its_last_snapshot_is_removed(t: Fixture)
     for (id, left) in [(ids[1], vec![ids[0], ids[2]]), (ids[2], vec![ids[0]])] {
         t.store().snap_id_remove(t.a.pool(), id).await?;
         eventually("the clone no longer serves the removed snapshot", || async {
-            let clones = t.b.list_snaps("o").await?.clones;
+            let clones = t.listed("o").await?.clones;
             Ok(clones.len() == 2 && clones[0].snaps == left)
         })
         .await?;
@@ -62,7 +62,7 @@ pub(super) async fn a_clone_lives_until_its_last_snapshot_is_removed(t: Fixture)
     }
     t.store().snap_id_remove(t.a.pool(), ids[0]).await?;
     eventually("the clone goes away", || async {
-        Ok(t.b.list_snaps("o").await?.clones == vec![head_of(3)])
+        Ok(t.listed("o").await?.clones == vec![head_of(3)])
     })
     .await
 }
@@ -93,12 +93,12 @@ pub(super) async fn trimming_a_middle_clone_joins_the_overlaps(t: Fixture) -> Ou
         head_of(100 * grain),
     ];
     eventually("the middle clone goes away", || async {
-        Ok(t.b.list_snaps("o").await?.clones.len() == 3)
+        Ok(t.listed("o").await?.clones.len() == 3)
     })
     .await?;
     ensure_eq!(
-        t.b.list_snaps("o").await?.clones,
-        expected,
+        t.listed("o").await?.clones,
+        t.told_clones(expected),
         "list_snaps without the middle clone"
     );
     ensure_eq!(content(&t.b, "o", ids[0]).await?, old, "content at the first");
@@ -113,12 +113,12 @@ pub(super) async fn trimming_a_middle_clone_joins_the_overlaps(t: Fixture) -> Ou
         head_of(100 * grain),
     ];
     eventually("the newest clone goes away", || async {
-        Ok(t.b.list_snaps("o").await?.clones.len() == 2)
+        Ok(t.listed("o").await?.clones.len() == 2)
     })
     .await?;
     ensure_eq!(
-        t.b.list_snaps("o").await?.clones,
-        expected,
+        t.listed("o").await?.clones,
+        t.told_clones(expected),
         "list_snaps without the newest clone"
     );
     ensure_eq!(content(&t.b, "o", ids[0]).await?, old, "content at the first");
@@ -132,7 +132,7 @@ pub(super) async fn a_stale_context_makes_no_clone_for_a_removed_snapshot(t: Fix
     t.a.write("o", &context(&[kept, removed]), t.op().write(0, "new"))
         .await?;
     eventually("no clone serves the removed snapshot", || async {
-        let clones = t.b.list_snaps("o").await?.clones;
+        let clones = t.listed("o").await?.clones;
         Ok(clones.len() == 2 && clones[0].snaps == vec![kept])
     })
     .await?;

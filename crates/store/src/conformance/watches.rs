@@ -262,10 +262,14 @@ pub(super) async fn watchers_are_listed(t: Fixture) -> Outcome {
     for io in [&t.b, &t.a, &t.b] {
         let cookie = watch(io, &listener).await?;
         let client = io.store().instance();
-        expected.push(WatchInfo { client, cookie });
+        expected.push(WatchInfo {
+            gid: client.gid,
+            addr: (!t.harness.probes()).then_some(client.addr),
+            cookie,
+        });
     }
     let by_cookie = |mut watchers: Vec<WatchInfo>| {
-        watchers.sort_by_key(|watcher| (watcher.client.gid, watcher.cookie));
+        watchers.sort_by_key(|watcher| (watcher.gid, watcher.cookie));
         watchers
     };
     ensure_eq!(
@@ -392,7 +396,11 @@ pub(super) async fn a_blocklisted_client_can_do_nothing(t: Fixture) -> Outcome {
 pub(super) async fn a_blocklisted_watcher_is_told_and_not_waited_for(t: Fixture) -> Outcome {
     t.a.write_meta("o", t.op().create(true)).await?;
     let io = t.another().await;
-    let listener = Listener::gated("fenced", 0);
+    // Where watchers are counted by a notify, one that never answers hears of nothing behind it.
+    let listener = match t.harness.probes() {
+        true => Listener::new("fenced"),
+        false => Listener::gated("fenced", 0),
+    };
     watch(&io, &listener).await?;
     t.a.store().blocklist_add(&io.store().instance()).await?;
     eventually("the fenced watch leaves the list", || async {
@@ -405,7 +413,10 @@ pub(super) async fn a_blocklisted_watcher_is_told_and_not_waited_for(t: Fixture)
     .await?;
     let reply = notify(&t.b, "x", PATIENT_MS).await?;
     ensure_eq!(reply, NotifyReply::default(), "reply");
-    ensure_eq!(listener.payloads(), Vec::<Bytes>::new(), "payloads");
+    ensure!(
+        !listener.payloads().contains(&"x".into()),
+        "the fenced watcher was notified"
+    );
     Ok(())
 }
 

@@ -200,9 +200,7 @@ impl Shared {
         for (_, task) in client.tasks.lock().drain() {
             task.abort();
         }
-        state
-            .watches
-            .end(End::Unwatched, |_, info| info.client.gid == gid);
+        state.watches.end(End::Unwatched, |_, info| info.gid == gid);
     }
 }
 

@@ -107,7 +107,7 @@ impl Object {
             .map(|clone| CloneInfo {
                 id: SnapId(clone.id),
                 snaps: clone.snaps.clone(),
-                overlap: clone.overlap.extents().to_vec(),
+                overlap: Some(clone.overlap.extents().to_vec()),
                 size_bytes: clone.content.data.size_bytes(),
             })
             .collect();
@@ -115,7 +115,7 @@ impl Object {
             clones.push(CloneInfo {
                 id: SnapId::HEAD,
                 snaps: Vec::new(),
-                overlap: Vec::new(),
+                overlap: None,
                 size_bytes: head.data.size_bytes(),
             });
         }

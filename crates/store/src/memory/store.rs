@@ -323,7 +323,7 @@ impl Store for MemoryStore {
         Ok(CopyReply { version, data_bytes })
     }
 
-    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
+    async fn list_snaps(&self, object: ObjectRef<'_>, _asked: &[SnapId]) -> Result<SnapSet> {
         let what = format!("list snapshots of {object}");
         let mut state = self.state(&what)?;
         let pool = state
@@ -427,7 +427,7 @@ impl Store for MemoryStore {
         let task = {
             let mut state = self.state(&what)?;
             state.watches.end(End::Unwatched, |_, info| {
-                info.cookie == cookie && info.client.gid == self.gid()
+                info.cookie == cookie && info.gid == self.gid()
             });
             self.client.tasks.lock().remove(&cookie)
         };
@@ -472,9 +472,9 @@ impl Store for MemoryStore {
     async fn blocklist_add(&self, client: &ClientInstance) -> Result<()> {
         let mut state = self.state(format!("blocklist {client}"))?;
         state.blocklist.insert(client.gid);
-        state.watches.end(End::Lost(Errno::ESHUTDOWN), |_, info| {
-            info.client.gid == client.gid
-        });
+        state
+            .watches
+            .end(End::Lost(Errno::ESHUTDOWN), |_, info| info.gid == client.gid);
         Ok(())
     }
 
@@ -491,7 +491,7 @@ impl Store for MemoryStore {
             let mut state = self.state("shut down")?;
             state
                 .watches
-                .end(End::Unwatched, |_, info| info.client.gid == self.gid());
+                .end(End::Unwatched, |_, info| info.gid == self.gid());
             self.client.ended.send_replace(true);
             self.client.tasks.lock().drain().collect()
         };

@@ -75,7 +75,11 @@ impl Watches {
         let (end, ended) = oneshot::channel();
         self.list.push(Watch {
             place,
-            info: WatchInfo { client, cookie },
+            info: WatchInfo {
+                gid: client.gid,
+                addr: Some(client.addr),
+                cookie,
+            },
             deliveries,
             end,
         });
@@ -113,7 +117,7 @@ impl Watches {
                 let sent = watch.deliveries.try_send(Delivery { notification, answer });
                 let full = matches!(sent, Err(mpsc::error::TrySendError::Full(_)));
                 Sent {
-                    gid: watch.info.client.gid,
+                    gid: watch.info.gid,
                     cookie,
                     answer: (!full).then_some(receiver),
                 }

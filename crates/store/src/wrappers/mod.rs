@@ -1,10 +1,11 @@
 //! Stores around a store, for tests: [`FaultyStore`] fails and dies as told, [`SlowStore`] waits, [`RecordingStore`]
-//! writes down what was asked and answered. They stack.
+//! writes down what was asked and answered, [`ProbingStore`] has no list of clones. They stack.
 //!
-//! All three are one [`Wrapper`] with another [`Hook`]. Invariant: with nothing programmed a wrapper is not to be told
+//! All are one [`Wrapper`] with another [`Hook`]. Invariant: with nothing programmed a wrapper is not to be told
 //! from the store inside; it has its instance and its engine's name.
 
 mod faulty;
+mod probing;
 mod recording;
 mod slow;
 
@@ -22,6 +23,7 @@ use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
 use crate::{PoolInfo, PoolOptions, PoolUsage, Store};
 
 pub use faulty::{Fault, Faults, FaultyStore, Moment};
+pub use probing::{Probing, ProbingStore};
 pub use recording::{Record, Recorder, RecordingStore};
 pub use slow::{Delays, SlowStore};
 
@@ -89,6 +91,8 @@ pub struct Call<'a> {
 pub trait Hook: Send + Sync + Debug + 'static {
     /// Whether [`Call::arguments`] and answers are to be told.
     const DETAILED: bool = false;
+    /// Whether clones are not listed but found by reading ([`crate::probing`]), and nobody knows where watchers are.
+    const PROBES: bool = false;
     /// What is carried from before a call to after it.
     type Token: Send;
 
@@ -129,6 +133,7 @@ macro_rules! told_as_debug {
 
 told_as_debug!(
     (),
+    bool,
     PoolId,
     SnapId,
     WatchCookie,
@@ -321,9 +326,19 @@ impl<H: Hook> Store for Wrapper<H> {
             .await
     }
 
-    async fn list_snaps(&self, object: ObjectRef<'_>) -> Result<SnapSet> {
+    async fn list_snaps(&self, object: ObjectRef<'_>, asked: &[SnapId]) -> Result<SnapSet> {
         let call = on_object(OpKind::ListSnaps, object, String::new());
-        self.around(call, self.inner.list_snaps(object)).await
+        if H::PROBES {
+            let probed = crate::probing::list_snaps(&*self.inner, object, asked);
+            return self.around(call, probed).await;
+        }
+        self.around(call, self.inner.list_snaps(object, asked)).await
+    }
+
+    async fn snap_seq_reached(&self, object: ObjectRef<'_>, seq: u64) -> Result<bool> {
+        let arguments = Self::arguments(|| format!("reached {seq}"));
+        let call = on_object(OpKind::ListSnaps, object, arguments);
+        self.around(call, self.inner.snap_seq_reached(object, seq)).await
     }
 
     async fn rollback(
@@ -379,7 +394,14 @@ impl<H: Hook> Store for Wrapper<H> {
 
     async fn list_watchers(&self, object: ObjectRef<'_>) -> Result<Vec<WatchInfo>> {
         let call = on_object(OpKind::ListWatchers, object, String::new());
-        self.around(call, self.inner.list_watchers(object)).await
+        let listed = async {
+            let mut watchers = self.inner.list_watchers(object).await?;
+            for watcher in watchers.iter_mut().filter(|_| H::PROBES) {
+                watcher.addr = None;
+            }
+            Ok(watchers)
+        };
+        self.around(call, listed).await
     }
 
     async fn blocklist_add(&self, client: &ClientInstance) -> Result<()> {
