@@ -3,27 +3,25 @@
 //! The promise is the one of the [module above](super). The thread waits in one blocking call for requests, carries
 //! out on the spot what the device can do at once, and sends all replies with one call when nothing more has
 //! arrived; so a request that the page cache answers costs its system calls and little else. What has to wait
-//! becomes a task of the runtime, whose reply is sent by the task itself.
+//! becomes a task of the runtime when it can go on, and the task sends its reply itself.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `inbox.rs` | the read side: buffers |
 //! | `outbox.rs` | the write side: replies, what requests hold, who sends |
 //! | `patience.rs` | how long to look for the next request before sleeping |
+//! | `tasks.rs` | requests that wait |
 
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tracing::Span;
 
 use super::carry_out::{Session, payload_bytes, refusal};
@@ -36,9 +34,11 @@ use crate::wire::cut_short;
 mod inbox;
 mod outbox;
 mod patience;
+mod tasks;
 
 use inbox::Inbox;
 use outbox::{Outbox, Outgoing, Stop};
+use tasks::{Begun, Tasks};
 
 /// Replies are sent when this much of them is collected.
 const BATCH_BYTES: usize = 1 << 20;
@@ -64,7 +64,7 @@ pub(crate) async fn serve<H: Send + 'static>(
         outbox: Arc::clone(&outbox),
         outgoing: Outgoing::default(),
         session: Arc::new(session),
-        tasks: Arc::default(),
+        tasks: Tasks::new(Handle::current()),
         runtime: Handle::current(),
         lone_requests: 0,
     };
@@ -100,13 +100,13 @@ pub(crate) async fn serve<H: Send + 'static>(
 /// The connection as its task has it. Dropped before the end, it aborts what is under way.
 struct Connection {
     outbox: Arc<Outbox>,
-    tasks: Arc<Mutex<JoinSet<()>>>,
+    tasks: Arc<Tasks>,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.outbox.abort();
-        self.tasks.lock().abort_all();
+        self.tasks.abort();
     }
 }
 
@@ -115,7 +115,7 @@ struct Lane {
     outbox: Arc<Outbox>,
     outgoing: Outgoing,
     session: Arc<Session>,
-    tasks: Arc<Mutex<JoinSet<()>>>,
+    tasks: Arc<Tasks>,
     runtime: Handle,
     /// So many requests in a row came alone.
     lone_requests: u32,
@@ -254,7 +254,7 @@ impl Lane {
                 .map_err(|error| self.failed(error))?;
             let held = self.outbox.hold(payload_bytes);
             let session = Arc::clone(&self.session);
-            self.spawn(Box::pin(async move {
+            self.tasks.spawn(Box::pin(async move {
                 let body = match session.try_write(offset, payload.as_ref(), fua) {
                     Some(body) => body,
                     None => session.carry_out(command, payload.into()).await,
@@ -291,35 +291,22 @@ impl Lane {
         Ok(())
     }
 
-    /// Carries a request out here as far as it gets without waiting, and the rest in a task. The first poll needs
-    /// no waker: a task polls what it is given at least once.
+    /// Carries a request out here as far as it gets without waiting, unless it is about a lot of data.
     fn start(&mut self, tag: Tag, command: Command, data: Bytes, payload_bytes: usize) {
         let session = Arc::clone(&self.session);
-        let mut request: Pin<Box<dyn Future<Output = ReplyBody> + Send>> =
+        let request: Pin<Box<dyn Future<Output = ReplyBody> + Send>> =
             Box::pin(async move { session.carry_out(command, data).await });
-        if payload_bytes <= INLINE_PAYLOAD_BYTES as usize
-            && let Poll::Ready(body) = request.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        {
-            self.outgoing
-                .add(payload_bytes, |batch| self.session.encode(tag, body, batch));
-            return;
-        }
         let held = self.outbox.hold(payload_bytes);
         let session = Arc::clone(&self.session);
-        self.spawn(Box::pin(async move {
-            let body = request.await;
-            held.reply(|batch| session.encode(tag, body, batch));
-        }));
-    }
-
-    fn spawn(&self, request: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        let mut tasks = self.tasks.lock();
-        while tasks.try_join_next().is_some() {}
-        // Whoever aborts says so before it takes the lock.
-        if self.outbox.is_aborted() {
+        let reply = move |body| held.reply(|batch| session.encode(tag, body, batch));
+        if payload_bytes > INLINE_PAYLOAD_BYTES as usize {
+            self.tasks.spawn(Box::pin(async move { reply(request.await) }));
             return;
         }
-        tasks.spawn_on(request, &self.runtime);
+        if let Begun::Done(body) = self.tasks.begin(request, reply) {
+            self.outgoing
+                .add(payload_bytes, |batch| self.session.encode(tag, body, batch));
+        }
     }
 
     fn failed(&self, error: io::Error) -> Ended {

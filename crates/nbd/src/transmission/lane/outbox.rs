@@ -79,7 +79,6 @@ pub(super) struct Outbox {
     held_requests: AtomicUsize,
     held_bytes: AtomicUsize,
     stopping: AtomicBool,
-    aborted: AtomicBool,
     state: Mutex<State>,
     /// For the writer thread: there is something to send, or nothing more will come.
     work: Condvar,
@@ -114,7 +113,6 @@ impl Outbox {
             held_requests: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
-            aborted: AtomicBool::new(false),
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
@@ -155,11 +153,6 @@ impl Outbox {
     /// Whether the lane is to end before its next request.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
-    }
-
-    /// Whether even requests under way are to end.
-    pub(super) fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Relaxed)
     }
 
     fn stop_of(&self, state: &State) -> Option<Stop> {
@@ -379,7 +372,6 @@ impl Outbox {
     pub(super) fn abort(&self) {
         let mut state = self.state.lock();
         self.stopping.store(true, Ordering::Relaxed);
-        self.aborted.store(true, Ordering::Relaxed);
         let error = io::Error::new(
             io::ErrorKind::ConnectionAborted,
             "the server gave the connection up",
