@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ferry_image::io::write::MAX_WRITE_BYTES;
 use ferry_image::{Image, OpenOptions};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use rand::{Rng as _, RngExt as _};
-use tokio::task::JoinSet;
 
 use super::error::Explain as _;
 use super::session::{Session, say};
@@ -194,7 +194,8 @@ async fn work(image: &Image, plan: &Plan, started: Instant) -> Result<Counts, Fa
     rand::rng().fill_bytes(&mut block);
     let block = Bytes::from(block);
     let mut counts = Counts::default();
-    let mut in_flight = JoinSet::new();
+    // Not tasks: requests that wait for a store need no threads to wait on, and each would be woken on its own.
+    let mut in_flight = FuturesUnordered::new();
     let mut begun = 0;
     let mut last_line = Instant::now();
     let mut last_counts = counts;
@@ -210,7 +211,7 @@ async fn work(image: &Image, plan: &Plan, started: Instant) -> Result<Counts, Fa
                 Kind::Mixed { read_percent } => rand::rng().random_range(0..100) < read_percent,
             };
             let (image, block, offset) = (image.clone(), block.clone(), offsets.take(slot));
-            in_flight.spawn(async move {
+            in_flight.push(async move {
                 let done = if reads {
                     image.read(offset, block.len() as u64).await.map(|_| ())
                 } else {
@@ -219,11 +220,9 @@ async fn work(image: &Image, plan: &Plan, started: Instant) -> Result<Counts, Fa
                 (slot, reads, done)
             });
         }
-        let Some(ended) = in_flight.join_next().await else {
+        let Some((slot, reads, done)) = in_flight.next().await else {
             return Ok(counts);
         };
-        let (slot, reads, done) =
-            ended.map_err(|error| Failure::message(format!("rbd: bench failed: {error}"), 5))?;
         done.map_err(|error| error.failed("bench failed"))?;
         free.push(slot);
         if reads {

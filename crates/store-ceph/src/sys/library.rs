@@ -237,6 +237,7 @@ fn load() -> Result<Library, LoadError> {
         loaded.map_err(|error| LoadError::Absent(error.to_string()))?,
     ));
     let functions = Functions::load(loaded)?;
+    super::allocator::keep_large_buffers();
     let mut version = (0, 0, 0);
     // SAFETY: three places for integers.
     unsafe { (functions.rados_version)(&mut version.0, &mut version.1, &mut version.2) };

@@ -4,6 +4,7 @@
 //! waits for the answer any more; handles are destroyed after everything that was made from them; no future blocks a
 //! thread of the runtime. What it does not know: the store contract beyond its plain values.
 
+mod allocator;
 mod cluster;
 mod completion;
 mod cxx;

@@ -59,11 +59,27 @@ const READ_BYTES_MAX: u64 = 128 << 20;
 /// Where the library puts what a step gives. Its address must not change while the operation runs.
 enum Slot {
     Nothing,
-    Stat { size: u64, mtime: i64 },
-    Data { buffer: Vec<u8>, got: usize },
-    Output { bytes: *mut c_char, length: usize },
-    Omap { pairs: RawIter, more: c_uchar },
-    Xattrs { pairs: RawIter },
+    Stat {
+        size: u64,
+        mtime: i64,
+    },
+    /// Room that the library fills, `got` bytes of it; nothing is in it before.
+    Data {
+        buffer: Vec<u8>,
+        length: usize,
+        got: usize,
+    },
+    Output {
+        bytes: *mut c_char,
+        length: usize,
+    },
+    Omap {
+        pairs: RawIter,
+        more: c_uchar,
+    },
+    Xattrs {
+        pairs: RawIter,
+    },
 }
 
 struct State {
@@ -189,12 +205,12 @@ impl State {
                 }
                 (
                     ReadStep::Read { offset, .. } | ReadStep::SparseRead { offset, .. },
-                    Slot::Data { buffer, got },
+                    Slot::Data { buffer, length, got },
                 ) => {
                     (functions.rados_read_op_read)(
                         op,
                         *offset,
-                        buffer.len(),
+                        *length,
                         buffer.as_mut_ptr().cast(),
                         got,
                         returned,
@@ -262,9 +278,10 @@ impl State {
         Ok(match slot {
             Slot::Nothing => StepAnswer::Done,
             Slot::Stat { size, mtime } => StepAnswer::Stat(*size, *mtime),
-            Slot::Data { buffer, got } => {
+            Slot::Data { buffer, length, got } => {
                 let mut data = std::mem::take(buffer);
-                data.truncate(*got);
+                // SAFETY: the library says that it has filled so much of it, and there is room for `length`.
+                unsafe { data.set_len((*got).min(*length)) };
                 StepAnswer::Data(data.into())
             }
             Slot::Output { bytes, length } if bytes.is_null() || *length == 0 => {
@@ -298,7 +315,8 @@ impl Slot {
             ReadStep::Read { length_bytes, .. } | ReadStep::SparseRead { length_bytes, .. } => {
                 let length = usize::try_from((*length_bytes).min(READ_BYTES_MAX)).unwrap_or(0);
                 Slot::Data {
-                    buffer: vec![0; length],
+                    buffer: Vec::with_capacity(length),
+                    length,
                     got: 0,
                 }
             }
