@@ -32,9 +32,11 @@ def cluster(plan):
         return
     script = plan.source / "scripts" / "ceph-dev"
     with places.scratch(plan.memory, "ceph") as here:
-        home = here / "c"
+        home, more = here / "c", here / "more.conf"
+        # In memory, so no larger than it must be: an OSD gets to use all of its device sooner or later.
+        more.write_text(f"[osd]\nbluestore block size = {6 * plan.image_bytes + (2 << 30)}\n", encoding="utf-8")
         try:
-            processes.run([script, "up", home])
+            processes.run([script, "up", "--conf", more, home])
         except processes.CommandFailed as error:
             raise places.Skipped(f"no cluster here: {error}") from error
         try:
