@@ -111,6 +111,8 @@ async fn mark_history(image: &Image, source: &MigrationSource) -> Result<Option<
         header.has(feature::FAST_DIFF) && flags.is_some_and(|flags| flags & flag::FAST_DIFF_INVALID == 0)
     };
     let mut before = ObjectSet::default();
+    // Objects of the target behind the end of the version before: what the source's object had there belonged to nobody.
+    let mut inside_before = 0;
     let mut ever = ObjectSet::default();
     // What changed at a snapshot that was removed since has changed for the next one that lives.
     let mut carried = ObjectSet::default();
@@ -132,7 +134,7 @@ async fn mark_history(image: &Image, source: &MigrationSource) -> Result<Option<
             now.insert(ObjectNo(object));
             source.each_target_object(image, ObjectNo(object), |object| {
                 states.existing.insert(object);
-                if state != ObjectState::ExistsClean.byte() {
+                if state != ObjectState::ExistsClean.byte() || object.0 >= inside_before {
                     states.changed.insert(object);
                 }
             });
@@ -144,6 +146,8 @@ async fn mark_history(image: &Image, source: &MigrationSource) -> Result<Option<
             });
         }
         before = now;
+        let size_bytes = below.header().size_at(source_snap).unwrap_or(0);
+        inside_before = image.layout().object_count(size_bytes);
         ever.extend(states.existing.iter());
         if source_snap.is_head() {
             // One that the source's head has no more may become an empty object, to say how far its history has got.

@@ -1,0 +1,376 @@
+//! Migrations of clones and of parents, in the scenarios that matter: sizes and snapshots that change around prepare, chains,
+//! what is copied and what is not, and what an abort must refuse.
+#![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
+
+mod support;
+
+use ferry_cls::rbd::feature;
+use ferry_image::admin::{namespace, remove, trash};
+use ferry_image::layering::children::children;
+use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
+use ferry_image::migration::abort::{AbortOptions, abort};
+use ferry_image::migration::commit::commit;
+use ferry_image::migration::execute::execute;
+use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_store::{Errno, IoCtx};
+use support::reference::{Reference, compare};
+use support::{Engine, TestLayout, pool};
+
+const SIZE: u64 = 300_000;
+
+fn silent() -> Progress {
+    Progress::silent()
+}
+
+async fn open(io: &IoCtx, name: &str) -> Image {
+    Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
+        .await
+        .unwrap()
+}
+
+/// An image of objects of 32 KiB with bytes in the middle, and a snapshot `s`.
+async fn base(io: &IoCtx, name: &str) -> Vec<u8> {
+    ferry_image::admin::create::create(io, name, &TestLayout(15, 0, 0).create(SIZE))
+        .await
+        .unwrap();
+    let image = open(io, name).await;
+    image.write(50_000, vec![5; 180_000].into()).await.unwrap();
+    image.snap_create("s", &silent()).await.unwrap();
+    image.snap_protect("s").await.unwrap();
+    image.close().await.unwrap();
+    let mut bytes = vec![0; SIZE as usize];
+    bytes[50_000..230_000].fill(5);
+    bytes
+}
+
+async fn clone_of(io: &IoCtx, parent: &str, snap: &str, child: &str, format: CloneFormat) {
+    let options = CloneOptions {
+        format: Some(format),
+        ..CloneOptions::default()
+    };
+    let snap = SnapKey::Name(snap.to_owned());
+    clone(io, parent, &snap, io, child, &options).await.unwrap();
+}
+
+fn order(order: u8) -> PrepareOptions {
+    PrepareOptions {
+        order: Some(order),
+        ..PrepareOptions::default()
+    }
+}
+
+async fn names_of_children(io: &IoCtx, name: &str) -> Vec<String> {
+    let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_only())
+        .await
+        .unwrap();
+    let found = children(io, image.id(), None).await.unwrap();
+    image.close().await.unwrap();
+    found.into_iter().map(|child| child.image).collect()
+}
+
+async fn finish(io: &IoCtx, name: &str, reference: &Reference) {
+    reference.check_all(io, name, "prepared").await;
+    execute(io, name, &silent()).await.unwrap();
+    reference.check_all(io, name, "executed").await;
+    commit(io, name, &silent()).await.unwrap();
+    reference.check_all(io, name, "committed").await;
+}
+
+/// A clone `src` of `base@s` with a change, a snapshot `a`, another change.
+async fn clone_with_history(io: &IoCtx) -> Reference {
+    let bytes = base(io, "base").await;
+    clone_of(io, "base", "s", "src", CloneFormat::Two).await;
+    let mut reference = Reference {
+        head: bytes,
+        ..Reference::default()
+    };
+    let image = open(io, "src").await;
+    for (offset, byte, snap) in [(60_000, 1u8, "a"), (200_000, 2, "")] {
+        image.write(offset, vec![byte; 1_000].into()).await.unwrap();
+        reference.write(offset, &[byte; 1_000]);
+        if !snap.is_empty() {
+            image.snap_create(snap, &silent()).await.unwrap();
+            reference.snap(snap);
+        }
+    }
+    image.close().await.unwrap();
+    reference
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_clone_only_shows_is_not_copied() {
+    for engine in ["memory", "local"] {
+        let engine = Engine::named(engine);
+        let io = pool(&engine.connect().await, "rbd").await;
+        let reference = clone_with_history(&io).await;
+        prepare(&io, "src", &io, "dst", &order(15)).await.unwrap();
+        finish(&io, "dst", &reference).await;
+        let image = open(&io, "dst").await;
+        let prefix = format!("{}.", image.fixed().object_prefix);
+        let store = image.data_io().store();
+        let objects = store
+            .list_objects(image.data_io().scope(), &prefix, "", 100)
+            .await
+            .unwrap();
+        // Those that hold 60000 and 200000.
+        assert_eq!(objects.len(), 2, "{objects:?}");
+        image.close().await.unwrap();
+        assert_eq!(names_of_children(&io, "base").await, ["dst"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_of_an_unprotected_snapshot_is_migrated_and_flattened() {
+    for flatten in [false, true] {
+        let engine = Engine::memory();
+        let io = pool(&engine.connect().await, "rbd").await;
+        let reference = clone_with_history(&io).await;
+        let parent = open(&io, "base").await;
+        parent.snap_unprotect("s").await.unwrap();
+        let options = PrepareOptions { flatten, ..order(14) };
+        prepare(&io, "src", &io, "dst", &options).await.unwrap();
+        assert_eq!(
+            names_of_children(&io, "base").await.len(),
+            2 - usize::from(flatten)
+        );
+        finish(&io, "dst", &reference).await;
+        let left = names_of_children(&io, "base").await;
+        assert_eq!(left.len(), usize::from(!flatten), "{left:?}");
+        if flatten {
+            parent.snap_remove("s", &silent()).await.unwrap();
+            assert!(parent.header().snaps.is_empty());
+            parent.close().await.unwrap();
+            remove::remove(&io, "base", &silent()).await.unwrap();
+            reference.check_all(&io, "dst", "without its parent").await;
+        } else {
+            parent.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_whose_snapshot_was_removed_can_only_be_flattened() {
+    let engine = Engine::memory();
+    let io = pool(&engine.connect().await, "rbd").await;
+    let reference = clone_with_history(&io).await;
+    let parent = open(&io, "base").await;
+    parent.snap_unprotect("s").await.unwrap();
+    parent.snap_remove("s", &silent()).await.unwrap();
+    let error = prepare(&io, "src", &io, "dst", &order(15)).await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.errno),
+        (ErrorKind::ParentMissing, Errno::EBUSY)
+    );
+    reference.check_all(&io, "src", "as it was").await;
+    let options = PrepareOptions {
+        flatten: true,
+        ..order(15)
+    };
+    prepare(&io, "src", &io, "dst", &options).await.unwrap();
+    finish(&io, "dst", &reference).await;
+    parent.refresh().await.unwrap();
+    assert!(parent.header().snaps.is_empty(), "the last clone took it along");
+    parent.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_and_snapshots_may_change_before_and_after_prepare() {
+    for flatten in [false, true] {
+        for sizes in [
+            [SIZE, 0, SIZE],
+            [100_000, 70_000, 250_000],
+            [400_000, 450_000, 120_000],
+        ] {
+            let engine = Engine::memory();
+            let io = pool(&engine.connect().await, "rbd").await;
+            let mut reference = clone_with_history(&io).await;
+            let source = open(&io, "src").await;
+            source.resize(sizes[0], true, &silent()).await.unwrap();
+            reference.resize(sizes[0]);
+            source.snap_create("b", &silent()).await.unwrap();
+            reference.snap("b");
+            source.close().await.unwrap();
+            let options = PrepareOptions { flatten, ..order(16) };
+            prepare(&io, "src", &io, "dst", &options).await.unwrap();
+            let target = open(&io, "dst").await;
+            for (index, size) in sizes[1..].iter().enumerate() {
+                target.resize(*size, true, &silent()).await.unwrap();
+                reference.resize(*size);
+                let name = format!("after{index}");
+                target.snap_create(&name, &silent()).await.unwrap();
+                reference.snap(&name);
+            }
+            target.write(1_000, vec![9; 60_000].into()).await.unwrap();
+            reference.write(1_000, &[9; 60_000]);
+            target.snap_rollback("b", &silent()).await.unwrap();
+            reference.head = reference.snaps["b"].clone();
+            target.close().await.unwrap();
+            finish(&io, "dst", &reference).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_gives_the_source_what_the_target_shows_of_the_parent() {
+    for executed in [false, true] {
+        let engine = Engine::memory();
+        let io = pool(&engine.connect().await, "rbd").await;
+        let mut reference = clone_with_history(&io).await;
+        prepare(&io, "src", &io, "dst", &order(16)).await.unwrap();
+        if executed {
+            execute(&io, "dst", &silent()).await.unwrap();
+        }
+        let target = open(&io, "dst").await;
+        // The region is never shown by the parent again, neither by the target nor by the source.
+        target.resize(110_000, true, &silent()).await.unwrap();
+        target.resize(SIZE, true, &silent()).await.unwrap();
+        reference.resize(110_000);
+        reference.resize(SIZE);
+        target.discard(65_536, 32_768).await.unwrap();
+        reference.zero(65_536, 32_768);
+        target.write(250_000, vec![9; 10].into()).await.unwrap();
+        reference.write(250_000, &[9; 10]);
+        target.close().await.unwrap();
+        reference.check_all(&io, "dst", "changed").await;
+        abort(&io, "dst", AbortOptions::default(), &silent())
+            .await
+            .unwrap();
+        reference.check_all(&io, "src", "aborted").await;
+        assert_eq!(names_of_children(&io, "base").await, ["src"]);
+        let source = open(&io, "src").await;
+        source.flatten(&silent()).await.unwrap();
+        source.close().await.unwrap();
+        reference.check_all(&io, "src", "aborted and flattened").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_move_with_their_parent_and_back_and_open_ones_notice() {
+    let engine = Engine::memory();
+    let store = engine.connect().await;
+    let (io, other) = (pool(&store, "rbd").await, pool(&store, "p2").await);
+    namespace::create(&other, "ns").await.unwrap();
+    let inside = other.with_namespace("ns");
+    let bytes = base(&io, "base").await;
+    clone_of(&io, "base", "s", "one", CloneFormat::One).await;
+    clone_of(&io, "base", "s", "two", CloneFormat::Two).await;
+    clone_of(&io, "base", "s", "trashed", CloneFormat::Two).await;
+    trash::move_image(&io, "trashed", None).await.unwrap();
+    let one = open(&io, "one").await;
+    let reader = Image::open(&io, ImageKey::Name("two"), OpenOptions::read_only())
+        .await
+        .unwrap();
+    // Format 1 cannot say that its parent is in another namespace.
+    prepare(&io, "base", &inside, "moved", &order(17)).await.unwrap();
+    assert_eq!(
+        names_of_children(&inside, "moved").await,
+        ["one", "trashed", "two"]
+    );
+    let link = one.header().parent.clone().unwrap();
+    assert_eq!(
+        (link.spec.pool_id, link.spec.pool_namespace.as_str()),
+        (inside.pool(), "ns")
+    );
+    compare(&one, &bytes, "through the target").await;
+    one.write(0, vec![1; 10].into()).await.unwrap();
+    abort(&inside, "moved", AbortOptions::default(), &silent())
+        .await
+        .unwrap();
+    assert_eq!(names_of_children(&io, "base").await, ["one", "trashed", "two"]);
+    assert_eq!(one.header().parent.as_ref().unwrap().spec.pool_id, io.pool());
+    compare(&reader, &bytes, "after abort").await;
+    let target = PrepareOptions {
+        features: Some(feature::EXCLUSIVE_LOCK),
+        ..PrepareOptions::default()
+    };
+    let error = prepare(&io, "base", &inside, "moved", &target).await.unwrap_err();
+    assert_eq!((error.kind, error.errno), (ErrorKind::HasChildren, Errno::EINVAL));
+    prepare(&io, "base", &inside, "moved", &order(17)).await.unwrap();
+    execute(&inside, "moved", &silent()).await.unwrap();
+    commit(&inside, "moved", &silent()).await.unwrap();
+    compare(&reader, &bytes, "whom nobody told").await;
+    let mut written = bytes.clone();
+    written[..10].fill(1);
+    compare(&one, &written, "after commit").await;
+    one.flatten(&silent()).await.unwrap();
+    one.close().await.unwrap();
+    reader.close().await.unwrap();
+    remove::remove(&io, "two", &silent()).await.unwrap();
+    trash::purge(&io, ferry_store::Timestamp::now(), &silent())
+        .await
+        .unwrap();
+    let moved = open(&inside, "moved").await;
+    moved.snap_unprotect("s").await.unwrap();
+    moved.snap_remove("s", &silent()).await.unwrap();
+    assert!(moved.header().snaps.is_empty());
+    moved.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_in_the_middle_of_a_chain_keeps_both_ends() {
+    for engine in ["memory", "local"] {
+        let engine = Engine::named(engine);
+        let io = pool(&engine.connect().await, "rbd").await;
+        let mut reference = clone_with_history(&io).await;
+        let source = open(&io, "src").await;
+        source.snap_protect("a").await.unwrap();
+        source.close().await.unwrap();
+        clone_of(&io, "src", "a", "leaf", CloneFormat::One).await;
+        let leaf = Reference {
+            head: reference.snaps["a"].clone(),
+            ..Reference::default()
+        };
+        prepare(&io, "src", &io, "dst", &order(13)).await.unwrap();
+        leaf.check_all(&io, "leaf", "prepared").await;
+        let image = open(&io, "leaf").await;
+        image.write(51_000, vec![3; 20].into()).await.unwrap();
+        image.discard(51_000, 20).await.unwrap();
+        image.write(51_000, vec![5; 20].into()).await.unwrap();
+        image.close().await.unwrap();
+        // The base moves too, while its clone is on its way.
+        prepare(&io, "base", &io, "base", &order(16)).await.unwrap();
+        leaf.check_all(&io, "leaf", "both prepared").await;
+        reference.check_all(&io, "dst", "both prepared").await;
+        let target = open(&io, "dst").await;
+        target.write(100_000, vec![4; 40_000].into()).await.unwrap();
+        reference.write(100_000, &[4; 40_000]);
+        target.close().await.unwrap();
+        for name in ["base", "dst"] {
+            execute(&io, name, &silent()).await.unwrap();
+            leaf.check_all(&io, "leaf", name).await;
+            reference.check_all(&io, "dst", name).await;
+            commit(&io, name, &silent()).await.unwrap();
+            leaf.check_all(&io, "leaf", name).await;
+            reference.check_all(&io, "dst", name).await;
+        }
+        assert_eq!(names_of_children(&io, "base").await, ["dst"]);
+        assert_eq!(names_of_children(&io, "dst").await, ["leaf"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_that_would_orphan_clones_is_refused_before_anything_changes() {
+    let engine = Engine::memory();
+    let io = pool(&engine.connect().await, "rbd").await;
+    let reference = clone_with_history(&io).await;
+    prepare(&io, "src", &io, "dst", &order(15)).await.unwrap();
+    let target = open(&io, "dst").await;
+    target.snap_create("new", &silent()).await.unwrap();
+    target.close().await.unwrap();
+    clone_of(&io, "dst", "new", "kid", CloneFormat::Two).await;
+    clone_of(&io, "dst", "a", "moves", CloneFormat::Two).await;
+    let force = AbortOptions { force: true };
+    let error = abort(&io, "dst", force, &silent()).await.unwrap_err();
+    assert_eq!((error.kind, error.errno), (ErrorKind::HasChildren, Errno::EBUSY));
+    let kid = open(&io, "kid").await;
+    compare(&kid, &reference.head, "kid").await;
+    kid.flatten(&silent()).await.unwrap();
+    kid.close().await.unwrap();
+    abort(&io, "dst", force, &silent()).await.unwrap();
+    reference.check_all(&io, "src", "aborted").await;
+    assert_eq!(names_of_children(&io, "src").await, ["moves"]);
+    let moved = open(&io, "moves").await;
+    compare(&moved, &reference.snaps["a"], "moved").await;
+    moved.close().await.unwrap();
+}
