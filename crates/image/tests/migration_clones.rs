@@ -212,6 +212,32 @@ async fn sizes_and_snapshots_may_change_before_and_after_prepare() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_striped_target_that_shrank_shows_nothing_of_the_parent_again() {
+    let engine = Engine::memory();
+    let io = pool(&engine.connect().await, "rbd").await;
+    let bytes = base(&io, "base").await;
+    clone_of(&io, "base", "s", "src", CloneFormat::Two).await;
+    let options = PrepareOptions {
+        stripe_unit_bytes: Some(4096),
+        stripe_count: Some(3),
+        ..order(14)
+    };
+    prepare(&io, "src", &io, "dst", &options).await.unwrap();
+    let mut reference = Reference {
+        head: bytes,
+        ..Reference::default()
+    };
+    // Of the objects that the border runs through, the parent has nothing in the part that is kept.
+    let target = open(&io, "dst").await;
+    for size in [9_000, SIZE] {
+        target.resize(size, true, &silent()).await.unwrap();
+        reference.resize(size);
+    }
+    target.close().await.unwrap();
+    finish(&io, "dst", &reference).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_abort_gives_the_source_what_the_target_shows_of_the_parent() {
     for executed in [false, true] {
         let engine = Engine::memory();

@@ -139,6 +139,7 @@ impl Writer<'_> {
         }
         let shown = Shown::through(self.image, self.header, object_no);
         if self.incomplete_source(object_no).is_none()
+            && !self.source_shows_parent(object_no)
             && shown.is_some_and(|shown| !shown.by_snaps())
             && !self.is_present(object_no).await?
         {

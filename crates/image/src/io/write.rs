@@ -325,6 +325,10 @@ impl Writer<'_> {
     pub(crate) async fn zero(&self, object_no: ObjectNo, offset: u64, length_bytes: u64) -> Result<()> {
         self.copy_up(object_no).await?;
         self.copy_up_parent(object_no, &[]).await?;
+        if self.source_shows_parent(object_no) && !self.is_present(object_no).await? {
+            // It reads as zero by the target's own link; the source may show more, of the time before a shrink.
+            return self.make_empty(object_no).await;
+        }
         if !self.image.inner.head_map.may_exist(object_no) {
             return Ok(());
         }
@@ -404,7 +408,7 @@ impl Writer<'_> {
     }
 
     /// Whether the source may show its own parent through the object, however complete the object is.
-    fn source_shows_parent(&self, object_no: ObjectNo) -> bool {
+    pub(crate) fn source_shows_parent(&self, object_no: ObjectNo) -> bool {
         self.source
             .is_some_and(|source| object_no.0 < source.parent_object_count(self.image))
     }

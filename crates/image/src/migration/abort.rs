@@ -124,6 +124,7 @@ pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
     }
     admin::remove::remove_names(&pair.target.io, &pair.target.name, &pair.target.id).await?;
     admin::remove::remove_by_id(&pair.target.io, &pair.target.id, progress).await?;
+    super::relink::forget_flat_target(&pair.source, &pair.target.io, &pair.target.id).await?;
     relink(&pair.source).await?;
     pair.source.remove().await?;
     progress.update(1, 1);

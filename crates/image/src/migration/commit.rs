@@ -59,6 +59,13 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
         }
     };
     tidy_target(&source).await?;
+    if let Some(spec) = &source.spec {
+        let target_io = source
+            .io
+            .with_pool(spec.pool_id)
+            .with_namespace(&spec.pool_namespace);
+        super::relink::forget_flat_target(&source, &target_io, &spec.image_id).await?;
+    }
     admin::remove::remove_by_id(&source.io, &source.id, progress).await?;
     admin::trash::forget(&source.io, &source.id).await?;
     progress.update(1, 1);

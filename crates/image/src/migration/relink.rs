@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use ferry_cls::rbd::{ParentImageSpec, ProtectionStatus, client, feature};
-use ferry_store::{Errno, SnapId};
+use ferry_store::{Errno, IoCtx, SnapId};
 
 use super::pair::Pair;
 use super::record::Side;
@@ -31,6 +31,28 @@ pub(super) async fn to_source(pair: &Pair) -> Result<()> {
     };
     let back = spec.snap_seqs.iter().map(|(source, target)| (*target, *source));
     move_all(&pair.target, &pair.source, &back.collect()).await
+}
+
+/// Takes the target off the list of the source's parent, unless it is a clone of it: Ceph lists a target that is to be flat, and
+/// forgets it there.
+pub(super) async fn forget_flat_target(source: &Side, target_io: &IoCtx, target_id: &str) -> Result<()> {
+    let header = match header::load(&source.io, &source.id, true).await {
+        Ok(header) => header,
+        Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Some(link) = header.parent else { return Ok(()) };
+    for format in [CloneFormat::One, CloneFormat::Two] {
+        let target = Child {
+            io: target_io.clone(),
+            id: target_id.to_owned(),
+            format,
+        };
+        if target.names_parent().await?.as_ref() != Some(&link.spec) {
+            links::take_off_list(&link.spec, &target).await?;
+        }
+    }
+    Ok(())
 }
 
 /// `EBUSY` ([`ErrorKind::HasChildren`]) when one of these snapshots has clones.
