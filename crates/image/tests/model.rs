@@ -11,6 +11,7 @@ mod support;
 use ferry_cls::rbd::feature;
 use ferry_image::admin::{create, remove};
 use ferry_image::layering::clone::{self, CloneFormat, CloneOptions};
+use ferry_image::layout::{ObjectNo, ObjectOffset};
 use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
@@ -113,6 +114,46 @@ async fn ancestor(rng: &mut StdRng, io: &IoCtx, name: &str, below: Option<&Ances
         name: name.to_owned(),
         snap: "s".to_owned(),
         bytes,
+    }
+}
+
+/// An object of a clone that a snapshot does not have can be made for it later only if nothing newer exists; what the parent
+/// shows there would be lost when the clone is cut loose.
+async fn check_snapshots_can_be_cut_loose(image: &Image, when: &str) {
+    let header = image.header();
+    let ids: Vec<_> = header.snaps.keys().copied().collect();
+    let layout = *image.layout();
+    for (id, snap) in &header.snaps {
+        if header.parent_overlap_bytes(*id) == 0 {
+            continue;
+        }
+        let options = OpenOptions::read_only().at(SnapKey::Id(*id));
+        let shown = Image::open(image.io(), ImageKey::Id(image.id()), options)
+            .await
+            .unwrap();
+        for n in 0..layout.object_count(snap.size_bytes) {
+            let object = format!("{}.{n:016x}", image.fixed().object_prefix);
+            let Ok(set) = image.data_io().list_snaps(&object, &ids).await else {
+                continue;
+            };
+            let has_it = set.clones.iter().any(|clone| clone.snaps.contains(id));
+            if has_it || set.seq < id.0 {
+                continue;
+            }
+            for run in layout.unmap(ObjectNo(n), ObjectOffset(0), layout.object_size_bytes()) {
+                let length = run.length_bytes.min(snap.size_bytes.saturating_sub(run.offset.0));
+                if length == 0 {
+                    continue;
+                }
+                let bytes = shown.read(run.offset.0, length).await.unwrap();
+                assert!(
+                    bytes.iter().all(|byte| *byte == 0),
+                    "{when}: snapshot '{}' has object {n} from the parent, which newer versions hide",
+                    snap.name
+                );
+            }
+        }
+        shown.close().await.unwrap();
     }
 }
 
@@ -502,6 +543,9 @@ impl History {
         if client.header().has(ferry_cls::rbd::feature::OBJECT_MAP) {
             let wrong = rebuild::verify(&client, &Progress::silent()).await.unwrap();
             assert!(wrong.is_empty(), "object map {when}: {wrong:?}");
+        }
+        if self.state != State::Prepared {
+            check_snapshots_can_be_cut_loose(&client, &when).await;
         }
         self.check_children(&when).await;
     }

@@ -6,7 +6,7 @@
 //!
 //! The source may be a clone. What it shows of its parent is left to the target's own link to the parent, or, if the target is to
 //! be flat, copied like its own bytes. An object of the target that exists hides the parent whole: it gets what the source
-//! shows wherever the source has no object, and stays as long as the parent shows there.
+//! shows wherever the source has no object, in older versions too, and stays as long as the parent shows there.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +72,7 @@ pub(super) struct Difference {
     /// The target's object before: whether it exists, and its size.
     existed: bool,
     size_before_bytes: u64,
-    /// Whether an absent object would show the parent.
+    /// Whether an absent object would show the parent where the source does not.
     hides_parent: bool,
 }
 
@@ -200,22 +200,32 @@ impl<'a> Outline<'a> {
             source: SnapId::HEAD,
             living: true,
         };
+        // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.
+        let size_of = |snap: SnapId| match snap.is_head() {
+            true => source.head_overlap_bytes(),
+            false => source_header.size_at(snap).unwrap_or(0),
+        };
+        let own = |snap| exists_at(source, pieces, snapsets, snap, size_of(snap));
+        let history: Vec<(MigratedSnap, bool)> = source
+            .history()
+            .iter()
+            .copied()
+            .chain([head])
+            .map(|of| (of, own(of.source)))
+            .collect();
+        let last_own = history.iter().rposition(|(_, own)| *own);
         let mut before: Option<Side> = None;
-        let points = source.history().iter().copied().chain([head]).map(|of| {
-            // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.
-            let overlap_bytes = if of.source.is_head() {
-                source.head_overlap_bytes()
-            } else {
-                source_header.size_at(of.source).unwrap_or(0)
-            };
+        let points = history.into_iter().enumerate().map(|(index, (of, own))| {
+            let overlap_bytes = size_of(of.source);
             let now = Side {
                 snap: of.source,
                 overlap_bytes,
             };
             let parent_bytes = source_header.parent_overlap_bytes(of.source);
             let shows_parent = pieces.iter().any(|piece| piece.image.offset.0 < parent_bytes);
-            let exists = exists_at(source, pieces, snapsets, of.source, overlap_bytes)
-                || shows_parent && (before.is_some() || source.is_flattened());
+            // What a version shows of the parent cannot be given to it once a newer one has the object.
+            let is_needed = before.is_some() || source.is_flattened() || last_own > Some(index);
+            let exists = own || shows_parent && is_needed;
             let changed = match exists {
                 true => changed_pieces(source, pieces, snapsets, before.map(|was| was.snap), of.source),
                 false => Vec::new(),
@@ -232,7 +242,7 @@ impl<'a> Outline<'a> {
                 changed,
                 now,
                 was,
-                hides_parent: shows_parent && !source.is_flattened(),
+                hides_parent: own && shows_parent && !source.is_flattened(),
             }
         });
         Self {
