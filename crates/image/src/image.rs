@@ -62,6 +62,8 @@ pub struct OpenOptions {
     /// Opens a clone without its parent: for work on its metadata, which must go on when the parent is gone. Reads show
     /// zeroes in the parent's place.
     pub ignore_parent: bool,
+    /// Makes the clone's own what clients read of the parent; `None`: if the image's metadata ask for it.
+    pub copy_on_read: Option<bool>,
     /// The images that this one is opened for as a parent, the nearest last.
     pub(crate) serves: Vec<ImageId>,
 }
@@ -116,6 +118,7 @@ pub(crate) struct Inner {
     pub read_only: bool,
     pub ignore_migration: bool,
     ignore_parent: bool,
+    copy_on_read: AtomicBool,
     /// The images that this one is a parent of, the nearest last.
     pub serves: Vec<ImageId>,
     pub read_snap: SnapId,
@@ -181,6 +184,7 @@ impl Image {
             read_only,
             ignore_migration: options.ignore_migration,
             ignore_parent: options.ignore_parent,
+            copy_on_read: AtomicBool::new(false),
             serves: options.serves,
             read_snap,
             gate: tokio::sync::RwLock::new(()),
@@ -213,7 +217,28 @@ impl Image {
             let _ = image.close().await;
             return Err(error.context(place));
         }
+        if let Err(error) = image.decide_copy_on_read(options.copy_on_read).await {
+            let _ = image.close().await;
+            return Err(error.context(place));
+        }
         Ok(image)
+    }
+
+    async fn decide_copy_on_read(&self, asked: Option<bool>) -> Result<()> {
+        if self.inner.read_only || self.parent().is_none() {
+            return Ok(());
+        }
+        let wanted = match asked {
+            Some(asked) => asked,
+            None => crate::layering::copy_on_read::is_wanted(self).await?,
+        };
+        self.inner.copy_on_read.store(wanted, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether what clients read of the parent becomes the clone's own.
+    pub(crate) fn copies_on_read(&self) -> bool {
+        self.inner.copy_on_read.load(Ordering::Relaxed)
     }
 
     /// Writes out what is buffered, gives up the lock and the watch. Further use of the handle fails with `ESHUTDOWN`.

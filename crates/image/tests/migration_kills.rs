@@ -421,12 +421,12 @@ async fn kill_everywhere(verb: Verb, in_place: bool, then: Then) {
 
 /// The local engine over the simulated disk, which loses its power too. Every `FERRY_KILL_STRIDE`th step, from a random
 /// one on; a campaign sets it to 1.
-async fn kill_on_the_simulated_disk(verb: Verb, then: Then) {
+async fn kill_on_the_simulated_disk(verb: Verb, family: Family, then: Then) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let stride = number("FERRY_KILL_STRIDE").unwrap_or(12).max(1);
     let first = number("FERRY_SEED").unwrap_or_else(|| rand::rng().random()) % stride + 1;
     println!("FERRY_SEED={} FERRY_KILL_STRIDE={stride}", first - 1);
-    kill_at("simulated", (first, stride), verb, false, Family::None, then).await;
+    kill_at("simulated", (first, stride), verb, false, family, then).await;
 }
 
 macro_rules! kills {
@@ -465,22 +465,26 @@ family_kills! {
 }
 
 macro_rules! simulated_kills {
-    ($($name:ident: $verb:ident, $then:ident;)*) => {
+    ($($name:ident: $verb:ident, $family:ident, $then:ident;)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                kill_on_the_simulated_disk(Verb::$verb, Then::$then).await;
+                kill_on_the_simulated_disk(Verb::$verb, Family::$family, Then::$then).await;
             }
         )*
     };
 }
 
 simulated_kills! {
-    prepare_on_the_simulated_disk_is_finished_after_power_loss: Prepare, AgainAfterPowerLoss;
-    execute_on_the_simulated_disk_is_finished_after_power_loss: Execute, AgainAfterPowerLoss;
-    commit_on_the_simulated_disk_is_finished_after_power_loss: Commit, AgainAfterPowerLoss;
-    abort_on_the_simulated_disk_is_finished_after_power_loss: Abort, AgainAfterPowerLoss;
-    execute_on_the_simulated_disk_can_be_aborted: Execute, Abort;
+    prepare_on_the_simulated_disk_is_finished_after_power_loss: Prepare, None, AgainAfterPowerLoss;
+    execute_on_the_simulated_disk_is_finished_after_power_loss: Execute, None, AgainAfterPowerLoss;
+    commit_on_the_simulated_disk_is_finished_after_power_loss: Commit, None, AgainAfterPowerLoss;
+    abort_on_the_simulated_disk_is_finished_after_power_loss: Abort, None, AgainAfterPowerLoss;
+    execute_on_the_simulated_disk_can_be_aborted: Execute, None, Abort;
+    prepare_in_a_family_on_the_simulated_disk_is_finished_after_power_loss: Prepare, Kept, AgainAfterPowerLoss;
+    execute_in_a_family_on_the_simulated_disk_is_finished_after_power_loss: Execute, Kept, AgainAfterPowerLoss;
+    commit_that_flattens_on_the_simulated_disk_is_finished_after_power_loss: Commit, Flattened, AgainAfterPowerLoss;
+    abort_in_a_family_on_the_simulated_disk_is_finished_after_power_loss: Abort, Kept, AgainAfterPowerLoss;
 }
 
 kills! {

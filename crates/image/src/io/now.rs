@@ -83,7 +83,9 @@ impl Image {
         }
         let inside = extent.image_offset.0 + buffer.len() as u64 <= overlap_bytes;
         match self.parent() {
-            Some(parent) if inside && !self.inner.read_only => parent.read_now(extent.image_offset.0, buffer),
+            Some(parent) if inside && !self.inner.read_only && !self.copies_on_read() => {
+                parent.read_now(extent.image_offset.0, buffer)
+            }
             _ => ReadNow::WouldWait,
         }
     }

@@ -9,6 +9,7 @@ use super::CONCURRENT_OBJECTS;
 use crate::error::{ErrorKind, ImageError, Result, optional};
 use crate::header::Header;
 use crate::image::Image;
+use crate::layering::copy_on_read;
 use crate::layering::parent::{Parent, check_still_there, is_gone};
 use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectOffset};
 use crate::migration::source::MigrationSource;
@@ -35,9 +36,7 @@ impl Image {
     /// Reads `length_bytes` at `offset`. `EINVAL` past the end of what this handle shows.
     pub async fn read(&self, offset: u64, length_bytes: u64) -> Result<Bytes> {
         let _client = self.inner.activity.begin();
-        let found = self
-            .read_found(offset, length_bytes, self.inner.read_snap)
-            .await?;
+        let found = self.read_for_client(offset, length_bytes).await?;
         if let [(at, data)] = found.runs.as_slice()
             && *at == offset
             && data.len() as u64 == length_bytes
@@ -55,10 +54,17 @@ impl Image {
     /// Reads without holes: runs of data, ascending. What lies between reads as zero.
     pub async fn read_sparse(&self, offset: u64, length_bytes: u64) -> Result<Vec<Run>> {
         let _client = self.inner.activity.begin();
-        Ok(self
+        Ok(self.read_for_client(offset, length_bytes).await?.runs)
+    }
+
+    async fn read_for_client(&self, offset: u64, length_bytes: u64) -> Result<Found> {
+        let found = self
             .read_found(offset, length_bytes, self.inner.read_snap)
-            .await?
-            .runs)
+            .await?;
+        if found.some_absent && self.copies_on_read() {
+            copy_on_read::after_read(self, offset, length_bytes);
+        }
+        Ok(found)
     }
 
     /// Reads at any snapshot of the image.

@@ -1,6 +1,7 @@
 //! Clones: images that show a snapshot of another image, their parent, wherever they have no object of their own.
 //!
-//! [`parent`] opens the chain of parents and reads through it, [`copy_up`] fills an object before its first change,
+//! [`parent`] opens the chain of parents and reads through it, [`copy_up`] fills an object before its first change
+//! ([`copy_on_read`]: after it was read),
 //! [`links`] keeps the lists of who is whose child, [`children`] shows them, [`clone`] makes clones and [`flatten`] cuts
 //! them loose.
 //!
@@ -18,6 +19,7 @@
 
 pub mod children;
 pub mod clone;
+pub(crate) mod copy_on_read;
 pub(crate) mod copy_up;
 pub mod flatten;
 pub(crate) mod links;
