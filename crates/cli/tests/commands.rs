@@ -264,3 +264,61 @@ fn migration_sources_outside_the_store_are_still_to_come() {
         assert!(said.contains("is not implemented yet in Ferry"), "{said}");
     }
 }
+
+#[test]
+fn clones_are_shown_by_their_parents_and_the_other_way_round() {
+    let store = TestStore::new();
+    store.ok("create --size 4M --object-size 64K base");
+    store.ok("bench --io-type write --io-size 64K --io-total 1M base");
+    store.ok("snap create --no-progress base@s");
+    let refused = store.fails("clone base@s child", 22);
+    assert!(refused.contains("rbd snap protect"), "{refused}");
+    store.ok("clone --rbd-default-clone-format 2 base@s child");
+    store.ok("namespace create rbd/ns");
+    store.ok("clone --rbd-default-clone-format 2 base@s rbd/ns/child");
+    store.ok("snap create --no-progress child@c");
+    store.ok("clone --rbd-default-clone-format 2 child@c leaf");
+    assert_eq!(store.ok("children base"), "rbd/child\nrbd/ns/child\n");
+    store.fails("children child --snap-id 999", 2);
+    let all = store.ok("children base@s --descendants --format json");
+    assert!(
+        all.contains(r#"{"pool":"rbd","pool_namespace":"ns","image":"child"}"#),
+        "{all}"
+    );
+    assert!(all.contains(r#""image":"leaf""#), "{all}");
+    store.ok("trash mv leaf");
+    assert_eq!(store.ok("children child"), "");
+    let trashed = store.ok("children child --all");
+    assert!(trashed.starts_with("rbd/leaf (trash "), "{trashed}");
+    assert!(store.ok("trash ls -l").contains("rbd/child@c"));
+    store.ok("trash purge --no-progress");
+    store.ok("snap rm --no-progress child@c");
+    assert_eq!(store.ok("snap ls --all child"), "", "its last clone is gone");
+    assert!(store.ok("ls -l").contains("rbd/base@s"));
+    store.ok("snap rm --no-progress base@s");
+    assert!(store.ok("snap ls --all base").contains("trash (s)"));
+    let kept = store.fails("rm --no-progress base", 39);
+    assert!(kept.contains("snapshots with linked clones"), "{kept}");
+    store.ok("flatten --no-progress child");
+    store.ok("rm --no-progress rbd/ns/child");
+    assert_eq!(store.ok("snap ls --all base"), "");
+    store.ok("rm --no-progress base");
+    assert!(!store.ok("info child").contains("parent"));
+}
+
+#[test]
+fn removing_a_snapshot_by_force_cuts_its_clones_loose() {
+    let store = TestStore::new();
+    store.ok("create --size 1M base");
+    store.ok("snap create --no-progress base@s");
+    store.ok("snap protect base@s");
+    store.ok("clone base@s child");
+    assert!(
+        store
+            .fails("snap rm --no-progress base@s", 16)
+            .contains("protected")
+    );
+    store.ok("snap rm --no-progress --force base@s");
+    assert_eq!(store.ok("snap ls --all base"), "");
+    assert!(!store.ok("info child").contains("parent"));
+}
