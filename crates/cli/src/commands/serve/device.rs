@@ -132,9 +132,10 @@ impl BlockDevice for ImageDevice {
     }
 
     fn is_fast_zero(&self, _offset: u64, _length_bytes: u64, no_hole: bool) -> bool {
-        // Holes are made by removing and cutting. In the target of a migration, objects at the ends of the range may
-        // have to be copied up first.
-        !no_hole && self.image.header().migration_target().is_none()
+        // Holes are made by removing and cutting. In the target of a migration, and in a clone, objects may have to be
+        // copied up first.
+        let header = self.image.header();
+        !no_hole && header.migration_target().is_none() && header.parent.is_none()
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
