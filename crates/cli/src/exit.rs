@@ -8,7 +8,8 @@
 //! * [`Failure::errno_bare`]: the few lines that Ceph prints without the `rbd: ` in front;
 //! * [`Failure::message`]: any other text with its own exit code;
 //! * [`Failure::silent`]: everything has been said on stderr already;
-//! * [`Failure::not_implemented`] and [`Failure::option_not_implemented`]: known to `rbd`, not built in Ferry; exit 95.
+//! * [`Failure::not_implemented`] and [`Failure::option_not_implemented`]: known to `rbd`, not built in Ferry; exit 95;
+//! * [`Failure::not_supported`]: known to `rbd`, not what Ferry does; exit 95.
 //!
 //! Invariant: the text of a failure goes to stderr and the code is never 0. This module does not know which
 //! library error carries which errno; callers do.
@@ -100,6 +101,14 @@ impl Failure {
     pub fn not_implemented(command: &str) -> Self {
         Self {
             text: format!("rbd: {command} is not implemented yet in Ferry {VERSION}"),
+            code: exit_code(EOPNOTSUPP),
+        }
+    }
+
+    /// A command of `rbd` for what Ferry does not do, and why: exit 95.
+    pub fn not_supported(command: &str, reason: &str) -> Self {
+        Self {
+            text: format!("rbd: {command} is not supported: {reason}"),
             code: exit_code(EOPNOTSUPP),
         }
     }

@@ -42,7 +42,7 @@ pub fn overview() -> String {
     ));
     text.push('\n');
     text.push_str(&paragraph(
-        "A * marks commands that are not implemented yet; they end with exit code 95.",
+        "A * marks commands that are not implemented yet or not supported; they end with exit code 95.",
     ));
     text.push_str("See 'rbd help <command>' for help on a specific command.\n");
     text
@@ -81,6 +81,12 @@ pub fn command(command: &Command) -> String {
         text.push('\n');
         text.push_str(&paragraph(note));
     }
+    if let State::Unsupported(reason) = command.state {
+        text.push('\n');
+        text.push_str(&paragraph(&format!(
+            "Not supported: {reason}. The command ends with exit code 95."
+        )));
+    }
     if command.state == State::ToCome {
         text.push('\n');
         text.push_str(&paragraph(&format!(
@@ -112,7 +118,7 @@ fn command_list(prefix: &[&str]) -> String {
     listed
         .into_iter()
         .map(|command| {
-            let mark = if command.state == State::ToCome { " *" } else { "" };
+            let mark = if is_refused(command) { " *" } else { "" };
             row(
                 &format!("  {}{mark}", name_with_alias(command)),
                 command.summary,
@@ -120,6 +126,11 @@ fn command_list(prefix: &[&str]) -> String {
             )
         })
         .collect()
+}
+
+/// Whether the command only says that it cannot be run.
+fn is_refused(command: &Command) -> bool {
+    matches!(command.state, State::ToCome | State::Unsupported(_))
 }
 
 fn name_with_alias(command: &Command) -> String {
@@ -305,7 +316,7 @@ mod tests {
         for entry in commands() {
             // The longest names leave a single blank before the summary.
             let name = name_with_alias(entry);
-            let mark = if entry.state == State::ToCome { " *" } else { "" };
+            let mark = if is_refused(entry) { " *" } else { "" };
             let wanted = format!("{name}{mark}");
             let count = listed
                 .iter()

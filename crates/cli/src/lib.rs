@@ -37,6 +37,7 @@
 
 pub mod commands;
 pub mod exit;
+pub mod generate;
 pub mod grammar;
 pub mod help;
 pub mod output;

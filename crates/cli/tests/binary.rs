@@ -42,7 +42,7 @@ fn failures_go_to_stderr_with_their_code() {
         (
             &["journal", "reset", "x"],
             95,
-            "rbd: journal reset is not implemented yet in Ferry ",
+            "rbd: journal reset is not supported: Ferry writes no journals",
         ),
     ] {
         let output = rbd(arguments);

@@ -253,6 +253,6 @@ fn help_is_found_from_every_side() {
     assert_eq!(create, printed("create --help"));
     assert_eq!(create, printed("create x --size 1 -h"));
     assert_eq!(printed("help du"), printed("help disk-usage"));
-    assert!(printed("help mirror image enable").contains("Not implemented yet"));
+    assert!(printed("help mirror image enable").contains("Not supported: Ferry does not mirror"));
     assert_eq!(printed("version"), printed("--version"));
 }

@@ -308,14 +308,8 @@ fn other_errors_have_cephs_texts_and_codes() {
 fn what_is_not_built_says_so_with_95() {
     let version = ferry_cli::VERSION;
     let table = [
-        ("journal reset a", "journal reset is"),
-        ("deep cp a b", "deep copy is"),
+        ("group snap ls g", "group snap list is"),
         ("map x", "device map is"),
-        ("trash purge schedule ls", "trash purge schedule list is"),
-        (
-            "mirror pool peer bootstrap create rbd",
-            "mirror pool peer bootstrap create is",
-        ),
         ("create x -s 1 --journal-pool p", "option '--journal-pool' is"),
     ];
     for (line, what) in table {
@@ -324,6 +318,28 @@ fn what_is_not_built_says_so_with_95() {
             failure.text(),
             format!("rbd: {what} not implemented yet in Ferry {version}")
         );
+        assert_eq!(failure.code(), 95);
+    }
+}
+
+#[test]
+fn what_is_not_supported_says_why_with_95() {
+    for (line, start) in [
+        (
+            "journal reset a",
+            "rbd: journal reset is not supported: Ferry writes no journals",
+        ),
+        (
+            "mirror pool peer bootstrap create rbd",
+            "rbd: mirror pool peer bootstrap create is not supported: Ferry does not mirror",
+        ),
+        (
+            "trash purge schedule ls",
+            "rbd: trash purge schedule list is not supported: schedules are run by Ceph's manager",
+        ),
+    ] {
+        let failure = failure(line);
+        assert!(failure.text().starts_with(start), "{}", failure.text());
         assert_eq!(failure.code(), 95);
     }
 }

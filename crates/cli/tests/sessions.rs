@@ -24,7 +24,63 @@ struct Difference {
 /// Ferry's rollback writes every object that it puts back; in Ceph one that is as it was stays as it was.
 const ROLLBACK_WRITES: &str = "du counts the objects that a rollback has put back";
 
+/// The local engine knows what an object shares with its older versions by blocks of 4 KiB.
+const BLOCKS: &str = "differences within an object are told in whole blocks on the local engine";
+/// What is wrong with a file, and at which byte, stands in a note.
+const NOTES: &str = "Ceph says in a line of its own which field is wrong, Ferry in a note";
+/// A file is read as a whole before anything else is looked at.
+const WHOLE: &str = "a file that is no whole diff is refused before its snapshots are looked at";
+
 const DIFFERENCES: &[Difference] = &[
+    Difference {
+        file: "session-files.txt",
+        command: "rbd diff i --from-snap a",
+        output: "Offset  Length  Type\n0       600     data\n69632   378     data\n196608  3408    data\n",
+        code: 0,
+        reason: BLOCKS,
+    },
+    Difference {
+        file: "session-files.txt",
+        command: "rbd diff k@b --from-snap a",
+        output: "Offset  Length  Type\n0       600     data\n69632   378     data\n196608  3408    data\n",
+        code: 0,
+        reason: BLOCKS,
+    },
+    Difference {
+        file: "session-files.txt",
+        command: "rbd import-diff /img/trunc0 i --no-progress",
+        output: "rbd: import-diff failed: (74) Bad message\n",
+        code: 74,
+        reason: NOTES,
+    },
+    Difference {
+        file: "session-files.txt",
+        command: "rbd import-diff /img/trunc1 i --no-progress",
+        output: "rbd: import-diff failed: (74) Bad message\n",
+        code: 74,
+        reason: WHOLE,
+    },
+    Difference {
+        file: "session-files.txt",
+        command: "rbd import-diff /img/trunc3 i --no-progress",
+        output: "rbd: import-diff failed: (74) Bad message\n",
+        code: 74,
+        reason: WHOLE,
+    },
+    Difference {
+        file: "session-files.txt",
+        command: "rbd import-diff /img/banner i --no-progress",
+        output: "rbd: import-diff failed: (22) Invalid argument\n",
+        code: 22,
+        reason: NOTES,
+    },
+    Difference {
+        file: "session-files.txt",
+        command: "rbd import --export-format 2 /img/d0 l --no-progress",
+        output: "rbd: import failed: (22) Invalid argument\n",
+        code: 22,
+        reason: NOTES,
+    },
     Difference {
         file: "session-1.txt",
         command: "rbd du img1",
@@ -116,6 +172,9 @@ fn replay(file: &str) {
     for (number, line) in (1..).zip(text.split('\n')) {
         if let Some(setup) = line.strip_prefix("# setup: rbd ") {
             store.ok(setup);
+        } else if let Some(file) = line.strip_prefix("# file: ") {
+            let (name, hex) = file.split_once(' ').unwrap();
+            std::fs::write(store.directory().join(name), from_hex(hex)).unwrap();
         } else if let Some(images) = line.strip_prefix("# serve: ") {
             served = Some(store.serve(images));
         } else if line == "# write" {
@@ -142,6 +201,11 @@ fn replay(file: &str) {
     assert_eq!(used, listed, "{file}: differences that are listed but no more");
 }
 
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(digits).collect()
+}
+
 fn check(
     store: &TestStore,
     file: &str,
@@ -158,7 +222,9 @@ fn check(
         })
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let ran = store.run(&words);
+    let mut ran = store.run(&words);
+    let here = format!("{}/", store.directory().display());
+    ran.output = ran.output.replace(&here, "/img/");
     for (recorded, now) in ids_of(&case.output).into_iter().zip(ids_of(&ran.output)) {
         ids.entry(recorded).or_insert(now);
     }
@@ -276,6 +342,26 @@ fn a_migration_of_a_parent_and_of_a_clone_reads_as_recorded() {
 #[test]
 fn files_metadata_namespaces_and_trash_read_as_recorded() {
     replay("session-7.txt");
+}
+
+#[test]
+fn differences_between_snapshots_read_as_recorded() {
+    replay("session-diff.txt");
+}
+
+#[test]
+fn files_of_differences_and_exports_with_snapshots_read_as_recorded() {
+    replay("session-files.txt");
+}
+
+#[test]
+fn copies_with_and_without_snapshots_read_as_recorded() {
+    replay("session-copy.txt");
+}
+
+#[test]
+fn locks_taken_by_hand_read_as_recorded() {
+    replay("session-locks.txt");
 }
 
 #[test]

@@ -6,8 +6,10 @@
 pub mod admin;
 pub mod client_activity;
 pub mod deep_copy;
+pub mod diff;
 pub mod error;
 pub mod exclusive_lock;
+pub mod export_format;
 pub mod header;
 pub mod image;
 pub mod io;

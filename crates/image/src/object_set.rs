@@ -1,10 +1,15 @@
 //! A set of object numbers: one bit each, in chunks that exist where members are.
 //!
-//! Costs follow the members: an empty stretch of any length takes neither memory nor time. Pure data; knows no store.
+//! Costs follow the members: an empty stretch of any length takes neither memory nor time.
 
 use std::collections::BTreeMap;
 
+use crate::error::Result;
+use crate::image::Image;
 use crate::layout::ObjectNo;
+
+/// Names listed at a time.
+const LIST_PAGE: usize = 1024;
 
 const WORDS_PER_CHUNK: usize = 64;
 const OBJECTS_PER_CHUNK: u64 = 64 * WORDS_PER_CHUNK as u64;
@@ -79,6 +84,29 @@ impl FromIterator<ObjectNo> for ObjectSet {
         let mut set = Self::default();
         set.extend(objects);
         set
+    }
+}
+
+/// Data objects of an image that have a head or clones.
+pub(crate) async fn existing(image: &Image) -> Result<ObjectSet> {
+    let io = image.data_io();
+    let prefix = image.data_prefix();
+    let mut out = ObjectSet::default();
+    let mut after = String::new();
+    loop {
+        let page = io
+            .store()
+            .list_objects(io.scope(), &prefix, &after, LIST_PAGE)
+            .await?;
+        out.extend(page.iter().filter_map(|name| {
+            u64::from_str_radix(name.get(prefix.len()..)?, 16)
+                .ok()
+                .map(ObjectNo)
+        }));
+        match page.last() {
+            Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
+            _ => return Ok(out),
+        }
     }
 }
 

@@ -102,7 +102,7 @@ async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
         return Ok(());
     }
     let exists = ferry_cls::rbd::ObjectState::Exists;
-    for object in crate::migration::source::list_objects(image).await?.iter() {
+    for object in crate::object_set::existing(image).await?.iter() {
         if (from..to).contains(&object.0) {
             let end = ObjectNo(object.0 + 1);
             crate::object_map::head::update(image, object, end, exists, None).await?;

@@ -149,6 +149,8 @@ struct Offsets {
     plan: Plan,
     size_bytes: u64,
     next: Vec<u64>,
+    /// Requests of all together so far.
+    taken: u64,
 }
 
 impl Offsets {
@@ -157,6 +159,7 @@ impl Offsets {
             plan,
             size_bytes,
             next: Vec::new(),
+            taken: 0,
         };
         offsets.next = (0..plan.io_threads).map(|slot| offsets.start(slot)).collect();
         offsets
@@ -173,12 +176,17 @@ impl Offsets {
     }
 
     fn take(&mut self, slot: u64) -> u64 {
+        if self.plan.pattern == Pattern::FullSequential {
+            // Not each in steps of its own: whoever is faster would get ahead of the others.
+            let offset = self.start(self.taken);
+            self.taken += 1;
+            return offset;
+        }
         let index = slot as usize;
         let offset = self.next[index];
         let step = match self.plan.pattern {
-            Pattern::Random => self.size_bytes,
             Pattern::Sequential => self.plan.io_size_bytes,
-            Pattern::FullSequential => self.plan.io_size_bytes * self.plan.io_threads,
+            _ => self.size_bytes,
         };
         let next = offset.saturating_add(step);
         let fits = next.saturating_add(self.plan.io_size_bytes) <= self.size_bytes;

@@ -1,10 +1,11 @@
-//! `rbd lock ls`.
+//! `rbd lock add`, `ls` and `rm`.
 
 use ferry_image::admin::locks::{self, HeldLock, LockShape};
+use ferry_image::{ErrorKind, ImageError};
 
 use super::error::Explain as _;
 use super::session::Session;
-use crate::exit::Failure;
+use crate::exit::{EINVAL, Failure};
 use crate::output::{Align, Document, Node, TextTable};
 use crate::spec::ImageQuery;
 
@@ -22,6 +23,57 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
         || held.as_ref().map(text).unwrap_or_default(),
         || document(held.as_ref()),
     )
+}
+
+pub(super) async fn add(session: &Session) -> Result<(), Failure> {
+    let args = session.args();
+    let spec = args.image(ImageQuery::source())?;
+    let lock_id = args.positional("lock id")?;
+    args.finish()?;
+    let tag = args.text("shared").filter(|tag| !tag.is_empty());
+    let io = session.place_of(&spec).await?;
+    locks::add(&io, &spec.image, lock_id, tag)
+        .await
+        .map_err(|error| match (error.kind, tag) {
+            (ErrorKind::LockHeld, None) => {
+                Failure::message("rbd: lock is already held by someone else", error.errno.0)
+            }
+            (ErrorKind::LockHeld, Some(_)) => Failure::message(
+                "rbd: lock is already held by someone else with a different tag",
+                error.errno.0,
+            ),
+            _ => failed(error, &spec.image, "taking lock failed"),
+        })
+}
+
+pub(super) async fn remove(session: &Session) -> Result<(), Failure> {
+    const WHAT: &str = "releasing lock failed";
+    let args = session.args();
+    let spec = args.image(ImageQuery::source())?;
+    let lock_id = args.positional("lock id")?;
+    let locker = args.positional("locker")?;
+    args.finish()?;
+    let io = session.place_of(&spec).await?;
+    // An image that is missing is told first.
+    locks::list(&io, &spec.image)
+        .await
+        .map_err(|error| failed(error, &spec.image, WHAT))?;
+    let number = locker.strip_prefix("client.").map(str::parse::<u64>);
+    if !matches!(number, Some(Ok(_))) {
+        return Err(Failure::errno(WHAT, EINVAL).with_line(format_args!(
+            "rbd: note: '{locker}' is no client; see 'rbd lock ls'"
+        )));
+    }
+    locks::remove(&io, &spec.image, lock_id, locker)
+        .await
+        .map_err(|error| failed(error, &spec.image, WHAT))
+}
+
+fn failed(error: ImageError, image: &str, what: &str) -> Failure {
+    match error.kind {
+        ErrorKind::ImageMissing => error.failed(format_args!("error opening image {image}")),
+        _ => error.failed(what),
+    }
 }
 
 fn text(held: &HeldLock) -> String {

@@ -8,7 +8,10 @@
 
 mod bench;
 mod clone;
+mod copy;
 mod create;
+mod diff;
+mod diff_files;
 mod error;
 mod info;
 mod lifecycle;
@@ -99,18 +102,26 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::Bench => bench::run(session).await,
         CommandId::Children => clone::children(session).await,
         CommandId::Clone => clone::run(session).await,
+        CommandId::Copy => copy::run(session, false).await,
         CommandId::Create => create::run(session).await,
+        CommandId::DeepCopy => copy::run(session, true).await,
+        CommandId::Diff => diff::run(session).await,
         CommandId::DiskUsage => usage::run(session).await,
         CommandId::Export => transfer::export(session).await,
+        CommandId::ExportDiff => diff_files::export(session).await,
         CommandId::Flatten => clone::flatten(session).await,
         CommandId::ImageMetaGet => meta::get(session).await,
         CommandId::ImageMetaList => meta::list(session).await,
         CommandId::ImageMetaRemove => meta::remove(session).await,
         CommandId::ImageMetaSet => meta::set(session).await,
         CommandId::Import => transfer::import(session).await,
+        CommandId::ImportDiff => diff_files::import(session).await,
         CommandId::Info => info::run(session).await,
         CommandId::List => list::run(session).await,
+        CommandId::LockAdd => locks::add(session).await,
         CommandId::LockList => locks::list(session).await,
+        CommandId::LockRemove => locks::remove(session).await,
+        CommandId::MergeDiff => diff_files::merge(session).await,
         CommandId::MigrationAbort => migration::abort(session).await,
         CommandId::MigrationCommit => migration::commit(session).await,
         CommandId::MigrationExecute => migration::execute(session).await,

@@ -89,6 +89,7 @@ pub fn parse(
         }
         State::Frame(FrameCommand::Version) => return Ok(Parsed::Print(help::version())),
         State::ToCome => return Err(Failure::not_implemented(&command.name())),
+        State::Unsupported(reason) => return Err(Failure::not_supported(&command.name(), reason)),
     };
     let rest = scan.without_positionals(length);
     let (values, positionals) = parse_options(command, &rest)?;

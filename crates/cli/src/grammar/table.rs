@@ -12,6 +12,7 @@ mod migration;
 mod pool;
 mod snap;
 mod trash;
+mod unsupported;
 
 use super::options::{GLOBAL, Opt};
 
@@ -25,18 +26,26 @@ pub enum CommandId {
     Bench,
     Children,
     Clone,
+    Copy,
     Create,
+    DeepCopy,
+    Diff,
     DiskUsage,
     Export,
+    ExportDiff,
     Flatten,
     ImageMetaGet,
     ImageMetaList,
     ImageMetaRemove,
     ImageMetaSet,
     Import,
+    ImportDiff,
     Info,
     List,
+    LockAdd,
     LockList,
+    LockRemove,
+    MergeDiff,
     MigrationAbort,
     MigrationCommit,
     MigrationExecute,
@@ -96,6 +105,8 @@ pub enum State {
     Frame(FrameCommand),
     /// Known, not built: exit 95.
     ToCome,
+    /// Known, and not what Ferry does; the reason. Exit 95.
+    Unsupported(&'static str),
 }
 
 /// Commands that need nothing but the table.
@@ -157,6 +168,10 @@ impl Command {
 
     const fn to_come(path: &'static [&'static str], summary: &'static str) -> Self {
         Self::new(State::ToCome, path, summary)
+    }
+
+    const fn unsupported(reason: &'static str, path: &'static [&'static str], summary: &'static str) -> Self {
+        Self::new(State::Unsupported(reason), path, summary)
     }
 
     const fn new(state: State, path: &'static [&'static str], summary: &'static str) -> Self {
@@ -274,7 +289,7 @@ const POOL_NAME: Positional = positional("pool-name", "name of the pool");
 const EXPORT_PATH: Positional = positional("path-name", "file to write ('-' for stdout)");
 const IMPORT_PATH: Positional = positional("path-name", "file to read ('-' for stdin)");
 
-const FAMILIES: [&[Command]; 9] = [
+const FAMILIES: [&[Command]; 10] = [
     clone::COMMANDS,
     image::COMMANDS,
     migration::COMMANDS,
@@ -284,6 +299,7 @@ const FAMILIES: [&[Command]; 9] = [
     meta::COMMANDS,
     ferry::COMMANDS,
     later::COMMANDS,
+    unsupported::COMMANDS,
 ];
 
 /// Every command, in no particular order.

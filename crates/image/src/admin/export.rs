@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ferry_store::Errno;
 use futures::stream::{Stream, StreamExt as _, TryStreamExt as _};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufWriter};
 
 use super::CONCURRENT;
 use crate::error::{ImageError, Result};
@@ -83,12 +83,44 @@ pub async fn to_file(image: &Image, path: &Path, progress: &Progress) -> Result<
     }
     .await;
     if written.is_err() {
-        let target = path.to_owned();
-        if let Ok(Err(error)) = blocking(move || std::fs::remove_file(target)).await {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a half-written export");
-        }
+        forget(path).await;
     }
     written
+}
+
+/// Has a new file filled and makes it durable. `EEXIST` when there is one already; one that could not be filled does not
+/// remain.
+pub async fn new_file(
+    path: &Path,
+    fill: impl AsyncFnOnce(&mut (dyn AsyncWrite + Unpin + Send)) -> Result<()>,
+) -> Result<()> {
+    let place = |error: std::io::Error| {
+        ImageError::new(
+            Errno::of_io(&error),
+            format!("writing '{}' ({error})", path.display()),
+        )
+    };
+    let target = path.to_owned();
+    let file = blocking(move || File::create_new(target)).await?.map_err(place)?;
+    let written = async {
+        let mut buffered = BufWriter::with_capacity(SLICE_BYTES as usize, tokio::fs::File::from_std(file));
+        fill(&mut buffered).await?;
+        buffered.flush().await.map_err(place)?;
+        buffered.into_inner().sync_all().await.map_err(place)
+    }
+    .await;
+    if written.is_err() {
+        forget(path).await;
+    }
+    written
+}
+
+/// Removes a file that was not written whole.
+async fn forget(path: &Path) {
+    let target = path.to_owned();
+    if let Ok(Err(error)) = blocking(move || std::fs::remove_file(target)).await {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a half-written export");
+    }
 }
 
 /// Runs what may block where that is allowed.

@@ -117,20 +117,26 @@ pub async fn from_reader(
 }
 
 /// Makes an image, has it filled, and gives it its name when it is durable.
-async fn make(
+pub(super) async fn make(
     io: &IoCtx,
     name: &str,
     options: &ImportOptions,
     fill: impl AsyncFnOnce(&Image) -> Result<()>,
 ) -> Result<()> {
-    let checked = create::check(io, name, &options.create).await?;
-    let unit = options.sparse_size_bytes;
-    if !unit.is_power_of_two() || unit < 512 || unit > checked.layout.object_size_bytes() {
-        return Err(
-            ImageError::new(Errno::EINVAL, format!("sparse size of {unit} bytes"))
-                .hint("use a power of two from 512 to the object size"),
-        );
-    }
+    let accept = |object_size_bytes| check_unit(options.sparse_size_bytes, object_size_bytes);
+    make_image(io, name, &options.create, accept, fill).await
+}
+
+/// The same for an image that is filled from elsewhere; `accept` may refuse its object size.
+pub(super) async fn make_image(
+    io: &IoCtx,
+    name: &str,
+    options: &CreateOptions,
+    accept: impl FnOnce(u64) -> Result<()>,
+    fill: impl AsyncFnOnce(&Image) -> Result<()>,
+) -> Result<()> {
+    let checked = create::check(io, name, options).await?;
+    accept(checked.layout.object_size_bytes())?;
     staged::clear(io, name).await?;
     let id = staged::begin(io, name).await?;
     let made = async {
@@ -154,6 +160,21 @@ async fn make(
         staged::abandon(io, name, &id).await;
     }
     made
+}
+
+/// Refuses a unit of zeroes that the image cannot have. `EINVAL`.
+pub(super) fn check_sparse_size(unit: u64, image: &Image) -> Result<()> {
+    check_unit(unit, image.layout().object_size_bytes())
+}
+
+pub(super) fn check_unit(unit: u64, object_size_bytes: u64) -> Result<()> {
+    if !unit.is_power_of_two() || unit < 512 || unit > object_size_bytes {
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("sparse size of {unit} bytes"))
+                .hint("use a power of two from 512 to the object size"),
+        );
+    }
+    Ok(())
 }
 
 /// From here on the open image keeps others from clearing it away; they may have begun just before.
@@ -298,7 +319,7 @@ async fn read_slice(reader: &mut (dyn AsyncRead + Unpin + Send)) -> std::io::Res
 }
 
 /// Writes what is not zero, in units that begin at multiples of `unit`.
-async fn write_sparse(image: &Image, offset: u64, data: Bytes, unit: u64) -> Result<()> {
+pub(super) async fn write_sparse(image: &Image, offset: u64, data: Bytes, unit: u64) -> Result<()> {
     for (start, end) in data_runs(&data, offset, unit) {
         image.write(offset + start as u64, data.slice(start..end)).await?;
     }
@@ -306,7 +327,7 @@ async fn write_sparse(image: &Image, offset: u64, data: Bytes, unit: u64) -> Res
 }
 
 /// Runs (from, to) of units that are not all zero.
-fn data_runs(data: &[u8], offset: u64, unit: u64) -> Vec<(usize, usize)> {
+pub(super) fn data_runs(data: &[u8], offset: u64, unit: u64) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     let mut at = 0;
     while at < data.len() {
@@ -323,7 +344,7 @@ fn data_runs(data: &[u8], offset: u64, unit: u64) -> Vec<(usize, usize)> {
     runs
 }
 
-fn is_zero(data: &[u8]) -> bool {
+pub(super) fn is_zero(data: &[u8]) -> bool {
     data.chunks(ZEROES.len())
         .all(|chunk| *chunk == ZEROES[..chunk.len()])
 }

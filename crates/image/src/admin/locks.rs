@@ -1,10 +1,10 @@
-//! Who holds the lock of an image (rbd-format sheet, section 4).
+//! The lock of an image: who holds it, and locks that are taken and broken by hand (rbd-format sheet, section 4).
 
-use ferry_cls::lock::{self, LockInfo};
-use ferry_store::IoCtx;
+use ferry_cls::lock::{self, LockInfo, LockKind};
+use ferry_store::{Errno, IoCtx, Timestamp};
 
 use super::directory;
-use crate::error::{Result, optional};
+use crate::error::{ErrorKind, ImageError, Result, optional};
 use crate::names;
 
 /// Whether a lock excludes others.
@@ -56,6 +56,61 @@ pub async fn list(io: &IoCtx, name: &str) -> Result<Option<HeldLock>> {
     let call = lock::client::get_info(names::LOCK);
     let info = optional(ferry_cls::exec_read(io, &names::header_object(&id), call).await)?;
     info.map(held).ok_or_else(|| directory::missing(name))
+}
+
+/// Takes an advisory lock on the image `name`: exclusive, or shared with the holders of the same tag. It stays until it is
+/// removed, whatever becomes of this process. `ENOENT` ([`crate::ErrorKind::ImageMissing`]); `EBUSY` and `EEXIST` if it is
+/// held already.
+pub async fn add(io: &IoCtx, name: &str, lock_id: &str, shared_tag: Option<&str>) -> Result<()> {
+    let header = header_of(io, name).await?;
+    let (kind, tag) = match shared_tag {
+        Some(tag) => (LockKind::Shared, tag),
+        None => (LockKind::Exclusive, ""),
+    };
+    let call = lock::client::lock(names::LOCK, kind, lock_id, tag, "", Timestamp::default(), 0);
+    ferry_cls::exec_write(io, &header, call)
+        .await
+        .map_err(|error| match error.errno {
+            Errno::EBUSY | Errno::EEXIST => ImageError::of(
+                ErrorKind::LockHeld,
+                error.errno,
+                format!("the lock of image '{name}' is held already"),
+            ),
+            _ => error.into(),
+        })?;
+    crate::watch::notify_header_update(io, &header, None).await
+}
+
+/// Takes a lock away from `locker` (`client.4123`). A holder of an exclusive lock is fenced first, so that nothing that it
+/// still has under way is written. `ENOENT` if it does not hold the lock, `EINVAL` for what is no client's name.
+pub async fn remove(io: &IoCtx, name: &str, lock_id: &str, locker: &str) -> Result<()> {
+    let header = header_of(io, name).await?;
+    let info = ferry_cls::exec_read(io, &header, lock::client::get_info(names::LOCK)).await?;
+    let found = info
+        .lockers
+        .iter()
+        .find(|(id, _)| id.cookie == lock_id && id.entity.to_string() == locker);
+    let Some((id, held)) = found else {
+        let what = format!("'{locker}' holds no lock '{lock_id}' on image '{name}'");
+        return Err(ImageError::new(Errno::ENOENT, what).hint("see who does with 'rbd lock ls'"));
+    };
+    if info.kind.is_exclusive()
+        && id.entity.client_gid() != Some(io.store().instance().gid)
+        && let Some(instance) = held.address.client_instance(id.entity)
+    {
+        io.store().blocklist_add(&instance).await?;
+    }
+    let call = lock::client::break_lock(names::LOCK, id.entity, &id.cookie);
+    ferry_cls::exec_write(io, &header, call).await?;
+    crate::watch::notify_header_update(io, &header, None).await
+}
+
+/// The header object of the image `name`.
+async fn header_of(io: &IoCtx, name: &str) -> Result<String> {
+    let id = directory::id_of_name(io, name)
+        .await?
+        .ok_or_else(|| directory::missing(name))?;
+    Ok(names::header_object(&id))
 }
 
 /// What a lock record says.

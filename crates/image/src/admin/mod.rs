@@ -1,15 +1,18 @@
-//! Images as a whole: creating, removing, renaming, trash, pools and namespaces, what the command lists and shows, and raw
-//! import and export.
+//! Images as a whole: creating, removing, renaming, trash, pools and namespaces, what the command lists and shows, and
+//! imports and exports.
 //!
 //! Invariants: a name leads to a whole image or to none (an image in the making or on its way out is known to the trash
 //! only), and every change of several steps may be killed between any two of them and run again. What half-made things
 //! a kill can leave, and who clears them, is told where the steps are: [`staged`], [`trash`], [`rename`], [`namespace`].
 //! What it does not know: the data path, the command line.
 
+pub mod copy;
 pub mod create;
 pub mod directory;
 pub mod export;
+pub mod export_diff;
 pub mod import;
+pub mod import_diff;
 pub mod info;
 pub mod list;
 pub mod locks;

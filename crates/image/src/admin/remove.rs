@@ -69,7 +69,10 @@ async fn finish_interrupted(io: &IoCtx, name: &str, progress: &Progress) -> Resu
             // It has its name now, and goes the ordinary way.
             return Box::pin(remove(io, name, progress)).await;
         }
-        remove_trashed(io, &id, progress).await?;
+        match super::staged::is_staged(&entry) {
+            true => remove_staged(io, &id, progress).await?,
+            false => remove_trashed(io, &id, progress).await?,
+        }
     }
     if found {
         Ok(())
@@ -80,10 +83,26 @@ async fn finish_interrupted(io: &IoCtx, name: &str, progress: &Progress) -> Resu
 
 /// Removes an image whose trash entry says that it may go, and the entry. The entry must not be on its way in or out.
 pub(crate) async fn remove_trashed(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
+    remove_unnamed(io, id, false, progress).await
+}
+
+/// The same for an image that never was whole: nobody has any use for its snapshots.
+pub(crate) async fn remove_staged(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
+    remove_unnamed(io, id, true, progress).await
+}
+
+async fn remove_unnamed(io: &IoCtx, id: &str, staged: bool, progress: &Progress) -> Result<()> {
     let options = OpenOptions::read_write().ignoring_migration().ignoring_parent();
     match Image::open(io, ImageKey::Id(id), options).await {
         Ok(image) => {
-            let removed = remove_trashed_opened(&image, progress).await;
+            let removed = async {
+                if staged {
+                    check_no_watchers(&image).await?;
+                    remove_snapshots(&image).await?;
+                }
+                remove_trashed_opened(&image, progress).await
+            }
+            .await;
             let _ = image.close().await;
             removed?;
         }

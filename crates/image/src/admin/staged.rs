@@ -99,7 +99,7 @@ pub(crate) async fn clear(io: &IoCtx, name: &str) -> Result<()> {
                 Err(error) => return Err(error),
             }
         }
-        if let Err(error) = remove::remove_trashed(io, &id, &Progress::silent()).await {
+        if let Err(error) = remove::remove_staged(io, &id, &Progress::silent()).await {
             tracing::info!(image = name, id, %error, "an image in the making stays");
         }
     }

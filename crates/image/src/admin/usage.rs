@@ -1,22 +1,23 @@
 //! How much of an image is in use: `rbd du`.
 //!
 //! Used by a snapshot (or the head) is what was written since the snapshot before and still is there. Without `exact`
-//! whole objects count, from the object maps when they can be believed (no object is looked at then), else from the
+//! whole objects count, as in a whole-object [`crate::diff`], from the object maps when they can be believed (no object is looked at then), else from the
 //! clones of the objects that exist. With `exact` only the bytes that are data count. Costs follow data; what is held in
 //! memory are the maps, and a few slices of objects.
 
 use ferry_cls::BitVector;
-use ferry_cls::rbd::{ObjectState, SnapshotNamespace, feature, flag};
+use ferry_cls::rbd::{ObjectState, SnapshotNamespace};
 use ferry_store::{Errno, IoCtx, ReadOp, ReadResult, SnapId, SnapSet};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::CONCURRENT;
+use crate::diff::maps::tells_changes;
 use crate::error::{ImageError, Result, optional};
 use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions, SnapKey, find_snap};
 use crate::layout::ObjectNo;
 use crate::object_map;
-use crate::snapshot::diff::{changed_runs, serving};
+use crate::snapshot::diff::{changed_runs, delta, serving};
 
 /// Names of objects read in one listing.
 const LIST_PAGE: usize = 1000;
@@ -128,12 +129,7 @@ struct Maps(Vec<(SnapId, BitVector)>);
 impl Maps {
     /// `None` unless all of them can be believed, also in what they say of changes.
     async fn load(image: &Image, header: &Header) -> Result<Option<Self>> {
-        let flags = header
-            .snaps
-            .values()
-            .map(|snap| snap.flags)
-            .fold(header.flags, |all, flags| all | flags);
-        if !header.has(feature::OBJECT_MAP | feature::FAST_DIFF) || flags & flag::FAST_DIFF_INVALID != 0 {
+        if !tells_changes(header) {
             return Ok(None);
         }
         let mut maps = Vec::new();
@@ -228,13 +224,17 @@ async fn object(image: &Image, spans: &[Span], object_no: ObjectNo, exact: bool)
     let mut out = Vec::with_capacity(spans.len());
     for span in spans {
         let limit = object_bytes(image, object_no, span.size_bytes);
-        let runs = present_runs(&set, span.before, span.snap, image.layout().object_size_bytes());
-        out.push(if runs.is_empty() {
-            0
-        } else if exact {
-            data_bytes(image, &name, span.snap, &runs, limit).await?
-        } else {
-            limit
+        let object_size = image.layout().object_size_bytes();
+        if !exact {
+            let changed = delta(&set, span.before, span.snap, object_size, true).data;
+            let within = |(start, end): &(u64, u64)| end.min(&limit) - start.min(&limit);
+            out.push(changed.iter().map(within).sum());
+            continue;
+        }
+        let runs = present_runs(&set, span.before, span.snap, object_size);
+        out.push(match runs.is_empty() {
+            true => 0,
+            false => data_bytes(image, &name, span.snap, &runs, limit).await?,
         });
     }
     Ok(out)

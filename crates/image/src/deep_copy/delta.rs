@@ -197,7 +197,7 @@ impl<'a> Outline<'a> {
         let source_header = source.image().header();
         let head = MigratedSnap {
             target: SnapId::HEAD,
-            source: SnapId::HEAD,
+            source: source.head(),
             living: true,
         };
         // Of the head what it had at prepare: it may have shrunk since, but snapshots taken in between need the rest.

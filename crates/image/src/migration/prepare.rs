@@ -249,7 +249,7 @@ async fn check_needs_no_layering(source: &Image, header: &Header) -> Result<()> 
 }
 
 /// The link to a parent that the target is to have. `None`: the source shows none, or it is to be cut loose.
-async fn kept_parent(
+pub(crate) async fn kept_parent(
     source: &Image,
     target_io: &IoCtx,
     options: &PrepareOptions,
@@ -298,7 +298,7 @@ async fn kept_parent(
 }
 
 /// Features that come with what an image has, not from its source.
-fn not_inherited() -> u64 {
+pub(crate) fn not_inherited() -> u64 {
     feature::STRIPINGV2 | feature::DATA_POOL | feature::OPERATIONS | feature::MIGRATING
 }
 
@@ -394,6 +394,26 @@ async fn fill_target(
     header: &Header,
     parent: Option<&(ParentImageSpec, CloneFormat)>,
 ) -> Result<BTreeMap<SnapId, SnapId>> {
+    let snap_seqs = make_history(target, header, parent).await?;
+    let object = &target.inner.header_object;
+    let metadata = client::metadata_list_all(source.io(), &source.inner.header_object).await?;
+    if !metadata.is_empty() {
+        ferry_cls::exec_write(target.io(), object, client::metadata_set(&metadata)).await?;
+    }
+    let limit = crate::snapshot::get_limit(source).await?;
+    if limit != u64::MAX {
+        crate::snapshot::set_limit(target, limit).await?;
+    }
+    Ok(snap_seqs)
+}
+
+/// Gives an empty image the link to a parent, the snapshots and the size that a header says; the map from that header's
+/// snapshot ids to its own.
+pub(crate) async fn make_history(
+    target: &Image,
+    header: &Header,
+    parent: Option<&(ParentImageSpec, CloneFormat)>,
+) -> Result<BTreeMap<SnapId, SnapId>> {
     target.acquire_lock().await?;
     let io = target.io();
     let object = &target.inner.header_object;
@@ -422,14 +442,6 @@ async fn fill_target(
     }
     set_size(target, header.size_bytes).await?;
     show_parent(target, header, SnapId::HEAD, parent).await?;
-    let metadata = client::metadata_list_all(source.io(), &source.inner.header_object).await?;
-    if !metadata.is_empty() {
-        ferry_cls::exec_write(io, object, client::metadata_set(&metadata)).await?;
-    }
-    let limit = crate::snapshot::get_limit(source).await?;
-    if limit != u64::MAX {
-        crate::snapshot::set_limit(target, limit).await?;
-    }
     Ok(snap_seqs)
 }
 

@@ -14,12 +14,10 @@ use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::io::read::Found;
 use crate::layout::{ObjectNo, ObjectOffset};
-use crate::object_set::ObjectSet;
+use crate::object_set::{self, ObjectSet};
 
 /// Objects of the source looked at before other tasks get their turn.
 const OBJECTS_PER_TURN: usize = 4096;
-/// Names listed at a time.
-const LIST_PAGE: usize = 1024;
 
 /// A snapshot that came with the migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +41,8 @@ pub struct MigrationSource {
     history: Vec<MigratedSnap>,
     /// Newest snapshot id of the target that came with the migration, living or removed since; 0 without.
     base_seq: u64,
+    /// What the target's head shows of the source: its head, or a snapshot if that is copied.
+    head: SnapId,
     /// Size of the source's head at prepare.
     overlap_bytes: u64,
     /// Whether what the source shows of its parent is copied too.
@@ -119,10 +119,22 @@ impl MigrationSource {
             snaps,
             history,
             base_seq,
+            head: SnapId::HEAD,
             overlap_bytes: spec.overlap_bytes,
             flattened: spec.flatten,
             copy_overlap_bytes,
         }
+    }
+
+    /// The same, with a snapshot of the source in the place of its head.
+    pub(crate) fn with_head(mut self, head: SnapId) -> Self {
+        self.head = head;
+        self
+    }
+
+    /// What the target's head shows of the source.
+    pub(crate) fn head(&self) -> SnapId {
+        self.head
     }
 
     /// The source image.
@@ -178,7 +190,7 @@ impl MigrationSource {
 
     /// Objects of the target through which the source's head shows the source's own parent, where it has no object itself.
     pub(crate) fn parent_object_count(&self, target: &Image) -> u64 {
-        let overlap_bytes = self.image.header().parent_overlap_bytes(SnapId::HEAD);
+        let overlap_bytes = self.image.header().parent_overlap_bytes(self.head);
         target.layout().object_count(overlap_bytes)
     }
 
@@ -194,7 +206,7 @@ impl MigrationSource {
         let size = header.size_at(snap)?;
         let source_header = self.image.header();
         if snap.is_head() {
-            return Some((SnapId::HEAD, size.min(self.overlap_bytes)));
+            return Some((self.head, size.min(self.overlap_bytes)));
         }
         match self.snaps.get(&snap) {
             Some(source_snap) => {
@@ -202,7 +214,7 @@ impl MigrationSource {
                 Some((*source_snap, size.min(source_size)))
             }
             // Taken since: it shows what the head showed.
-            None => Some((SnapId::HEAD, size.min(self.overlap_bytes))),
+            None => Some((self.head, size.min(self.overlap_bytes))),
         }
     }
 
@@ -244,7 +256,7 @@ impl MigrationSource {
     pub(crate) async fn objects_to_copy(&self, target: &Image) -> Result<ObjectSet> {
         let existing = match self.objects_by_maps().await? {
             Some(objects) => objects,
-            None => list_objects(&self.image).await?,
+            None => object_set::existing(&self.image).await?,
         };
         let mut out = ObjectSet::default();
         let end = self.object_count(target);
@@ -272,7 +284,7 @@ impl MigrationSource {
     async fn objects_by_maps(&self) -> Result<Option<ObjectSet>> {
         let mut objects = ObjectSet::default();
         let versions = self.history.iter().map(|snap| snap.source);
-        for snap in versions.chain([SnapId::HEAD]) {
+        for snap in versions.chain([self.head]) {
             let Some(map) = crate::object_map::snap::load(&self.image, snap).await? else {
                 return Ok(None);
             };
@@ -301,29 +313,6 @@ impl MigrationSource {
                 let size = to.object_size_bytes();
                 (extent.offset.0 / size..=last / size).for_each(|object| each(ObjectNo(object)));
             }
-        }
-    }
-}
-
-/// Data objects of an image that have a head or clones.
-pub(crate) async fn list_objects(image: &Image) -> Result<ObjectSet> {
-    let io = image.data_io();
-    let prefix = image.data_prefix();
-    let mut out = ObjectSet::default();
-    let mut after = String::new();
-    loop {
-        let page = io
-            .store()
-            .list_objects(io.scope(), &prefix, &after, LIST_PAGE)
-            .await?;
-        out.extend(page.iter().filter_map(|name| {
-            u64::from_str_radix(name.get(prefix.len()..)?, 16)
-                .ok()
-                .map(ObjectNo)
-        }));
-        match page.last() {
-            Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
-            _ => return Ok(out),
         }
     }
 }

@@ -25,6 +25,13 @@ pub(super) const COMMANDS: &[Command] = &[
         ])
         .notes(&[FEATURES_NOTE]),
     Command::built(
+        CommandId::Diff,
+        &["diff"],
+        "List the extents that changed since a snapshot or since the image was made.",
+    )
+    .positionals(&[IMAGE_OR_SNAP_SPEC])
+    .options(&[SNAP_NAMES, &[FROM_SNAP, WHOLE_OBJECT], FORMAT]),
+    Command::built(
         CommandId::DiskUsage,
         &["disk-usage"],
         "Show how much space a pool, an image or a snapshot takes.",
@@ -92,4 +99,61 @@ pub(super) const COMMANDS: &[Command] = &[
     )
     .positionals(&[IMAGE_SPEC])
     .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::ExportDiff,
+        &["export-diff"],
+        "Write what changed since a snapshot to a file.",
+    )
+    .positionals(&[SOURCE_IMAGE_OR_SNAP_SPEC, EXPORT_PATH])
+    .options(&[
+        SOURCE_NAMES,
+        SOURCE_SNAP,
+        &[PATH, FROM_SNAP, WHOLE_OBJECT, NO_PROGRESS],
+    ]),
+    Command::built(
+        CommandId::ImportDiff,
+        &["import-diff"],
+        "Apply a file of changes to an image.",
+    )
+    .positionals(&[IMPORT_PATH, IMAGE_SPEC])
+    .options(&[&[PATH], IMAGE_NAMES, &[SPARSE_SIZE, NO_PROGRESS]]),
+    Command::built(
+        CommandId::MergeDiff,
+        &["merge-diff"],
+        "Join two files of changes that follow each other.",
+    )
+    .positionals(&[
+        positional("diff1-path", "first file of changes ('-' for stdin)"),
+        positional("diff2-path", "second file of changes"),
+        EXPORT_PATH,
+    ])
+    .options(&[&[PATH, NO_PROGRESS]]),
+    Command::built(
+        CommandId::Copy,
+        &["copy"],
+        "Copy an image or one snapshot to a new image.",
+    )
+    .aliases(&[&["cp"]])
+    .positionals(&[SOURCE_IMAGE_OR_SNAP_SPEC, DEST_IMAGE_SPEC])
+    .options(&[
+        SOURCE_NAMES,
+        SOURCE_SNAP,
+        DEST_NAMES,
+        LAYOUT,
+        &[SPARSE_SIZE, NO_PROGRESS],
+    ]),
+    Command::built(
+        CommandId::DeepCopy,
+        &["deep", "copy"],
+        "Copy an image with its snapshots to a new image.",
+    )
+    .aliases(&[&["deep", "cp"]])
+    .positionals(&[SOURCE_IMAGE_OR_SNAP_SPEC, DEST_IMAGE_SPEC])
+    .options(&[
+        SOURCE_NAMES,
+        SOURCE_SNAP,
+        DEST_NAMES,
+        LAYOUT,
+        &[FLATTEN, NO_PROGRESS],
+    ]),
 ];

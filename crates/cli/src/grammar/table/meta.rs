@@ -58,4 +58,23 @@ pub(super) const COMMANDS: &[Command] = &[
     )
     .positionals(&[IMAGE_OR_SNAP_SPEC])
     .options(&[SNAP_NAMES, &[NO_PROGRESS]]),
+    Command::built(
+        CommandId::LockAdd,
+        &["lock", "add"],
+        "Take an advisory lock on an image.",
+    )
+    .positionals(&[IMAGE_SPEC, positional("lock-id", "name for the lock")])
+    .options(&[IMAGE_NAMES, &[SHARED]]),
+    Command::built(
+        CommandId::LockRemove,
+        &["lock", "remove"],
+        "Break a lock on an image.",
+    )
+    .aliases(&[&["lock", "rm"]])
+    .positionals(&[
+        IMAGE_SPEC,
+        positional("lock-id", "name of the lock"),
+        positional("locker", "client that holds it"),
+    ])
+    .options(&[IMAGE_NAMES]),
 ];

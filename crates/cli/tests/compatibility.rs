@@ -1,0 +1,171 @@
+//! docs/compatibility.md is what the command table says: made here from the table, from the list of Ceph's commands and
+//! options (tests/golden/ceph-commands.txt), and from what is written below about deliberate differences.
+//!
+//! `FERRY_UPDATE=1` writes the page anew.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use ferry_cli::grammar::table::{Command, State, commands};
+
+/// Where Ferry's command does on purpose what Ceph's does not, and why.
+const DIFFERS: &[(&str, &str)] = &[
+    (
+        "bench",
+        "`full-seq` goes through the image strictly in order, which Ceph's does only if all requests take equally long",
+    ),
+    (
+        "create",
+        "stripe unit and count are checked before the name is looked for",
+    ),
+    (
+        "diff",
+        "with `--whole-object` and object maps, objects that a shrink took away are told too, which Ceph forgets; on a local store \
+              differences within an object are told in whole blocks of 4 KiB",
+    ),
+    (
+        "disk-usage",
+        "a rollback counts as a write of all objects that it puts back",
+    ),
+    (
+        "import",
+        "the image has no name until it is whole; a file of format 2 that is cut off leaves nothing",
+    ),
+    (
+        "import-diff",
+        "a file is read as a whole before the image is touched; what contradicts itself is refused (22), what ends too early \
+                     too (74); Ceph applies it up to there",
+    ),
+    (
+        "merge-diff",
+        "runs that lie outside the image are refused as damaged (22), not as out of order (95)",
+    ),
+    (
+        "migration abort",
+        "snapshots taken on the target are named, and only dropped with `--force`",
+    ),
+    (
+        "migration prepare",
+        "see [migration.md](migration.md) for what differs of all verbs, on the same records",
+    ),
+    ("rename", "the error for another pool names both pools"),
+    (
+        "snap rollback",
+        "counts as a write of every object that it puts back",
+    ),
+];
+
+fn list() -> BTreeMap<String, BTreeSet<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ceph-commands.txt");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let (name, options) = line.split_once(':').unwrap();
+            let options = options.split_whitespace().map(str::to_owned).collect();
+            (name.to_owned(), options)
+        })
+        .collect()
+}
+
+fn own(name: &str) -> Option<&'static Command> {
+    commands().find(|command| command.name() == name)
+}
+
+/// Options of Ceph's that the command does not take, and those that it knows and refuses.
+fn missing(command: &Command, options: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
+    let known = |long: &str| {
+        command
+            .all_options()
+            .find(|option| option.long == long || option.alias == Some(long))
+    };
+    let unknown = options.iter().filter(|long| known(long).is_none()).cloned();
+    let refused = options
+        .iter()
+        .filter(|long| known(long).is_some_and(|option| !option.built))
+        .cloned();
+    (unknown.collect(), refused.collect())
+}
+
+fn page() -> String {
+    let mut text = String::from(
+        "# Compatibility with Ceph's rbd\n\n\
+         Every command and option of Ceph's `rbd` 16.2.15. This page is made from the command table by `crates/cli/tests/compatibility.rs`,\n\
+         which fails if it is out of date; `FERRY_UPDATE=1` writes it anew.\n\n\
+         Outputs and exit codes are compared with recorded sessions of Ceph's command (`crates/cli/tests/golden`), files with Ceph's\n\
+         own, byte by byte. What is *to come* or *not supported* is known to the command line, explained by `rbd help`, and exits 95.\n\n\
+         | command | state | notes |\n|---|---|---|\n",
+    );
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, options) in list() {
+        let command = own(&name).unwrap_or_else(|| panic!("'{name}' is not in the command table"));
+        let mut notes = Vec::new();
+        let differs = DIFFERS.iter().find(|(command, _)| *command == name);
+        let state = match command.state {
+            State::ToCome => "to come",
+            State::Unsupported(reason) => {
+                notes.push(reason.to_owned());
+                "not supported"
+            }
+            State::Built(_) | State::Frame(_) => {
+                let (unknown, refused) = missing(command, &options);
+                let listed = |names: &[String]| {
+                    let names: Vec<String> = names.iter().map(|long| format!("`--{long}`")).collect();
+                    names.join(", ")
+                };
+                notes.extend(differs.map(|(_, why)| (*why).to_owned()));
+                if !refused.is_empty() {
+                    notes.push(format!("refused (95): {}", listed(&refused)));
+                }
+                if !unknown.is_empty() {
+                    notes.push(format!("not known: {}", listed(&unknown)));
+                }
+                match differs {
+                    Some(_) => "works, differs on purpose",
+                    None => "works",
+                }
+            }
+        };
+        *count.entry(state).or_default() += 1;
+        let _ = writeln!(text, "| {name} | {state} | {} |", notes.join("; "));
+    }
+    let counts: Vec<String> = count
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let _ = writeln!(text, "\n{} commands: {}.", list().len(), counts.join(", "));
+    let mut additions: Vec<String> = commands()
+        .filter(|command| !list().contains_key(&command.name()))
+        .filter(|command| matches!(command.state, State::Built(_)))
+        .map(|command| format!("`{}`", command.name()))
+        .collect();
+    additions.sort();
+    let _ = writeln!(text, "\nFerry's own additions: {}.", additions.join(", "));
+    text
+}
+
+#[test]
+fn the_page_says_what_the_command_table_says() {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
+    let page = page();
+    if std::env::var_os("FERRY_UPDATE").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    let first = page.lines().zip(written.lines()).find(|(now, then)| now != then);
+    assert!(
+        page == written,
+        "docs/compatibility.md is out of date (FERRY_UPDATE=1 writes it anew): {first:?}"
+    );
+}
+
+#[test]
+fn what_is_said_to_differ_works() {
+    for (name, why) in DIFFERS {
+        let command = own(name).unwrap();
+        assert!(matches!(command.state, State::Built(_)), "{name}: {why}");
+    }
+}
