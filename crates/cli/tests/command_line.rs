@@ -43,6 +43,15 @@ fn values_that_look_like_options_are_values() {
 }
 
 #[test]
+fn values_that_are_names_of_options_are_values() {
+    for line in ["--id pool ls", "ls --id=pool", "ls --id pool -K keyfile"] {
+        assert_eq!(run(line).unwrap().globals.id.as_deref(), Some("pool"), "{line}");
+    }
+    let globals = run("-K keyfile ls").unwrap().globals;
+    assert_eq!(globals.keyfile.as_deref(), Some("keyfile"));
+}
+
+#[test]
 fn specs_and_options_are_merged_and_the_spec_wins() {
     let table = [
         ("info x", "rbd/x"),

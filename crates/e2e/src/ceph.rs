@@ -55,6 +55,12 @@ impl Ferry {
         Some(ferry)
     }
 
+    /// The images of another cluster.
+    pub fn on_another_ceph(mut self, conf: PathBuf) -> Self {
+        self.ceph = Some(conf);
+        self
+    }
+
     /// Configuration of the cluster.
     ///
     /// # Panics

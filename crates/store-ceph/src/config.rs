@@ -1,12 +1,16 @@
 //! Where the cluster is and who we are, as every client of Ceph is told.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ferry_store::Errno;
 
 use crate::sys::{Cluster, LoadError, library};
+
+/// Longest file with a secret that is read; keys are shorter than 100 bytes.
+const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// How to reach a cluster. What is left out is found as Ceph's own clients find it: `CEPH_CONF`, `CEPH_ARGS`, `CEPH_KEYRING`,
 /// `/etc/ceph/CLUSTER.conf`.
@@ -26,6 +30,9 @@ pub struct CephConfig {
     pub keyfile: Option<PathBuf>,
     /// Longest that connecting, and each question to the monitors, may take.
     pub connect_timeout: Duration,
+    /// Longest that an operation may wait for an OSD; `None`: for ever, as Ceph's clients do. Ceph's own option
+    /// `rados_osd_op_timeout` wins where it is set. What was given up may still take effect, as what a killed client had sent.
+    pub op_timeout: Option<Duration>,
     /// Leave alone what librados exports for C++ only, as with a library that lacks it. Without being asked for,
     /// `FERRY_RADOS_CXX=0` in the environment says so.
     pub c_interface_only: bool,
@@ -41,6 +48,7 @@ impl Default for CephConfig {
             keyring: None,
             keyfile: None,
             connect_timeout: Self::CONNECT_TIMEOUT,
+            op_timeout: None,
             c_interface_only: std::env::var_os("FERRY_RADOS_CXX").is_some_and(|value| value == "0"),
         }
     }
@@ -83,6 +91,7 @@ fn hint(errno: Errno) -> &'static str {
     match errno {
         Errno::ETIMEDOUT => "; no monitor answered in time: is the cluster up, and is it this one?",
         Errno::EACCES => "; the cluster does not accept this user's key",
+        Errno::EINVAL => "; the secret is no key of Ceph's, or the configuration is wrong",
         Errno::EPERM => "; this user has no capability 'mon allow r', or its key is another",
         Errno::ENOENT => "; no keyring or no monitors were found: name them with -k, -c or -m",
         _ => "",
@@ -110,12 +119,19 @@ impl CephConfig {
         // What was said on the command line wins over files and environment.
         let path = |path: &PathBuf| path.to_string_lossy().into_owned();
         let seconds = self.connect_timeout.as_secs().max(1).to_string();
+        let is_set = handle
+            .get("rados_osd_op_timeout")
+            .is_some_and(|value| value.parse() != Ok(0.0));
+        let op_timeout = self.op_timeout.filter(|_| !is_set);
         let said = [
             ("mon_host", self.mon_host.clone()),
             ("keyring", self.keyring.as_ref().map(path)),
-            ("keyfile", self.keyfile.as_ref().map(path)),
             ("client_mount_timeout", Some(seconds.clone())),
             ("rados_mon_op_timeout", Some(seconds)),
+            (
+                "rados_osd_op_timeout",
+                op_timeout.map(|timeout| timeout.as_secs().max(1).to_string()),
+            ),
         ];
         for (option, value) in said {
             let Some(value) = value else { continue };
@@ -123,7 +139,24 @@ impl CephConfig {
                 OpenError::Config(format!("cannot set Ceph's option {option} to '{value}'"), errno)
             })?;
         }
+        if let Some(path) = &self.keyfile {
+            self.read_key(&handle, path)?;
+        }
         Ok(handle)
+    }
+
+    /// Takes the secret out of its file, as Ceph's own commands do. It appears in no message.
+    fn read_key(&self, handle: &Cluster, path: &Path) -> Result<(), OpenError> {
+        let failed = |errno| {
+            let what = format!("cannot read a Ceph user's secret from '{}'", path.display());
+            OpenError::Config(what, errno)
+        };
+        let mut secret = Vec::new();
+        let read =
+            std::fs::File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX).read_to_end(&mut secret));
+        read.map_err(|error| failed(Errno(error.raw_os_error().unwrap_or(Errno::EIO.0))))?;
+        let secret = std::str::from_utf8(&secret).map_err(|_| failed(Errno::EINVAL))?;
+        handle.set("key", secret.trim()).map_err(failed)
     }
 
     fn read_files(&self, handle: &Cluster) -> Result<(), OpenError> {

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
     ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
-    PoolOptions, PoolUsage, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store,
-    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply, check_copy, probing,
+    PoolOptions, PoolUsage, ReadOp, ReadReply, ReadStep, Result, Scope, SnapContext, SnapId, SnapSet, Store,
+    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply, WriteStep, check_copy, probing,
 };
 use parking_lot::Mutex;
 
@@ -26,6 +26,25 @@ use crate::{addr, copying, reading, reply, without_cxx, writing};
 /// How often, and how long each time, a shutdown looks whether operations are still under way: 10 s in all.
 const SHUTDOWN_POLLS: u32 = 2000;
 const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
+
+/// What people may do about an error, to stand behind it.
+fn why(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => {
+            "; this user's capabilities do not allow it (Ceph's 'profile rbd' does)"
+        }
+        Errno::ESHUTDOWN => {
+            "; this client was fenced (blocklisted), as one that is taken for dead: start it again"
+        }
+        Errno::ENOSPC => "; the cluster or the pool is full",
+        Errno::EDQUOT => "; the pool's quota is used up",
+        Errno::ETIMEDOUT => "; the cluster did not answer in time",
+        _ => "",
+    }
+}
+
+/// Calls of class methods in an operation: index of the step, class, method.
+type Calls = Vec<(usize, &'static str, &'static str)>;
 
 /// What is done and where, for errors; made only when there is one.
 type What<'a> = &'a (dyn Fn() -> String + Sync);
@@ -81,7 +100,8 @@ impl CephStore {
             true => None,
             false => self.cluster.lock().clone(),
         };
-        cluster.ok_or_else(|| StoreError::new(Errno::ESHUTDOWN, what()))
+        cluster
+            .ok_or_else(|| StoreError::new(Errno::ESHUTDOWN, format!("{}{}", what(), why(Errno::ESHUTDOWN))))
     }
 
     /// An error with its place; notes when it says that we are fenced.
@@ -92,8 +112,26 @@ impl CephStore {
         }
         StoreError {
             errno,
-            what: what(),
+            what: format!("{}{}", what(), why(errno)),
             step,
+        }
+    }
+
+    /// The same of an operation with calls of class methods; names what the OSD does not have or does not allow.
+    fn failed_calls(&self, error: OpError, calls: &Calls, what: What<'_>) -> StoreError {
+        let at_fault = match error.step {
+            Some(step) => calls.iter().find(|call| call.0 == step),
+            None => calls.first(),
+        };
+        match at_fault {
+            Some((_, class, method)) if error.errno == Errno::EOPNOTSUPP => self.failed(error, &|| {
+                format!("{}: the OSD has no method '{method}' of class '{class}'", what())
+            }),
+            // An OSD may be told which classes it loads.
+            Some((_, class, _)) if error.errno == Errno::EPERM => {
+                self.failed(error, &|| format!("{}: class '{class}' is refused", what()))
+            }
+            _ => self.failed(error, what),
         }
     }
 
@@ -135,6 +173,10 @@ impl Store for CephStore {
 
     fn engine(&self) -> &'static str {
         "ceph"
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::SeqCst)
     }
 
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {
@@ -262,9 +304,18 @@ impl Store for CephStore {
         let cluster = self.cluster(what)?;
         let ioctx = self.contexts.reading(&cluster, object.scope, snap).await;
         let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        let calls = op
+            .steps
+            .iter()
+            .enumerate()
+            .filter_map(|(index, step)| match step {
+                ReadStep::Call { class, method, .. } => Some((index, *class, *method)),
+                _ => None,
+            });
+        let calls: Calls = calls.collect();
         reading::run(&ioctx, object.name, op)
             .await
-            .map_err(|error| self.failed(error, what))
+            .map_err(|error| self.failed_calls(error, &calls, what))
     }
 
     async fn write(&self, object: ObjectRef<'_>, snapc: &SnapContext, op: WriteOp) -> Result<WriteReply> {
@@ -272,9 +323,18 @@ impl Store for CephStore {
         let cluster = self.cluster(what)?;
         let ioctx = self.contexts.writing(&cluster, object.scope, snapc).await;
         let ioctx = ioctx.map_err(|errno| self.failed(errno, what))?;
+        let calls = op
+            .steps
+            .iter()
+            .enumerate()
+            .filter_map(|(index, step)| match step {
+                WriteStep::Call { class, method, .. } => Some((index, *class, *method)),
+                _ => None,
+            });
+        let calls: Calls = calls.collect();
         writing::run(&ioctx, object.name, op)
             .await
-            .map_err(|error| self.failed(error, what))
+            .map_err(|error| self.failed_calls(error, &calls, what))
     }
 
     async fn copy_into(

@@ -115,6 +115,12 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// Short name of the engine, for messages (`local`, `memory`, `ceph`).
     fn engine(&self) -> &'static str;
 
+    /// Whether this client has heard that it was fenced ([`Store::blocklist_add`]). It may have been before it hears of it;
+    /// every operation fails from then on, and nothing brings it back.
+    fn is_fenced(&self) -> bool {
+        false
+    }
+
     /// Creates a pool. `EEXIST` if the name is taken, `EINVAL` for a name that is empty or has `/` or `@`.
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId>;
 

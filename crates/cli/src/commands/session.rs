@@ -9,14 +9,14 @@ use std::sync::Arc;
 use ferry_image::migration::execution::ExecuteProgress;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, SnapKey, admin};
 use ferry_store::{IoCtx, Store};
-use ferry_store_ceph::CephStore;
+use ferry_store_ceph::{CephConfig, CephStore};
 use ferry_store_local::{LocalOptions, LocalStore};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::error::Explain as _;
 use crate::exit::Failure;
-use crate::grammar::{Args, Engine, Invocation};
+use crate::grammar::{Args, CommandId, Engine, Invocation};
 use crate::output::{Document, OutputFormat, bytes, emit};
 use crate::progress::{ByteDetail, Progress, Unit};
 use crate::spec::{ImageRef, ImageSpec, PoolSpec};
@@ -60,7 +60,13 @@ impl Session {
                 Ok(store)
             }
             Engine::Ceph => {
-                let connected = CephStore::connect(globals.ceph()?).await;
+                let config = globals.ceph()?;
+                let bound = config.connect_timeout;
+                let config = CephConfig {
+                    op_timeout: (!waits(self.invocation.command)).then_some(bound),
+                    ..config
+                };
+                let connected = CephStore::connect(config).await;
                 let store = connected.map_err(|error| {
                     Failure::message("rbd: couldn't connect to the cluster!", error.errno().0)
                         .with_line(format!("rbd: note: {error}"))
@@ -180,6 +186,32 @@ impl Session {
             shown: Arc::new(Progress::new(task, self.args().progress_options(Unit::Bytes))),
         }
     }
+}
+
+/// Whether a command waits for OSDs that are down for as long as it takes: those that serve, and those that move or remove much
+/// data and would have to be begun again. Any other tells after a while that nobody answers.
+fn waits(command: CommandId) -> bool {
+    matches!(
+        command,
+        CommandId::Bench
+            | CommandId::Export
+            | CommandId::Flatten
+            | CommandId::Import
+            | CommandId::MigrationAbort
+            | CommandId::MigrationCommit
+            | CommandId::MigrationExecute
+            | CommandId::ObjectMapCheck
+            | CommandId::ObjectMapRebuild
+            | CommandId::Remove
+            | CommandId::Resize
+            | CommandId::Serve
+            | CommandId::SnapPurge
+            | CommandId::SnapRemove
+            | CommandId::SnapRollback
+            | CommandId::TrashPurge
+            | CommandId::TrashRemove
+            | CommandId::Watch
+    )
 }
 
 /// The error of an image that cannot be opened, as Ceph words it.

@@ -164,7 +164,7 @@ pub const GLOBAL: &[Opt] = &[
     Opt::new(
         "connect-timeout",
         Kind::Number(86_400),
-        "seconds to wait for the Ceph monitors at most, 30 by default",
+        "seconds to wait for the Ceph monitors, and in short commands for OSDs; 30 by default",
     ),
     Opt::text(
         "store",

@@ -240,7 +240,8 @@ fn known_options() -> HashMap<String, &'static Opt> {
 fn is_known(word: &str, known: &HashMap<String, &'static Opt>) -> bool {
     match word.strip_prefix("--") {
         Some(long) => known.contains_key(long.split('=').next().unwrap_or(long)),
-        None => known.contains_key(word),
+        // A short one; long ones are known without their dashes.
+        None => word.starts_with('-') && known.contains_key(word),
     }
 }
 

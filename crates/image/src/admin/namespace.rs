@@ -23,12 +23,22 @@ pub async fn exists(io: &IoCtx, name: &str) -> Result<bool> {
     Ok(list(io).await?.iter().any(|listed| listed == name))
 }
 
-/// `ENOENT` ([`ErrorKind::NamespaceMissing`]) unless the namespace of `io` is there.
+/// `ENOENT` ([`ErrorKind::NamespaceMissing`]) unless the namespace of `io` is there and ready. Looks at nothing outside it, as
+/// a user may have no rights elsewhere.
 pub async fn check(io: &IoCtx) -> Result<()> {
-    if exists(io, &io.scope().namespace).await? {
-        Ok(())
-    } else {
-        Err(missing(&io.scope().namespace))
+    let name = &io.scope().namespace;
+    if name.is_empty() {
+        return Ok(());
+    }
+    match ferry_cls::exec_read(
+        io,
+        names::DIRECTORY,
+        client::dir_state_assert(DirectoryState::Ready),
+    )
+    .await
+    {
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EBUSY) => Err(missing(name)),
+        other => Ok(other?),
     }
 }
 

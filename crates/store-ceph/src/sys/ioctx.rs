@@ -74,6 +74,12 @@ impl Ioctx {
             ReadAt::Snap(snap) => snap.0,
             ReadAt::SnapDir => SNAP_DIR,
         };
+        // Watches, unlike writes, take no flag of their own that lets a full cluster answer.
+        let full_try = functions.set_pool_full_try.or(functions.set_osdmap_full_try);
+        if let Some(full_try) = full_try {
+            // SAFETY: a new context that nobody else has.
+            unsafe { full_try(raw) };
+        }
         // SAFETY: a new context that nobody else has; a string; an array of the length that is named, which is copied.
         unsafe {
             (functions.rados_ioctx_set_namespace)(raw, namespace.as_ptr());

@@ -167,6 +167,9 @@ functions! {
         rados_blocklist_add(RawCluster, *mut c_char, u32) -> c_int;
     }
     optional {
+        // One function under two names: its old one, and that of newer releases.
+        set_osdmap_full_try = "rados_set_osdmap_full_try" (RawIoctx);
+        set_pool_full_try = "rados_set_pool_full_try" (RawIoctx);
         // Steps that the C interface lacks, added to an operation of the C interface: see `cxx` and `cxx_copy`.
         list_snaps_step = "_ZN8librados7v14_2_019ObjectReadOperation10list_snapsEPNS_10snap_set_tEPi"
             (*mut c_void, *mut c_void, *mut c_int);

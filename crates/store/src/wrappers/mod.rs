@@ -237,6 +237,10 @@ impl<H: Hook> Store for Wrapper<H> {
         self.inner.engine()
     }
 
+    fn is_fenced(&self) -> bool {
+        self.inner.is_fenced()
+    }
+
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {
         let call = elsewhere(
             OpKind::PoolCreate,

@@ -5,6 +5,7 @@
 //! or of the pool or namespace that is named, is found at the moment a client asks for it and closed after its last
 //! client. With `--read-only`, images are neither watched nor locked, so that they can be in use elsewhere.
 //!
+//! A server that was fenced (a cluster blocklisted it) ends with exit code 108: a new one is let in again.
 //! `SIGINT` and `SIGTERM` let requests under way finish, flush, give up locks and watches, and end with exit code 0.
 //!
 //! | file | what it holds |
@@ -22,8 +23,10 @@ mod options;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferry_nbd::{Exports, ServeSummary, Server, ServerConfig, shutdown_channel};
+use ferry_store::{Errno, Store};
 use sd_notify::NotifyState;
 
 use super::Signals;
@@ -34,6 +37,9 @@ use exports::{ExportOptions, Scope, StoreExports};
 use listeners::Listeners;
 use metrics::{MetricsServer, ServeMetrics};
 use options::ServeOptions;
+
+/// How often a server looks whether it was fenced.
+const FENCE_POLL: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), Failure> {
     let options = ServeOptions::new(session.args())?;
@@ -54,7 +60,7 @@ pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), 
         session.place(&PoolSpec { pool, namespace }).await?;
     }
     let exports = StoreExports::new(
-        store,
+        store.clone(),
         ExportOptions {
             place: options.place,
             scope: options.scope,
@@ -70,10 +76,23 @@ pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), 
         }
     }
     if result.is_ok() {
-        result = serve(listeners, Arc::clone(&exports), config, metrics, signals).await;
+        result = tokio::select! {
+            result = serve(listeners, Arc::clone(&exports), config, metrics, signals) => result,
+            () = fenced(&*store) => Err(Failure::errno("this server was fenced", Errno::ESHUTDOWN.0).with_line(
+                "rbd: note: another client took it for dead, or an administrator did; start it again",
+            )),
+        };
     }
     let closed = exports.close_kept().await;
     result.and(closed)
+}
+
+/// Waits until the store has fenced this client. Nothing can be served from then on.
+async fn fenced(store: &dyn Store) {
+    let mut ticks = tokio::time::interval(FENCE_POLL);
+    while !store.is_fenced() {
+        ticks.tick().await;
+    }
 }
 
 type Metrics = (MetricsServer, Arc<ServeMetrics>);
