@@ -257,9 +257,11 @@ fn replace_word(word: &str, before: &str, ids: &mut HashMap<String, String>) -> 
     if groups == [8, 4, 4, 4, 12] && word.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
         return "UUID".to_owned();
     }
-    // Names of data objects hold the id behind a dot. Ids without a letter are only known by what stands before them.
+    // Names of data objects hold the id behind a dot. Ids without a letter are only known by what stands before them, which
+    // in lists of the trash is nothing.
     let named = ["id:", "id\":\"", "id\": \"", "id>", "(", "_data", "_header"];
-    let named = named.iter().any(|prefix| before.ends_with(prefix)) || word.starts_with("data.");
+    let named =
+        before.is_empty() || named.iter().any(|prefix| before.ends_with(prefix)) || word.starts_with("data.");
     let replace = |part: &str| {
         if is_id(part, named) {
             numbered_id(part, ids)
