@@ -194,9 +194,13 @@ fn waits(command: CommandId) -> bool {
     matches!(
         command,
         CommandId::Bench
+            | CommandId::Copy
+            | CommandId::DeepCopy
             | CommandId::Export
+            | CommandId::ExportDiff
             | CommandId::Flatten
             | CommandId::Import
+            | CommandId::ImportDiff
             | CommandId::MigrationAbort
             | CommandId::MigrationCommit
             | CommandId::MigrationExecute
