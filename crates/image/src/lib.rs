@@ -10,6 +10,7 @@ pub mod diff;
 pub mod error;
 pub mod exclusive_lock;
 pub mod export_format;
+pub mod features;
 pub mod header;
 pub mod image;
 pub mod io;

@@ -109,12 +109,11 @@ pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -
         }
         Request::Migrate => crate::migration::execute::copy_all(image, progress).await,
         Request::Flatten => crate::layering::flatten::flatten_here(image, progress).await,
-        Request::UpdateFeatures { .. } => Err(not_yet("feature changes")),
-        Request::Sparsify { .. } => Err(not_yet("sparsify")),
+        Request::UpdateFeatures { features, enabled } => {
+            crate::features::update_here(image, *features, *enabled).await
+        }
+        Request::Sparsify { sparse_size_bytes } => {
+            crate::io::sparsify::sparsify_here(image, *sparse_size_bytes, progress).await
+        }
     }
-}
-
-fn not_yet(what: &str) -> ImageError {
-    ImageError::new(Errno::EOPNOTSUPP, format!("{what} on an image in use"))
-        .hint("this version of Ferry cannot do it")
 }

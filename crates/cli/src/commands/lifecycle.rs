@@ -1,5 +1,6 @@
-//! `rbd rm`, `rbd mv` and `rbd resize`.
+//! `rbd rm`, `rbd mv`, `rbd resize` and `rbd sparsify`.
 
+use ferry_image::io::sparsify::DEFAULT_SPARSE_SIZE_BYTES;
 use ferry_image::{ErrorKind, ImageError, OpenOptions, admin};
 use ferry_store::Errno;
 
@@ -86,4 +87,18 @@ pub(super) async fn resize(session: &Session) -> Result<(), Failure> {
     let task = session.task("Resizing image");
     let resized = image.resize(size_bytes, allow_shrink, &task.library()).await;
     task.end(resized).map_err(|error| error.failed("resize error"))
+}
+
+pub(super) async fn sparsify(session: &Session) -> Result<(), Failure> {
+    let args = session.args();
+    let spec = args.image(ImageQuery::source())?;
+    let sparse_size_bytes = args
+        .size_bytes("sparse-size")
+        .unwrap_or(DEFAULT_SPARSE_SIZE_BYTES);
+    args.finish()?;
+    let image = session.image(&spec, OpenOptions::read_write()).await?;
+    let task = session.task("Image sparsify");
+    let sparsified = image.sparsify(sparse_size_bytes, &task.library()).await;
+    task.end(sparsified)
+        .map_err(|error| error.failed("sparsify error"))
 }

@@ -13,6 +13,7 @@ mod create;
 mod diff;
 mod diff_files;
 mod error;
+mod feature;
 mod info;
 mod lifecycle;
 mod list;
@@ -109,6 +110,8 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::DiskUsage => usage::run(session).await,
         CommandId::Export => transfer::export(session).await,
         CommandId::ExportDiff => diff_files::export(session).await,
+        CommandId::FeatureDisable => feature::disable(session).await,
+        CommandId::FeatureEnable => feature::enable(session).await,
         CommandId::Flatten => clone::flatten(session).await,
         CommandId::ImageMetaGet => meta::get(session).await,
         CommandId::ImageMetaList => meta::list(session).await,
@@ -152,6 +155,7 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::SnapRename => snap::rename(session).await,
         CommandId::SnapRollback => snap::rollback(session).await,
         CommandId::SnapUnprotect => snap::unprotect(session).await,
+        CommandId::Sparsify => lifecycle::sparsify(session).await,
         CommandId::Status => status::run(session).await,
         CommandId::TrashList => trash::list(session).await,
         CommandId::TrashMove => trash::move_image(session).await,

@@ -156,9 +156,7 @@ async fn copy_versions(
             ..Copied::default()
         }));
     }
-    let head_map = &target.inner.head_map;
-    let became_absent = versions_end_absent(&versions) && head_map.is_marked_clean(object_no);
-    if !head_map.is_marked_ahead() || became_absent {
+    if !target.inner.head_map.is_marked_ahead() {
         mark_maps(target, source, &versions, object_no).await?;
     }
     let object_size = target.layout().object_size_bytes();
@@ -265,10 +263,9 @@ async fn mark_maps(
     let header = target.header();
     // What changed at a snapshot that was removed since has changed for the next one that lives.
     let mut changed = false;
-    let mut head_state = None;
     for version in versions {
         changed |= version.change.is_some();
-        if !version.living {
+        if !version.living || version.snap.is_head() {
             continue;
         }
         let state = match (version.exists, changed) {
@@ -277,18 +274,15 @@ async fn mark_maps(
             (true, false) => Some(ObjectState::ExistsClean),
         };
         changed = false;
-        if version.snap.is_head() {
-            head_state = state;
-        } else if let Some(state) = state {
+        if let Some(state) = state {
             crate::object_map::snap::set(target, version.snap, object_no, state).await?;
         }
     }
-    // A head that the source had removed may become an empty object, to say how far the history has got.
-    let history = versions
+    // It gets a head of its own, to say how far the history has got, even if that is empty or shares all bytes.
+    let mut state = versions
         .iter()
         .any(|version| version.exists)
         .then_some(ObjectState::Exists);
-    let mut state = head_state.or(history);
     for snap in header.snaps.range(SnapId(source.base_seq() + 1)..) {
         // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.
         if let Some(seen) = state {

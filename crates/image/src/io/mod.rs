@@ -8,6 +8,7 @@
 pub mod known;
 pub mod now;
 pub mod read;
+pub mod sparsify;
 pub mod trim;
 pub mod write;
 

@@ -222,7 +222,7 @@ impl Writer<'_> {
         })
     }
 
-    fn hides_source(&self, object_no: ObjectNo) -> bool {
+    pub(crate) fn hides_source(&self, object_no: ObjectNo) -> bool {
         object_no.0 < self.hiding_objects
     }
 

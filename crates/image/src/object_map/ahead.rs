@@ -31,16 +31,6 @@ struct States {
 }
 
 impl States {
-    fn clean(&self) -> ObjectSet {
-        let mut clean = ObjectSet::default();
-        clean.extend(
-            self.existing
-                .iter()
-                .filter(|object| !self.changed.contains(*object)),
-        );
-        clean
-    }
-
     /// Raises what `map` says to these states; whether that changed anything.
     fn raise(&self, map: &mut BitVector) -> bool {
         let mut any = false;
@@ -67,7 +57,7 @@ impl States {
 pub(crate) async fn mark(image: &Image, source: &MigrationSource, objects: &ObjectSet) -> Result<bool> {
     let header = image.header();
     if !header.has(feature::OBJECT_MAP) {
-        image.inner.head_map.set_marked_ahead(ObjectSet::default());
+        image.inner.head_map.set_marked_ahead();
         return Ok(true);
     }
     if source.image().header().parent.is_some() {
@@ -87,14 +77,13 @@ pub(crate) async fn mark(image: &Image, source: &MigrationSource, objects: &Obje
     let Some(states) = &mut state else {
         return Ok(false);
     };
-    let clean = states.clean();
     for snap in header.snaps.range(taken_since..) {
         // They see what the source's head was; all but the first of them see it unchanged.
         raise_snap(image, *snap.0, states).await?;
         states.changed = ObjectSet::default();
     }
     raise_head(image, states).await?;
-    image.inner.head_map.set_marked_ahead(clean);
+    image.inner.head_map.set_marked_ahead();
     Ok(true)
 }
 
@@ -150,11 +139,10 @@ async fn mark_history(image: &Image, source: &MigrationSource) -> Result<Option<
         inside_before = image.layout().object_count(size_bytes);
         ever.extend(states.existing.iter());
         if source_snap.is_head() {
-            // One that the source's head has no more may become an empty object, to say how far its history has got.
+            // Each gets a head of its own, to say how far its history has got, even if that is empty or shares all bytes.
             for object in ever.iter() {
-                if states.existing.insert(object) {
-                    states.changed.insert(object);
-                }
+                states.existing.insert(object);
+                states.changed.insert(object);
             }
             return Ok(Some(states));
         }

@@ -18,7 +18,6 @@ use crate::image::Image;
 use crate::layout::ObjectNo;
 use crate::names;
 use crate::object_map::mark::Wanted;
-use crate::object_set::ObjectSet;
 
 /// The map in memory; empty while the lock is not owned, or the image has no usable map.
 #[derive(Debug, Default)]
@@ -32,8 +31,6 @@ pub struct HeadMap {
     epoch: AtomicU64,
     /// 1 + the epoch in which all that a migration will copy was marked; 0: never.
     marked_ahead: AtomicU64,
-    /// Objects whose marks the source's map alone vouches for: it calls them unchanged in its head.
-    marked_clean: RwLock<ObjectSet>,
 }
 
 impl HeadMap {
@@ -66,22 +63,14 @@ impl HeadMap {
         self.marked_ahead.load(Ordering::SeqCst) == self.epoch.load(Ordering::SeqCst) + 1
     }
 
-    /// Whether the object's mark in the head is "unchanged", on the word of the source's map. Maps may call existing what
-    /// is gone, so a copy that finds no such object must look again.
-    pub(crate) fn is_marked_clean(&self, object: ObjectNo) -> bool {
-        self.marked_clean.read().contains(object)
-    }
-
-    /// All is marked, `clean` of it as unchanged.
-    pub(super) fn set_marked_ahead(&self, clean: ObjectSet) {
-        *self.marked_clean.write() = clean;
+    /// All is marked.
+    pub(super) fn set_marked_ahead(&self) {
         let value = self.epoch.load(Ordering::SeqCst) + 1;
         self.marked_ahead.store(value, Ordering::SeqCst);
     }
 
     pub(super) fn forget_marks(&self) {
         self.marked_ahead.store(0, Ordering::SeqCst);
-        *self.marked_clean.write() = ObjectSet::default();
     }
 }
 

@@ -199,7 +199,8 @@ async fn scan(
     Ok(())
 }
 
-/// State of one object at each version, from its clones.
+/// State of one object at each version, from its clones. As librbd sees it, a clone of its own counts as a change, even if
+/// it shares all of its bytes.
 async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) -> Result<States> {
     let object = image.data_object(object_no.0);
     let snaps: Vec<SnapId> = versions.iter().map(|(snap, _)| *snap).collect();
@@ -210,25 +211,24 @@ async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) 
         };
         return Ok(vec![absent; versions.len()]);
     };
-    let object_size = image.layout().object_size_bytes();
-    let mut before = None;
+    let fast_diff = image.header().has(feature::FAST_DIFF);
+    let mut before: Option<(SnapId, usize)> = None;
     Ok(versions
         .iter()
         .map(|&(snap, _)| {
-            let state = match (diff::serving(&snapset, snap), before) {
+            let serving = diff::serving(&snapset, snap);
+            let state = match (serving, before) {
                 (None, _) => ObjectState::Nonexistent,
-                (Some(_), Some(before))
-                    if diff::changed_runs(&snapset, Some(before), snap, object_size).is_empty() =>
-                {
-                    ObjectState::ExistsClean
-                }
+                (Some(now), Some((_, before))) if fast_diff && now == before => ObjectState::ExistsClean,
                 (Some(_), _) => ObjectState::Exists,
             };
             let seen = Seen {
                 state,
-                maybe_as_at: before.filter(|before| diff::is_guess(&snapset, *before, snap)),
+                maybe_as_at: before
+                    .map(|(before, _)| before)
+                    .filter(|before| diff::is_guess(&snapset, *before, snap)),
             };
-            before = (state != ObjectState::Nonexistent).then_some(snap);
+            before = serving.map(|serving| (snap, serving));
             seen
         })
         .collect())

@@ -304,7 +304,8 @@ fn reporter(image: &Image, id: AsyncRequestId) -> (Progress, tokio::task::JoinHa
         }
     });
     let progress = Progress::new(move |done, total| {
-        let _ = sender.send((done, total));
+        // librbd divides by the total.
+        let _ = sender.send((done, total.max(1)));
     });
     (progress, task)
 }

@@ -156,4 +156,11 @@ pub(super) const COMMANDS: &[Command] = &[
         LAYOUT,
         &[FLATTEN, NO_PROGRESS],
     ]),
+    Command::built(
+        CommandId::Sparsify,
+        &["sparsify"],
+        "Give back the space of an image's zeros.",
+    )
+    .positionals(&[IMAGE_SPEC])
+    .options(&[IMAGE_NAMES, &[NO_PROGRESS, SPARSE_SIZE]]),
 ];

@@ -19,10 +19,6 @@ const DEVICE_SPEC: Positional = positional(
     "image-or-snap-or-device-spec",
     "image, snapshot or path of the device, as [POOL/[NAMESPACE/]]IMAGE[@SNAP] or PATH",
 );
-const FEATURES: Positional = many(
-    "features",
-    "names of features: exclusive-lock, object-map, fast-diff, journaling",
-);
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::to_come(
@@ -125,12 +121,6 @@ pub(super) const COMMANDS: &[Command] = &[
             positional("passphrase-file", "file with the passphrase"),
         ])
         .options(&[IMAGE_NAMES, &[CIPHER_ALG]]),
-    Command::to_come(&["feature", "disable"], "Switch off features of an image.")
-        .positionals(&[IMAGE_SPEC, FEATURES])
-        .options(&[IMAGE_NAMES]),
-    Command::to_come(&["feature", "enable"], "Switch on features of an image.")
-        .positionals(&[IMAGE_SPEC, FEATURES])
-        .options(&[IMAGE_NAMES, JOURNAL_OPTIONS]),
     Command::to_come(&["group", "create"], "Make a group of images.")
         .positionals(&[GROUP_SPEC])
         .options(&[GROUP_NAMES]),
@@ -192,7 +182,4 @@ pub(super) const COMMANDS: &[Command] = &[
     )
     .positionals(&[GROUP_SNAP_SPEC])
     .options(&[&[NO_PROGRESS], GROUP_NAMES, &[SNAP]]),
-    Command::to_come(&["sparsify"], "Give back the space of an image's zeros.")
-        .positionals(&[IMAGE_SPEC])
-        .options(&[IMAGE_NAMES, &[NO_PROGRESS, SPARSE_SIZE]]),
 ];

@@ -1,11 +1,30 @@
-//! Metadata of images: key and value pairs, locks, object maps.
+//! Metadata of images: features, key and value pairs, locks, object maps.
 
 use super::super::options::*;
 use super::*;
 
 const KEY: Positional = positional("key", "name of the metadatum");
+const FEATURES: Positional = many(
+    "features",
+    "names of features: exclusive-lock, object-map, fast-diff, deep-flatten (off only)",
+);
 
 pub(super) const COMMANDS: &[Command] = &[
+    Command::built(
+        CommandId::FeatureDisable,
+        &["feature", "disable"],
+        "Switch off features of an image.",
+    )
+    .positionals(&[IMAGE_SPEC, FEATURES])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::FeatureEnable,
+        &["feature", "enable"],
+        "Switch on features of an image.",
+    )
+    .positionals(&[IMAGE_SPEC, FEATURES])
+    .options(&[IMAGE_NAMES, JOURNAL_OPTIONS])
+    .notes(&["A new object map serves only after 'rbd object-map rebuild'."]),
     Command::built(
         CommandId::ImageMetaGet,
         &["image-meta", "get"],
