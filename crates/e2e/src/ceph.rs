@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::ferry::Ferry;
-use crate::process::{Finished, run};
+use crate::process::{Background, Finished, run};
 use crate::tools::skip;
 
 /// Whose `rbd` is meant.
@@ -75,8 +75,16 @@ impl Ferry {
     /// If the store is not on a cluster.
     #[track_caller]
     pub fn run_as<S: AsRef<OsStr>>(&self, side: Side, words: &[S]) -> Finished {
+        run(&mut self.command_as(side, words))
+    }
+
+    /// Either side's `rbd` with these words.
+    ///
+    /// # Panics
+    /// If the store is not on a cluster.
+    pub fn command_as<S: AsRef<OsStr>>(&self, side: Side, words: &[S]) -> Command {
         match side {
-            Side::Ferry => self.rbd(words),
+            Side::Ferry => self.command(words),
             Side::Ceph => {
                 let mut command = Command::new(CEPH_RBD);
                 command
@@ -84,9 +92,41 @@ impl Ferry {
                     .arg(self.ceph_conf())
                     .args(words)
                     .env("TZ", "UTC");
-                run(&mut command)
+                command
             }
         }
+    }
+
+    /// Starts either side's `rbd` with these words.
+    #[track_caller]
+    pub fn start_as<S: AsRef<OsStr>>(&self, side: Side, words: &[S]) -> Background {
+        Background::start(&mut self.command_as(side, words), &self.path(""), &unique("job"))
+    }
+
+    /// Names of the objects of a pool of the cluster that contain `part`, in all namespaces.
+    ///
+    /// # Panics
+    /// If they can't be listed.
+    #[track_caller]
+    pub fn rados_objects(&self, pool: &str, part: &str) -> Vec<String> {
+        let listing = self.rados(&["-p", pool, "ls", "--all"]);
+        listing
+            .lines()
+            .filter(|line| line.contains(part))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// What Ceph's `rados` answers to these words.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn rados<S: AsRef<OsStr>>(&self, words: &[S]) -> String {
+        let mut command = Command::new("rados");
+        run(command.arg("-c").arg(self.ceph_conf()).args(words))
+            .ok()
+            .stdout
     }
 
     /// Runs either side's `rbd`, which must succeed, and gives its standard output.

@@ -9,6 +9,8 @@
 //! | [`ceph`] | a store on a real cluster, and Ceph's own `rbd` beside ours |
 //! | [`certificates`] | an authority, a server and a client for TLS |
 //! | [`ferry`] | a store, commands on it, a server on it |
+//! | [`history`] | an image with a past on a cluster, and what each of its versions holds |
+//! | [`librbd`] | a client on Ceph's librbd that does what it is told |
 //! | [`process`] | commands with their output, children that die with their owner |
 //! | [`load`] | a client that writes and remembers what was flushed |
 //! | [`mount`] | file systems on a served image |
@@ -20,6 +22,8 @@
 pub mod ceph;
 pub mod certificates;
 pub mod ferry;
+pub mod history;
+pub mod librbd;
 pub mod load;
 pub mod mount;
 pub mod process;
@@ -27,4 +31,6 @@ pub mod tools;
 
 pub use ceph::Side;
 pub use ferry::{Ferry, Served};
+pub use history::{History, Shape};
+pub use librbd::Librbd;
 pub use process::{Background, Finished, run, run_ok};

@@ -6,75 +6,18 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ferry_e2e::ceph::unique;
-use ferry_e2e::{Background, Ferry, Side};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use ferry_e2e::{Background, Ferry, History, Shape, Side};
 
 const IMAGE_BYTES: usize = 9 << 20;
-const OBJECT: &str = "1M";
 
-/// An image with a history, and what each version holds.
-struct Source {
-    name: String,
-    versions: Vec<(String, Vec<u8>)>,
-}
-
-impl Source {
-    /// Makes an image with two snapshots, each written, with holes, by the side that `maker` says for this version.
-    fn new(ferry: &Ferry, maker: Side, seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let name = unique("source");
-        let mut bytes = vec![0u8; IMAGE_BYTES];
-        rng.fill(&mut bytes[..2_500_000]);
-        rng.fill(&mut bytes[5_000_000..5_100_000]);
-        let path = ferry.file("source");
-        std::fs::write(&path, &bytes).unwrap();
-        let words = ["import", "--no-progress", "--object-size", OBJECT, &path, &name];
-        ferry.ok_as(maker, &words);
-        let mut versions = Vec::new();
-        for (snap, side) in [("s1", maker), ("s2", maker.other())] {
-            ferry.ok_as(
-                side,
-                &["snap", "create", "--no-progress", &format!("{name}@{snap}")],
-            );
-            versions.push((snap.to_owned(), bytes.clone()));
-            let words = [
-                "bench",
-                "--io-type",
-                "write",
-                "--io-size",
-                "4096",
-                "--io-total",
-                "65536",
-                &name,
-            ];
-            ferry.ok_as(side, &[&words[..], &["--io-pattern", "rand"]].concat());
-            bytes = ferry.export_as(side, &name);
-        }
-        versions.push((String::new(), bytes));
-        Self { name, versions }
-    }
-
-    /// Every version of `image` is as it was, in the eyes of both sides, and its object maps hold.
-    #[track_caller]
-    fn check(&self, ferry: &Ferry, image: &str, when: &str) {
-        for (snap, expected) in &self.versions {
-            let spec = match snap.is_empty() {
-                true => image.to_owned(),
-                false => format!("{image}@{snap}"),
-            };
-            for side in Side::BOTH {
-                let found = ferry.export_as(side, &spec);
-                assert!(found == *expected, "{when}: {side:?} reads {spec} otherwise");
-                let map = ferry.run_as(side, &["object-map", "check", "--no-progress", &spec]);
-                let map = map.ok();
-                assert!(
-                    !format!("{}{}", map.stdout, map.stderr).contains("rror"),
-                    "{when}: {side:?} finds the object map of {spec} wrong: {map:?}"
-                );
-            }
-        }
-    }
+/// 9 MiB with holes.
+fn source(ferry: &Ferry, maker: Side, seed: u64) -> History {
+    let shape = Shape {
+        image_bytes: IMAGE_BYTES,
+        data_bytes: 2_500_000,
+        options: &["--object-size", "1M"],
+    };
+    History::new(ferry, maker, seed, shape)
 }
 
 fn sides(mask: u32) -> [Side; 4] {
@@ -89,7 +32,7 @@ fn every_verb_of_a_migration_can_follow_the_other_side_s() {
         let when = format!(
             "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, committed by {committer:?}"
         );
-        let source = Source::new(&ferry, maker, u64::from(mask));
+        let source = source(&ferry, maker, u64::from(mask));
         let target = format!("other/{}", unique("target"));
         ferry.ok_as(
             preparer,
@@ -123,7 +66,7 @@ fn an_abort_can_follow_the_other_side_s_verbs() {
         let when = format!(
             "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, aborted by {aborter:?}"
         );
-        let source = Source::new(&ferry, maker, u64::from(mask));
+        let source = source(&ferry, maker, u64::from(mask));
         let target = format!("other/{}", unique("target"));
         ferry.ok_as(preparer, &["migration", "prepare", &source.name, &target]);
         // Ceph's own goes back only from what it has not wholly copied as well as from what it has.
@@ -142,7 +85,7 @@ fn an_abort_can_follow_the_other_side_s_verbs() {
 fn both_sides_print_the_same() {
     let Some(ferry) = Ferry::on_ceph() else { return };
     for maker in Side::BOTH {
-        let source = Source::new(&ferry, maker, 7);
+        let source = source(&ferry, maker, 7);
         let name = source.name.as_str();
         let target = format!("other/{}", unique("target"));
         let compare = |image: &str| {
@@ -232,7 +175,7 @@ fn fio(ferry: &Ferry, seed: u32, words: &[&str]) -> Command {
 fn clients_of_either_side_keep_their_data_under_the_other_s_execute_and_after_a_kill() {
     let Some(ferry) = Ferry::on_ceph() else { return };
     for executor in Side::BOTH {
-        let source = Source::new(&ferry, executor, 11);
+        let source = source(&ferry, executor, 11);
         let name = unique("target");
         let target = format!("other/{name}");
         ferry.ok_as(executor.other(), &["migration", "prepare", &source.name, &target]);

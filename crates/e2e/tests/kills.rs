@@ -1,10 +1,11 @@
 //! `kill -9` of the real processes at random moments: nothing that was flushed is lost, and every verb can be run
-//! again. `FERRY_KILLS` sets how many, `FERRY_SEED` replays the choices (not the moments).
+//! again. `FERRY_KILLS` sets how many (`FERRY_CEPH_KILLS` on a cluster), `FERRY_SEED` replays the choices (not the moments).
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::time::Duration;
 
+use ferry_e2e::ceph::unique;
 use ferry_e2e::load::{BLOCK_BYTES, Journal, connect, read_all, write_until_gone};
 use ferry_e2e::process::LIMIT;
 use ferry_e2e::tools::{kills, seed};
@@ -31,6 +32,8 @@ const LAYOUTS: [&[&str]; 4] = [
 /// An image that is on its way, and what is known of it.
 struct Traveller {
     ferry: Ferry,
+    /// Its two names.
+    places: [String; 2],
     rng: StdRng,
     journal: Journal,
     runtime: Runtime,
@@ -43,10 +46,21 @@ struct Traveller {
 
 impl Traveller {
     fn new(name: &str) -> Self {
-        let ferry = Ferry::new();
+        let places = ["rbd/disk", "fast/disk"].map(str::to_owned);
+        Self::between(name, Ferry::new(), places)
+    }
+
+    /// On the cluster, if there is one.
+    fn on_ceph(name: &str) -> Option<Self> {
+        let image = unique("traveller");
+        let places = ["rbd", "other"].map(|pool| format!("{pool}/{image}"));
+        Some(Self::between(name, Ferry::on_ceph()?, places))
+    }
+
+    fn between(name: &str, ferry: Ferry, places: [String; 2]) -> Self {
         let mut rng = StdRng::seed_from_u64(seed(name));
         let journal = Journal::filled(BLOCKS, 60, &mut rng);
-        ferry.import(&journal.bytes(), "rbd/disk", &["--object-size", "1M"]);
+        ferry.import(&journal.bytes(), &places[0], &["--object-size", "1M"]);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -54,6 +68,7 @@ impl Traveller {
             .unwrap();
         Self {
             ferry,
+            places,
             rng,
             journal,
             runtime,
@@ -64,7 +79,7 @@ impl Traveller {
     }
 
     fn spec(&self) -> String {
-        format!("{}/disk", ["rbd", "fast"][self.pool])
+        self.places[self.pool].clone()
     }
 
     fn pause(&mut self, longest_ms: u64) {
@@ -148,8 +163,22 @@ impl Traveller {
 
 #[test]
 fn killed_servers_under_load_lose_nothing_that_was_flushed() {
-    let mut traveller = Traveller::new("killed_servers");
-    let count = kills(40);
+    kill_servers(Traveller::new("killed_servers"), kills(40));
+}
+
+/// The next server waits until the cluster has given the dead one's watch up, seconds each time.
+fn kills_on_ceph() -> u32 {
+    std::env::var("FERRY_CEPH_KILLS").map_or(4, |text| text.parse().unwrap())
+}
+
+#[test]
+fn killed_servers_on_a_cluster_lose_nothing_that_was_flushed() {
+    if let Some(traveller) = Traveller::on_ceph("killed_servers_ceph") {
+        kill_servers(traveller, kills_on_ceph());
+    }
+}
+
+fn kill_servers(mut traveller: Traveller, count: u32) {
     for kill in 0..count {
         if kill % 20 == 0 {
             println!("killed_servers: {kill} of {count}");
@@ -212,8 +241,17 @@ fn killed_servers_under_load_lose_nothing_that_was_flushed() {
 
 #[test]
 fn killed_executes_beside_a_writer_are_continued_by_the_next() {
-    let mut traveller = Traveller::new("killed_executes");
-    let count = kills(40);
+    kill_executes(Traveller::new("killed_executes"), kills(40));
+}
+
+#[test]
+fn killed_executes_on_a_cluster_are_continued_by_the_next() {
+    if let Some(traveller) = Traveller::on_ceph("killed_executes_ceph") {
+        kill_executes(traveller, kills_on_ceph());
+    }
+}
+
+fn kill_executes(mut traveller: Traveller, count: u32) {
     let mut killed = 0;
     while killed < count {
         let spec = traveller.spec();
@@ -261,7 +299,11 @@ fn killed_executes_beside_a_writer_are_continued_by_the_next() {
     let served = traveller.serve();
     traveller.check(&served, "after the last commit");
     served.stop();
-    assert_eq!(traveller.ferry.ok(&["trash", "ls", "--all"]), "");
+    for place in &traveller.places {
+        let (pool, name) = place.split_once('/').unwrap();
+        let trash = traveller.ferry.ok(&["trash", "ls", "--all", pool]);
+        assert!(!trash.contains(name), "{trash}");
+    }
     println!("{count} kills of execute, {} migrations", traveller.migrations);
 }
 

@@ -1,0 +1,187 @@
+//! An image with a past on a cluster, made by both sides in turns, and the bytes that each version of it holds.
+//!
+//! Promise: [`History::check`] passes only if both sides read every version as it was, find its object maps right, and if what
+//! Ceph's `rbd diff` says between two versions covers every byte in which they differ.
+
+use std::fs;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use crate::ceph::{Side, unique};
+use crate::ferry::Ferry;
+
+/// What the image is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape<'a> {
+    /// Its size.
+    pub image_bytes: usize,
+    /// Length of the data that its first version begins with.
+    pub data_bytes: usize,
+    /// Options of `rbd import`.
+    pub options: &'a [&'a str],
+}
+
+/// An image with two snapshots and a head, all of them different.
+#[derive(Debug, Clone)]
+pub struct History {
+    /// Name of the image in the pool `rbd`.
+    pub name: String,
+    /// Snapshots, oldest first, then the head (`""`), with their bytes.
+    pub versions: Vec<(String, Vec<u8>)>,
+}
+
+impl History {
+    /// Imports the image by `maker`; the sides take the snapshots and write to it by turns.
+    ///
+    /// # Panics
+    /// If a command fails.
+    #[track_caller]
+    pub fn new(ferry: &Ferry, maker: Side, seed: u64, shape: Shape<'_>) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let name = unique("source");
+        let mut bytes = vec![0u8; shape.image_bytes];
+        rng.fill(&mut bytes[..shape.data_bytes]);
+        // An island, so that there are holes on both sides of something.
+        let island = shape.image_bytes / 9 * 5;
+        rng.fill(&mut bytes[island..island + 100_000]);
+        let path = ferry.file("source");
+        fs::write(&path, &bytes).expect("a file to import");
+        let words = [
+            &["import", "--no-progress"][..],
+            shape.options,
+            &[path.as_str(), name.as_str()],
+        ]
+        .concat();
+        ferry.ok_as(maker, &words);
+        let mut history = Self {
+            name,
+            versions: vec![(String::new(), bytes)],
+        };
+        for (snap, side) in [("s1", maker), ("s2", maker.other())] {
+            let spec = format!("{}@{snap}", history.name);
+            ferry.ok_as(side, &["snap", "create", "--no-progress", &spec]);
+            let head = history.head().to_vec();
+            let place = history.versions.len() - 1;
+            history.versions.insert(place, (snap.to_owned(), head));
+            let image = history.name.clone();
+            history.write(ferry, side, &image);
+        }
+        history
+    }
+
+    /// Bytes of the head.
+    ///
+    /// # Panics
+    /// Never: there is always a head.
+    pub fn head(&self) -> &[u8] {
+        &self.versions.last().expect("a head").1
+    }
+
+    /// `side` writes a little to the head of `image`, which is this history wherever it is now.
+    ///
+    /// # Panics
+    /// If it can't.
+    #[track_caller]
+    pub fn write(&mut self, ferry: &Ferry, side: Side, image: &str) {
+        ferry.ok_as(
+            side,
+            &[
+                "bench",
+                "--io-type",
+                "write",
+                "--io-size",
+                "4096",
+                "--io-total",
+                "65536",
+                "--io-pattern",
+                "rand",
+                image,
+            ],
+        );
+        let bytes = ferry.export_as(side, image);
+        self.versions.last_mut().expect("a head").1 = bytes;
+    }
+
+    /// Every version of `image` is as it was, in the eyes of both sides, and its object maps hold.
+    ///
+    /// # Panics
+    /// If not; `when` is for the message.
+    #[track_caller]
+    pub fn check(&self, ferry: &Ferry, image: &str, when: &str) {
+        let needs_source = matches!(ferry.migration_state(image).as_str(), "prepared" | "executing");
+        let mut older: Option<&(String, Vec<u8>)> = None;
+        for version in &self.versions {
+            let (snap, expected) = version;
+            let spec = match snap.is_empty() {
+                true => image.to_owned(),
+                false => format!("{image}@{snap}"),
+            };
+            for side in Side::BOTH {
+                let found = ferry.export_as(side, &spec);
+                assert!(found == *expected, "{when}: {side:?} reads {spec} otherwise");
+                check_map(ferry, side, &spec, when);
+            }
+            // Between two versions of an image that still needs its source, Ceph's `rbd diff` lists nothing (16.2.15).
+            if older.is_none() || !needs_source {
+                check_diff(ferry, &spec, older, expected, when);
+            }
+            older = Some(version);
+        }
+        let info = ferry.ok_as(Side::Ceph, &["info", image]);
+        assert!(!info.contains("invalid"), "{when}: {info}");
+    }
+}
+
+#[track_caller]
+fn check_map(ferry: &Ferry, side: Side, spec: &str, when: &str) {
+    let words = ["object-map", "check", "--no-progress", spec];
+    // Ceph's says what it finds in its log, and nothing else tells that it found anything.
+    let words = match side {
+        Side::Ferry => words.to_vec(),
+        Side::Ceph => [&["--log-to-stderr=true"][..], &words].concat(),
+    };
+    let map = ferry.run_as(side, &words).ok();
+    let found = ["object map error", "wrong entries"]
+        .iter()
+        .any(|words| map.stderr.contains(words));
+    assert!(
+        !found,
+        "{when}: {side:?} finds the object map of {spec} wrong: {map}"
+    );
+}
+
+/// What changed since `older` (or since there was nothing) lies in the extents that Ceph's `rbd diff` lists.
+#[track_caller]
+fn check_diff(ferry: &Ferry, spec: &str, older: Option<&(String, Vec<u8>)>, newer: &[u8], when: &str) {
+    for whole_object in [false, true] {
+        let mut words = vec!["diff", "--format", "json", spec];
+        if let Some((snap, _)) = older {
+            words.extend(["--from-snap", snap]);
+        }
+        if whole_object {
+            words.push("--whole-object");
+        }
+        let text = ferry.ok_as(Side::Ceph, &words);
+        let extents: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        // The bytes outside of all extents are those of the older version.
+        let mut patched = older.map_or_else(|| vec![0; newer.len()], |(_, bytes)| bytes.clone());
+        patched.resize(newer.len(), 0);
+        for extent in extents.as_array().expect("a list of extents") {
+            let number = |key: &str| extent[key].as_u64().expect("a number") as usize;
+            let start = number("offset");
+            let end = (start + number("length")).min(newer.len());
+            if extent["exists"] == "false" {
+                let zeroes = newer[start..end].iter().all(|byte| *byte == 0);
+                assert!(zeroes, "{when}: {words:?} calls data at {start} zeroes");
+            }
+            patched[start..end].copy_from_slice(&newer[start..end]);
+        }
+        let wrong = patched.iter().zip(newer).position(|(left, right)| left != right);
+        assert!(
+            wrong.is_none(),
+            "{when}: {words:?} leaves out a change at {wrong:?}"
+        );
+    }
+}

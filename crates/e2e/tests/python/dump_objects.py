@@ -1,0 +1,180 @@
+"""Prints all objects of some pools as JSON, in names that do not tell when and by whom they were made.
+
+usage: dump_objects.py CEPH_CONF POOL/NAMESPACE...
+
+Of each object: xattrs, omap, bytes, and the clones with what they share and hold. Replaced are: ids of images by <pool.name>, ids of
+snapshots by their rank, the namespace, and times. What only Ferry writes (omap keys ferry_*) is left out.
+"""
+import hashlib
+import json
+import re
+import struct
+import subprocess
+import sys
+import time
+
+import rados
+
+PAGE = 1000
+# Records of headers that hold ids of snapshots.
+WITH_SNAPS = ("snap_seq", "snapshot_", "migration", "parent", "snap_children_")
+
+
+def omap(ioctx, name):
+    pairs = {}
+    after = ""
+    while True:
+        with rados.ReadOpCtx() as op:
+            page, _ = ioctx.get_omap_vals(op, after, "", PAGE)
+            ioctx.operate_read_op(op, name)
+            page = list(page)
+        for key, value in page:
+            pairs[key] = value
+            after = key
+        if len(page) < PAGE:
+            return {key: value for key, value in pairs.items() if not key.startswith("ferry_")}
+
+
+def clones(conf, pool, namespace, name):
+    words = ["rados", "-c", conf, "-p", pool, "listsnaps", name, "--format", "json"]
+    if namespace:
+        words += ["--namespace", namespace]
+    return json.loads(subprocess.run(words, check=True, capture_output=True).stdout)["clones"]
+
+
+def read_all(cluster, conf, place):
+    pool, _, namespace = place.partition("/")
+    ioctx = cluster.open_ioctx(pool)
+    ioctx.set_namespace(namespace)
+    objects = {}
+    for found in ioctx.list_objects():
+        name = found.key
+        entry = {"clones": clones(conf, pool, namespace, name), "bytes": {}, "xattrs": {}, "omap": {}}
+        for clone in entry["clones"]:
+            is_head = clone["id"] == "head"
+            ioctx.set_read(rados.LIBRADOS_SNAP_HEAD if is_head else int(clone["id"]))
+            size, _ = ioctx.stat(name)
+            entry["bytes"][clone["id"]] = ioctx.read(name, size) if size else b""
+            if is_head:
+                entry["xattrs"] = dict(ioctx.get_xattrs(name))
+                entry["omap"] = omap(ioctx, name)
+        ioctx.set_read(rados.LIBRADOS_SNAP_HEAD)
+        objects[name] = entry
+    ioctx.close()
+    return objects
+
+
+def u64(data):
+    return struct.unpack("<Q", data[:8])[0]
+
+
+def text(data):
+    length = struct.unpack("<I", data[:4])[0]
+    return data[4 : 4 + length].decode()
+
+
+class Names:
+    """What is replaced by what."""
+
+    def __init__(self, places):
+        self.ids = {}
+        snaps = set()
+        self.namespaces = sorted({place.partition("/")[2] for place in places} - {""})
+        for place, objects in places.items():
+            pool = place.partition("/")[0]
+            for name, entry in objects.items():
+                for key, value in entry["omap"].items():
+                    if name == "rbd_directory" and key.startswith("name_"):
+                        self.ids[text(value)] = f"<{pool}.{key[5:]}>"
+                    if name == "rbd_trash" and key.startswith("id_"):
+                        self.ids[key[3:]] = f"<trash.{pool}.{text(value[7:])}>"
+                    if key == "snap_seq":
+                        snaps.add(u64(value))
+                    if key.startswith("snapshot_"):
+                        snaps.add(int(key[9:], 16))
+                for clone in entry["clones"]:
+                    snaps.update(snap["id"] for snap in clone["snapshots"])
+        snaps.discard(0)
+        self.ranks = {snap: rank for rank, snap in enumerate(sorted(snaps))}
+
+    def word(self, word):
+        for number, name in self.ids.items():
+            word = word.replace(number, name)
+        for namespace in self.namespaces:
+            word = word.replace(namespace, "<ns>")
+        tail = re.search(r"^(rbd_object_map\..*\.|snapshot_|snap_children_)([0-9a-f]{16})$", word)
+        if tail:
+            word = f"{tail[1]}<snap {self.ranks.get(int(tail[2], 16), '?')}>"
+        return word
+
+    def value(self, data, key=""):
+        """Bytes as text: printable ones as they are, others in hexadecimal."""
+        with_snaps = key.startswith(WITH_SNAPS)
+        out = ""
+        at = 0
+        now = time.time()
+        while at < len(data):
+            rest = data[at : at + 8]
+            found = None
+            for number, name in self.ids.items():
+                encoded = number.encode()
+                # With its length in front, which depends on the id.
+                if data[at + 4 :].startswith(encoded) and struct.unpack("<I", rest[:4])[0] == len(encoded):
+                    found = (name, 4 + len(encoded))
+                prefix = re.match(rb"rbd_data\.([0-9]+\.)?" + encoded, data[at + 4 :])
+                if prefix and struct.unpack("<I", rest[:4])[0] == prefix.end():
+                    found = (prefix[0].decode().replace(number, name), 4 + prefix.end())
+            for namespace in self.namespaces:
+                if data[at:].startswith(namespace.encode()):
+                    found = ("<ns>", len(namespace))
+            if found is None and len(rest) == 8:
+                seconds, nanoseconds = struct.unpack("<II", rest)
+                if abs(seconds - now) < 86400 and nanoseconds < 10**9:
+                    found = ("<time>", 8)
+                elif with_snaps and u64(rest) in self.ranks:
+                    found = (f"<snap {self.ranks[u64(rest)]}>", 8)
+            if found is None:
+                byte = data[at]
+                found = (chr(byte) if 33 <= byte < 127 else f"\\{byte:02x}", 1)
+            out += found[0]
+            at += found[1]
+        # Records with a frame begin with its length, which depends on the ids inside.
+        if key == "migration":
+            out = re.sub(r"^(\\03\\01).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
+        return out
+
+
+def describe(entry, names):
+    def snap(number):
+        return number if number == "head" else f"snap {names.ranks.get(int(number), '?')}"
+
+    lines = {}
+    for key, value in entry["xattrs"].items():
+        lines[f"xattr {key}"] = names.value(value)
+    for key, value in entry["omap"].items():
+        lines[f"omap {names.word(key)}"] = names.value(value, key)
+    for clone in entry["clones"]:
+        seen = [snap(one["id"]) for one in clone["snapshots"]]
+        lines[f"clone {snap(clone['id'])}"] = f"at {seen}, shares {clone.get('overlaps')}"
+    for number, data in entry["bytes"].items():
+        small = names.value(data) if len(data) <= 256 else hashlib.sha256(data).hexdigest()
+        lines[f"bytes {snap(number)}"] = small
+    return lines
+
+
+def main():
+    conf, wanted = sys.argv[1], sys.argv[2:]
+    cluster = rados.Rados(conffile=conf)
+    cluster.connect(timeout=30)
+    places = {place: read_all(cluster, conf, place) for place in wanted}
+    cluster.shutdown()
+    names = Names(places)
+    out = {}
+    for place, objects in places.items():
+        pool = place.partition("/")[0]
+        for name, entry in objects.items():
+            out[f"{pool}: {names.word(name)}"] = describe(entry, names)
+    json.dump(out, sys.stdout, indent=1, sort_keys=True)
+
+
+main()
