@@ -151,6 +151,52 @@ impl Ferry {
     }
 }
 
+/// A cluster that a test has to itself, because it breaks it or needs it empty. It ends when this is dropped.
+#[derive(Debug)]
+pub struct OwnCluster {
+    directory: tempfile::TempDir,
+}
+
+impl OwnCluster {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// If it doesn't come up.
+    #[track_caller]
+    #[expect(clippy::new_without_default, reason = "it starts programs")]
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("ferry-ceph-")
+            .tempdir()
+            .expect("a temporary directory");
+        let cluster = Self { directory };
+        cluster.dev("up");
+        cluster
+    }
+
+    /// Runs a verb of `scripts/ceph-dev` on it.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn dev(&self, verb: &str) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/ceph-dev");
+        let path = self.directory.path().join("c");
+        run(Command::new(script).arg(verb).arg(path)).ok();
+    }
+
+    /// Its configuration.
+    pub fn conf(&self) -> PathBuf {
+        self.directory.path().join("c/ceph.conf")
+    }
+}
+
+impl Drop for OwnCluster {
+    fn drop(&mut self) {
+        self.dev("down");
+    }
+}
+
 /// A name that no other test uses.
 pub fn unique(what: &str) -> String {
     format!("{what}-{:016x}", rand::random::<u64>())

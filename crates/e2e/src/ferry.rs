@@ -93,6 +93,14 @@ impl Ferry {
         self.directory
     }
 
+    /// What a shell needs to know to use this store with a bare `rbd`.
+    pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        let conf = self.ceph.clone().map(|conf| ("CEPH_CONF", conf));
+        std::iter::once(("FERRY_STORE", self.store.clone()))
+            .chain(conf)
+            .collect()
+    }
+
     /// The store's directory.
     pub fn store(&self) -> &Path {
         &self.store

@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ferry_e2e::ceph::unique;
+use ferry_e2e::ceph::{OwnCluster, unique};
 use ferry_e2e::{Ferry, Finished, Side};
 
 const MIB: usize = 1 << 20;
@@ -271,46 +271,15 @@ fn a_client_that_is_fenced_ends_and_another_goes_on() {
     assert!(ferry.export_as(Side::Ceph, &target) == bytes);
 }
 
-/// A cluster that a test has to itself, to break it.
-struct Cluster {
-    directory: tempfile::TempDir,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("ferry-ceph-").tempdir().unwrap();
-        let cluster = Self { directory };
-        cluster.dev("up");
-        cluster
-    }
-
-    #[track_caller]
-    fn dev(&self, verb: &str) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/ceph-dev");
-        let path = self.directory.path().join("c");
-        ferry_e2e::run(Command::new(script).arg(verb).arg(path)).ok();
-    }
-
-    fn conf(&self) -> std::path::PathBuf {
-        self.directory.path().join("c/ceph.conf")
-    }
-
-    /// How full the cluster is when it warns, and when it takes no more.
-    fn full_at(&self, ferry: &Ferry, near: f64, full: f64) {
-        for (what, ratio) in [
-            ("nearfull", near),
-            ("backfillfull", (near + full) / 2.0),
-            ("full", full),
-        ] {
-            let ratio = format!("{ratio:.9}");
-            ceph(ferry, "ceph", &["osd", &format!("set-{what}-ratio"), &ratio]);
-        }
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.dev("down");
+/// How full the cluster is when it warns, and when it takes no more.
+fn full_at(ferry: &Ferry, near: f64, full: f64) {
+    for (what, ratio) in [
+        ("nearfull", near),
+        ("backfillfull", (near + full) / 2.0),
+        ("full", full),
+    ] {
+        let ratio = format!("{ratio:.9}");
+        ceph(ferry, "ceph", &["osd", &format!("set-{what}-ratio"), &ratio]);
     }
 }
 
@@ -322,19 +291,19 @@ fn has_health(ferry: &Ferry, what: &str) -> bool {
 #[test]
 fn a_full_cluster_and_one_whose_osd_is_away() {
     let Some(ferry) = Ferry::on_ceph() else { return };
-    let cluster = Cluster::new();
+    let cluster = OwnCluster::new();
     let ferry = ferry.on_another_ceph(cluster.conf());
     let bytes: Vec<u8> = (0..24 * MIB).map(|at| (at / 4096 % 251) as u8 | 1).collect();
     ferry.import(&bytes, "disk", &["--object-size", "1M"]);
     ferry.ok(&["migration", "prepare", "disk", "other/disk"]);
 
     // Nearly full: everything goes on.
-    cluster.full_at(&ferry, 0.000_1, 0.9);
+    full_at(&ferry, 0.000_1, 0.9);
     ferry_e2e::ferry::wait_until("the OSD is nearly full", || has_health(&ferry, "OSD_NEARFULL"));
     ferry.import(&bytes[..MIB], "near", &[]);
     ferry.ok(&["rm", "--no-progress", "near"]);
 
-    cluster.full_at(&ferry, 0.000_1, 0.000_2);
+    full_at(&ferry, 0.000_1, 0.000_2);
     ferry_e2e::ferry::wait_until("the OSD is full", || has_health(&ferry, "OSD_FULL"));
     let started = Instant::now();
     ferry.rbd(&["create", "--size", "8M", "new"]).fails(28, "is full");
@@ -353,7 +322,7 @@ fn a_full_cluster_and_one_whose_osd_is_away() {
         started.elapsed()
     );
     assert!(ferry.export("other/disk") == bytes, "a full cluster can be read");
-    cluster.full_at(&ferry, 0.85, 0.95);
+    full_at(&ferry, 0.85, 0.95);
     ferry_e2e::ferry::wait_until("there is room", || !has_health(&ferry, "OSD_FULL"));
     assert_eq!(ferry.ok(&["ls"]), "", "something half made is listed");
     ferry.ok(&["create", "--size", "8M", "new"]);

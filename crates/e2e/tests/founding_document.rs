@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use ferry_e2e::ceph::OwnCluster;
 use ferry_e2e::ferry::{binary, wait_until};
 use ferry_e2e::load::{Journal, connect, write_until_gone};
 use ferry_e2e::{Ferry, Finished, run};
@@ -28,7 +29,7 @@ fn type_line(ferry: &Ferry, line: &str) -> Finished {
             "PATH",
             format!("{}:{}:{path}", bin.display(), directory.display()),
         )
-        .env("FERRY_STORE", ferry.store())
+        .envs(ferry.environment())
         .current_dir(ferry.path("")))
 }
 
@@ -60,22 +61,25 @@ fn source(ferry: &Ferry) -> Journal {
 
 #[test]
 fn prepare_execute_and_commit_go_as_written_with_a_client_that_watches() {
-    let ferry = Ferry::bare();
-    let mut journal = source(&ferry);
+    prepare_execute_and_commit(&Ferry::bare());
+}
 
-    let prepare = type_line(&ferry, "rbd migration prepare migration_source migration_target").ok();
+fn prepare_execute_and_commit(ferry: &Ferry) {
+    let mut journal = source(ferry);
+
+    let prepare = type_line(ferry, "rbd migration prepare migration_source migration_target").ok();
     assert_eq!((prepare.stdout.as_str(), prepare.stderr.as_str()), ("", ""));
-    let status = type_line(&ferry, "rbd status migration_target").ok().stdout;
+    let status = type_line(ferry, "rbd status migration_target").ok().stdout;
     let (from, to) = ids(&status);
     assert_eq!(status, status_text("Watchers: none", &from, &to, "prepared"));
 
-    let info = type_line(&ferry, "rbd info migration_source");
+    let info = type_line(ferry, "rbd info migration_source");
     assert_eq!(info.code, 2, "{info}");
     assert_eq!(
         info.stderr,
         "rbd: error opening image migration_source: (2) No such file or directory\n"
     );
-    let trash = type_line(&ferry, "rbd trash ls --all").ok().stdout;
+    let trash = type_line(ferry, "rbd trash ls --all").ok().stdout;
     assert_eq!(trash, format!("{from} migration_source\n"));
 
     // A client that is in use while `execute` runs.
@@ -85,9 +89,9 @@ fn prepare_execute_and_commit_go_as_written_with_a_client_that_watches() {
     let load = runtime.spawn(write_until_gone(client, journal.clone(), 4, 3000, 1));
     let mut executing = String::new();
     let execute = std::thread::scope(|scope| {
-        let execute = scope.spawn(|| type_line(&ferry, "rbd migration execute migration_target"));
+        let execute = scope.spawn(|| type_line(ferry, "rbd migration execute migration_target"));
         wait_until("status shows how far it is", || {
-            let status = type_line(&ferry, "rbd status migration_target").ok().stdout;
+            let status = type_line(ferry, "rbd status migration_target").ok().stdout;
             if status.contains("state: executing (") {
                 executing = status;
             }
@@ -127,55 +131,78 @@ fn prepare_execute_and_commit_go_as_written_with_a_client_that_watches() {
     );
     served.stop();
 
-    let status = type_line(&ferry, "rbd status migration_target").ok().stdout;
+    let status = type_line(ferry, "rbd status migration_target").ok().stdout;
     assert_eq!(status, status_text("Watchers: none", &from, &to, "executed"));
-    let commit = type_line(&ferry, "rbd migration commit migration_target").ok();
+    let commit = type_line(ferry, "rbd migration commit migration_target").ok();
     assert!(
         commit
             .stderr
             .ends_with("\rCommit image migration: 100% complete...done.\n"),
         "{commit}"
     );
-    let trash = type_line(&ferry, "rbd trash list --all").ok();
+    let trash = type_line(ferry, "rbd trash list --all").ok();
     assert_eq!((trash.stdout.as_str(), trash.stderr.as_str()), ("", ""));
     assert_eq!(journal.settle(&ferry.export("migration_target")), Ok(()));
 }
 
+const BEFORE_ABORT: [&[&str]; 2] = [
+    &["rbd migration prepare migration_source migration_target"],
+    &[
+        "rbd migration prepare migration_source migration_target",
+        "rbd migration execute migration_target",
+    ],
+];
+
 #[test]
 fn abort_brings_the_source_back_as_written() {
-    for verbs in [
-        &["rbd migration prepare migration_source migration_target"][..],
-        &[
-            "rbd migration prepare migration_source migration_target",
-            "rbd migration execute migration_target",
-        ],
-    ] {
-        let ferry = Ferry::bare();
-        let mut journal = source(&ferry);
-        for verb in verbs {
-            type_line(&ferry, verb).ok();
-        }
-        let abort = type_line(&ferry, "rbd migration abort migration_target").ok();
-        assert!(
-            abort
-                .stderr
-                .ends_with("\rAbort image migration: 100% complete...done.\n"),
-            "{abort}"
-        );
-        assert_eq!(type_line(&ferry, "rbd ls").ok().stdout, "migration_source\n");
-        assert_eq!(journal.settle(&ferry.export("migration_source")), Ok(()));
+    for verbs in BEFORE_ABORT {
+        abort_after(&Ferry::bare(), verbs);
     }
+}
+
+fn abort_after(ferry: &Ferry, verbs: &[&str]) {
+    let mut journal = source(ferry);
+    for verb in verbs {
+        type_line(ferry, verb).ok();
+    }
+    let abort = type_line(ferry, "rbd migration abort migration_target").ok();
+    assert!(
+        abort
+            .stderr
+            .ends_with("\rAbort image migration: 100% complete...done.\n"),
+        "{abort}"
+    );
+    assert_eq!(type_line(ferry, "rbd ls").ok().stdout, "migration_source\n");
+    assert_eq!(journal.settle(&ferry.export("migration_source")), Ok(()));
 }
 
 #[test]
 fn without_a_target_only_the_layout_changes() {
-    let ferry = Ferry::bare();
-    let mut journal = source(&ferry);
-    type_line(&ferry, "rbd migration prepare migration_source --object-size 1M").ok();
-    type_line(&ferry, "rbd migration execute migration_source").ok();
-    type_line(&ferry, "rbd migration commit migration_source").ok();
-    let info = type_line(&ferry, "rbd info migration_source").ok().stdout;
+    change_the_layout(&Ferry::bare());
+}
+
+fn change_the_layout(ferry: &Ferry) {
+    let mut journal = source(ferry);
+    type_line(ferry, "rbd migration prepare migration_source --object-size 1M").ok();
+    type_line(ferry, "rbd migration execute migration_source").ok();
+    type_line(ferry, "rbd migration commit migration_source").ok();
+    let info = type_line(ferry, "rbd info migration_source").ok().stdout;
     assert!(info.contains("order 20 (1 MiB objects)"), "{info}");
-    assert_eq!(type_line(&ferry, "rbd ls").ok().stdout, "migration_source\n");
+    assert_eq!(type_line(ferry, "rbd ls").ok().stdout, "migration_source\n");
     assert_eq!(journal.settle(&ferry.export("migration_source")), Ok(()));
+}
+
+#[test]
+fn on_a_cluster_all_of_it_goes_as_written_too() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    // Its listings show nothing but the page's own images.
+    let cluster = OwnCluster::new();
+    let ferry = ferry.on_another_ceph(cluster.conf());
+    prepare_execute_and_commit(&ferry);
+    ferry.ok(&["rm", "--no-progress", "migration_target"]);
+    for verbs in BEFORE_ABORT {
+        abort_after(&ferry, verbs);
+        ferry.ok(&["rm", "--no-progress", "migration_source"]);
+    }
+    change_the_layout(&ferry);
 }
