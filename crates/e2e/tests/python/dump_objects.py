@@ -3,7 +3,8 @@
 usage: dump_objects.py CEPH_CONF POOL/NAMESPACE...
 
 Of each object: xattrs, omap, bytes, and the clones with what they share and hold. Replaced are: ids of images by <pool.name>, ids of
-snapshots by their rank, the namespace, and times. What only Ferry writes (omap keys ferry_*) is left out.
+snapshots by their rank among those of their pool (each pool counts for itself), the namespace, and times. What only Ferry writes
+(omap keys ferry_*) is left out.
 """
 import hashlib
 import json
@@ -78,10 +79,11 @@ class Names:
 
     def __init__(self, places):
         self.ids = {}
-        snaps = set()
+        snaps = {}
         self.namespaces = sorted({place.partition("/")[2] for place in places} - {""})
         for place, objects in places.items():
             pool = place.partition("/")[0]
+            of_pool = snaps.setdefault(pool, set())
             for name, entry in objects.items():
                 for key, value in entry["omap"].items():
                     if name == "rbd_directory" and key.startswith("name_"):
@@ -89,25 +91,38 @@ class Names:
                     if name == "rbd_trash" and key.startswith("id_"):
                         self.ids[key[3:]] = f"<trash.{pool}.{text(value[7:])}>"
                     if key == "snap_seq":
-                        snaps.add(u64(value))
+                        of_pool.add(u64(value))
                     if key.startswith("snapshot_"):
-                        snaps.add(int(key[9:], 16))
+                        of_pool.add(int(key[9:], 16))
                 for clone in entry["clones"]:
-                    snaps.update(snap["id"] for snap in clone["snapshots"])
-        snaps.discard(0)
-        self.ranks = {snap: rank for rank, snap in enumerate(sorted(snaps))}
+                    of_pool.update(snap["id"] for snap in clone["snapshots"])
+        self.ranks = {
+            pool: {snap: rank for rank, snap in enumerate(sorted(of_pool - {0}))} for pool, of_pool in snaps.items()
+        }
 
-    def word(self, word):
+    def snap(self, number, pool):
+        return self.ranks[pool].get(number, "?")
+
+    def pair(self, data, pool):
+        """A pair of a source's snapshot, of the other pool, and the target's, which a migration's record maps it to."""
+        if len(data) < 16 or u64(data[8:]) not in self.ranks[pool]:
+            return None
+        for other, ranks in self.ranks.items():
+            if other != pool and u64(data) in ranks:
+                return f"<snap {ranks[u64(data)]} of {other}><snap {self.snap(u64(data[8:]), pool)}>"
+        return None
+
+    def word(self, word, pool):
         for number, name in self.ids.items():
             word = word.replace(number, name)
         for namespace in self.namespaces:
             word = word.replace(namespace, "<ns>")
         tail = re.search(r"^(rbd_object_map\..*\.|snapshot_|snap_children_)([0-9a-f]{16})$", word)
         if tail:
-            word = f"{tail[1]}<snap {self.ranks.get(int(tail[2], 16), '?')}>"
+            word = f"{tail[1]}<snap {self.snap(int(tail[2], 16), pool)}>"
         return word
 
-    def value(self, data, key=""):
+    def value(self, data, pool, key=""):
         """Bytes as text: printable ones as they are, others in hexadecimal."""
         with_snaps = key.startswith(WITH_SNAPS)
         out = ""
@@ -131,8 +146,10 @@ class Names:
                 seconds, nanoseconds = struct.unpack("<II", rest)
                 if abs(seconds - now) < 86400 and nanoseconds < 10**9:
                     found = ("<time>", 8)
-                elif with_snaps and u64(rest) in self.ranks:
-                    found = (f"<snap {self.ranks[u64(rest)]}>", 8)
+                elif key == "migration" and self.pair(data[at : at + 16], pool):
+                    found = (self.pair(data[at : at + 16], pool), 16)
+                elif with_snaps and key != "migration" and u64(rest) in self.ranks[pool]:
+                    found = (f"<snap {self.snap(u64(rest), pool)}>", 8)
             if found is None:
                 byte = data[at]
                 found = (chr(byte) if 33 <= byte < 127 else f"\\{byte:02x}", 1)
@@ -144,20 +161,20 @@ class Names:
         return out
 
 
-def describe(entry, names):
+def describe(entry, pool, names):
     def snap(number):
-        return number if number == "head" else f"snap {names.ranks.get(int(number), '?')}"
+        return number if number == "head" else f"snap {names.snap(int(number), pool)}"
 
     lines = {}
     for key, value in entry["xattrs"].items():
-        lines[f"xattr {key}"] = names.value(value)
+        lines[f"xattr {key}"] = names.value(value, pool)
     for key, value in entry["omap"].items():
-        lines[f"omap {names.word(key)}"] = names.value(value, key)
+        lines[f"omap {names.word(key, pool)}"] = names.value(value, pool, key)
     for clone in entry["clones"]:
         seen = [snap(one["id"]) for one in clone["snapshots"]]
         lines[f"clone {snap(clone['id'])}"] = f"at {seen}, shares {clone.get('overlaps')}"
     for number, data in entry["bytes"].items():
-        small = names.value(data) if len(data) <= 256 else hashlib.sha256(data).hexdigest()
+        small = names.value(data, pool) if len(data) <= 256 else hashlib.sha256(data).hexdigest()
         lines[f"bytes {snap(number)}"] = small
     return lines
 
@@ -173,7 +190,7 @@ def main():
     for place, objects in places.items():
         pool = place.partition("/")[0]
         for name, entry in objects.items():
-            out[f"{pool}: {names.word(name)}"] = describe(entry, names)
+            out[f"{pool}: {names.word(name, pool)}"] = describe(entry, pool, names)
     json.dump(out, sys.stdout, indent=1, sort_keys=True)
 
 
