@@ -136,6 +136,28 @@ fn group_answers_are_ceph_s() {
 }
 
 #[test]
+fn group_snapshots_are_ceph_s() {
+    let part = |pool, id: &str, snap| ImageSnapshotSpec {
+        pool_id: PoolId(pool),
+        image_id: id.to_owned(),
+        snap_id: SnapId(snap),
+    };
+    let snapshot = GroupSnapshot {
+        id: "11496b8b4567".to_owned(),
+        name: "one".to_owned(),
+        state: GroupSnapshotState::Complete,
+        snaps: vec![part(1, "10156be8fd49", 14), part(2, "10175c7551ec", 8)],
+    };
+    answers(
+        rbd::group_snap_get_by_id("11496b8b4567"),
+        "0101680000000c000000313134393662386234353637030000006f6e650102000000\
+         01012000000001000000000000000c0000003130313536626538666434390e00000000000000\
+         01012000000002000000000000000c0000003130313735633735353165630800000000000000",
+        snapshot,
+    );
+}
+
+#[test]
 fn snapshot_records_are_ceph_s() {
     answers(
         rbd::snapshot_get(SnapId(0x15)),

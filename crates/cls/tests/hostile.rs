@@ -23,7 +23,7 @@ const READS: &str = "get_size get_features get_all_features get_object_prefix ge
     get_snapshot_name get_snapshot_timestamp get_protection_status snapshot_get_limit parent_get parent_overlap_get \
     get_parent children_list get_children metadata_list metadata_get get_id dir_get_id dir_get_name dir_list \
     dir_state_assert object_map_load migration_get trash_list trash_get namespace_list snap_list image_group_get \
-    group_image_list group_dir_list";
+    group_image_list group_dir_list group_snap_get_by_id group_snap_list";
 const WRITES: &str = "create set_size set_features set_stripe_unit_count set_access_timestamp set_modify_timestamp \
     set_flags op_features_set snapshot_add snapshot_remove snapshot_rename snapshot_trash_add set_protection_status \
     snapshot_set_limit parent_attach parent_detach set_parent remove_parent child_attach child_detach add_child \
@@ -31,7 +31,8 @@ const WRITES: &str = "create set_size set_features set_stripe_unit_count set_acc
     object_map_save object_map_resize object_map_update object_map_snap_add object_map_snap_remove copyup sparse_copyup \
     assert_snapc_seq sparsify migration_set migration_set_state migration_remove trash_add trash_remove trash_state_set \
     namespace_add namespace_remove snap_add snap_remove snap_rename image_group_add image_group_remove group_image_set \
-    group_image_remove group_dir_add group_dir_remove group_dir_rename";
+    group_image_remove group_dir_add group_dir_remove group_dir_rename \
+    group_snap_set group_snap_remove";
 /// Methods without a payload.
 const NO_PAYLOAD: &str = "get_all_features get_object_prefix get_data_pool get_stripe_unit_count get_create_timestamp \
     get_access_timestamp get_modify_timestamp op_features_get get_snapcontext snapshot_get_limit parent_get get_id \

@@ -506,6 +506,53 @@ fn a_group_lists_its_images_and_directories_their_groups() {
 }
 
 #[test]
+fn a_group_s_snapshots_have_names_of_their_own() {
+    let snapshot = |id: &str, name: &str, state| GroupSnapshot {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        state,
+        snaps: Vec::new(),
+    };
+    let (incomplete, complete) = (GroupSnapshotState::Incomplete, GroupSnapshotState::Complete);
+    let mut group = Object::default();
+    for (id, name) in [("", "s"), ("1a", "")] {
+        assert_eq!(
+            group.refuses(rbd::group_snap_set(&snapshot(id, name, incomplete))),
+            Errno::EINVAL
+        );
+    }
+    group
+        .call(rbd::group_snap_set(&snapshot("1a", "s", incomplete)))
+        .unwrap();
+    let again = rbd::group_snap_set(&snapshot("1a", "s", incomplete));
+    assert_eq!(
+        group.refuses(again),
+        Errno::EEXIST,
+        "a new one cannot replace another"
+    );
+    let same_name = rbd::group_snap_set(&snapshot("0b", "s", incomplete));
+    assert_eq!(group.refuses(same_name), Errno::EEXIST);
+    group
+        .call(rbd::group_snap_set(&snapshot("1a", "s", complete)))
+        .unwrap();
+    group
+        .call(rbd::group_snap_set(&snapshot("0b", "t", complete)))
+        .unwrap();
+    let renamed = rbd::group_snap_set(&snapshot("0b", "s", complete));
+    assert_eq!(group.refuses(renamed), Errno::EEXIST);
+    let all = [snapshot("0b", "t", complete), snapshot("1a", "s", complete)];
+    assert_eq!(group.call(rbd::group_snap_list("", 10)).unwrap(), all);
+    assert_eq!(group.call(rbd::group_snap_list("", 1)).unwrap(), all[..1]);
+    assert_eq!(group.call(rbd::group_snap_list("0b", 10)).unwrap(), all[1..]);
+    assert_eq!(group.call(rbd::group_snap_get_by_id("1a")).as_ref(), Ok(&all[1]));
+    group.call(rbd::group_snap_remove("1a")).unwrap();
+    group.call(rbd::group_snap_remove("1a")).unwrap();
+    assert_eq!(group.refuses(rbd::group_snap_get_by_id("1a")), Errno::ENOENT);
+    group.set_omap_hex("snapshot_0b", "0101ff000000");
+    assert_eq!(group.refuses(rbd::group_snap_list("", 10)), Errno::EIO);
+}
+
+#[test]
 fn a_damaged_stored_value_is_an_i_o_error() {
     let mut object = image(1);
     object.call(rbd::snapshot_add("s", SnapId(4), &USER)).unwrap();

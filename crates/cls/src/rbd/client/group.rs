@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{get, nothing, set};
 use crate::call::{Call, payload};
-use crate::rbd::types::{GroupImageSpec, GroupImageStatus, GroupSpec};
+use crate::rbd::types::{GroupImageSpec, GroupImageStatus, GroupSnapshot, GroupSnapshotState, GroupSpec};
 
 /// The group of an image, on its header; [`GroupSpec::none`] without one.
 pub fn image_group_get() -> Call<GroupSpec> {
@@ -63,5 +63,38 @@ pub fn group_dir_remove(name: &str, id: &str) -> Call<()> {
 pub fn group_dir_rename(old_name: &str, new_name: &str, id: &str) -> Call<()> {
     set("group_dir_rename", |input| {
         input.put(old_name).put(new_name).put(id);
+    })
+}
+
+/// Notes a snapshot of a group, on its header. `EEXIST` when another has the name, or an incomplete one the id; `EINVAL`
+/// without name or id.
+pub fn group_snap_set(snapshot: &GroupSnapshot) -> Call<()> {
+    set("group_snap_set", payload(snapshot))
+}
+
+/// Forgets the snapshot of a group with this id, on its header. Fine without it.
+pub fn group_snap_remove(id: &str) -> Call<()> {
+    set("group_snap_remove", |input| {
+        input.put(id);
+    })
+}
+
+/// The snapshot of a group with this id, on its header. `ENOENT` without it.
+pub fn group_snap_get_by_id(id: &str) -> Call<GroupSnapshot> {
+    get("group_snap_get_by_id", |input| {
+        input.put(id);
+    })
+}
+
+/// Up to `max` snapshots after the one with id `start_after` (empty to start), by id, on the group's header.
+pub fn group_snap_list(start_after: &str, max: u64) -> Call<Vec<GroupSnapshot>> {
+    let start_after = GroupSnapshot {
+        id: start_after.to_owned(),
+        name: String::new(),
+        state: GroupSnapshotState::Incomplete,
+        snaps: Vec::new(),
+    };
+    get("group_snap_list", |input| {
+        input.put(&start_after).put(max);
     })
 }

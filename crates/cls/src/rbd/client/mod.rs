@@ -22,7 +22,10 @@ pub use group::*;
 pub use header::*;
 pub use migration::*;
 pub use object_map::*;
-pub use paging::{dir_list_all, group_dir_list_all, metadata_list_all, namespace_list_all, trash_list_all};
+pub use paging::{
+    dir_list_all, group_dir_list_all, group_image_list_all, group_snap_list_all, metadata_list_all,
+    namespace_list_all, trash_list_all,
+};
 pub use parent::*;
 pub use snapshots::*;
 pub use trash::*;

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ferry_store::{Errno, IoCtx, Result, StoreError};
+use ferry_store::{Errno, IoCtx, PoolId, Result, StoreError};
 
 use crate::call::{Call, exec_read};
 use crate::rbd::names;
-use crate::rbd::types::TrashImageSpec;
+use crate::rbd::types::{GroupImageSpec, GroupImageStatus, GroupSnapshot, TrashImageSpec};
 
 /// Entries a page of names or trash entries.
 pub const PAGE: u64 = 1024;
@@ -24,6 +24,51 @@ pub async fn dir_list_all(io: &IoCtx) -> Result<BTreeMap<String, String>> {
 /// All group names and ids of `rbd_group_directory`.
 pub async fn group_dir_list_all(io: &IoCtx) -> Result<BTreeMap<String, String>> {
     all(io, names::GROUP_DIRECTORY, PAGE, super::group_dir_list).await
+}
+
+/// All images of the group with this header, by pool and id.
+pub async fn group_image_list_all(io: &IoCtx, header: &str) -> Result<Vec<GroupImageStatus>> {
+    let mut start_after = GroupImageSpec {
+        image_id: String::new(),
+        pool_id: PoolId(0),
+    };
+    let mut found = Vec::new();
+    loop {
+        let page = page(io, header, super::group_image_list(&start_after, PAGE)).await?;
+        let full = page.len() as u64 >= PAGE;
+        let Some(last) = page.last().map(|image| image.spec.clone()) else {
+            return Ok(found);
+        };
+        if last == start_after {
+            return Err(stuck(io, header, &last.image_id));
+        }
+        start_after = last;
+        found.extend(page);
+        if !full {
+            return Ok(found);
+        }
+    }
+}
+
+/// All snapshots of the group with this header, by id.
+pub async fn group_snap_list_all(io: &IoCtx, header: &str) -> Result<Vec<GroupSnapshot>> {
+    let mut start_after = String::new();
+    let mut found = Vec::new();
+    loop {
+        let page = page(io, header, super::group_snap_list(&start_after, PAGE)).await?;
+        let full = page.len() as u64 >= PAGE;
+        let Some(last) = page.last().map(|snapshot| snapshot.id.clone()) else {
+            return Ok(found);
+        };
+        if last <= start_after {
+            return Err(stuck(io, header, &start_after));
+        }
+        start_after = last;
+        found.extend(page);
+        if !full {
+            return Ok(found);
+        }
+    }
 }
 
 /// All entries of `rbd_trash`.
@@ -66,21 +111,13 @@ async fn all<V>(
     let mut found = BTreeMap::new();
     let mut start_after = String::new();
     loop {
-        let got = match exec_read(io, object, call(&start_after, page)).await {
-            Ok(got) => got,
-            Err(error) if error.errno == Errno::ENOENT => return Ok(found),
-            Err(error) => return Err(error),
-        };
+        let got = self::page(io, object, call(&start_after, page)).await?;
         let full = got.len() as u64 >= page;
         let Some(last) = got.keys().next_back().cloned() else {
             return Ok(found);
         };
         if last <= start_after {
-            let what = format!(
-                "list of {}: the page after '{start_after}' ends before it",
-                io.object(object)
-            );
-            return Err(StoreError::new(Errno::EIO, what));
+            return Err(stuck(io, object, &start_after));
         }
         start_after = last;
         found.extend(got);
@@ -88,4 +125,20 @@ async fn all<V>(
             return Ok(found);
         }
     }
+}
+
+/// One page; empty for a missing object.
+async fn page<T: Default>(io: &IoCtx, object: &str, call: Call<T>) -> Result<T> {
+    match exec_read(io, object, call).await {
+        Err(error) if error.errno == Errno::ENOENT => Ok(T::default()),
+        got => got,
+    }
+}
+
+fn stuck(io: &IoCtx, object: &str, start_after: &str) -> StoreError {
+    let what = format!(
+        "list of {}: the page after '{start_after}' ends before it",
+        io.object(object)
+    );
+    StoreError::new(Errno::EIO, what)
 }

@@ -1,16 +1,18 @@
-//! Groups (fact sheet section 3.12): the link on the image's header, the links on the group's header, and the group
-//! directory, which works as the image directory does.
+//! Groups (fact sheet section 3.12): the link on the image's header, the links and the snapshots on the group's header, and
+//! the group directory, which works as the image directory does.
 
 use ferry_store::Errno;
 use ferry_store::class::{CallContext, ObjectHandle};
 
 use super::header_records::set_op_features;
 use crate::object::{
-    Outcome, answer, done, list_keys, parse, parse_one, read_key, remove_key, require_key, require_object,
-    stored, write_key,
+    Outcome, answer, done, has_key, list_keys, parse, parse_one, read_key, remove_key, require_key,
+    require_object, stored, write_key,
 };
 use crate::rbd::features::op_feature;
-use crate::rbd::types::{GroupImageSpec, GroupImageStatus, GroupLinkState, GroupSpec};
+use crate::rbd::types::{
+    GroupImageSpec, GroupImageStatus, GroupLinkState, GroupSnapshot, GroupSnapshotState, GroupSpec,
+};
 
 pub(super) use super::directory::{
     dir_add_image as group_dir_add, dir_list as group_dir_list, dir_remove_image as group_dir_remove,
@@ -19,6 +21,7 @@ pub(super) use super::directory::{
 
 const GROUP_REF: &str = "rbd_group_ref";
 const IMAGE_PREFIX: &str = "image_";
+const SNAPSHOT_PREFIX: &str = "snapshot_";
 
 pub(super) fn image_group_get(_: &CallContext, object: &mut dyn ObjectHandle, _: &[u8]) -> Outcome {
     answer(read_key::<GroupSpec>(object, GROUP_REF)?.unwrap_or_else(GroupSpec::none))
@@ -90,4 +93,56 @@ fn parse_image_name(name: &str) -> Option<GroupImageSpec> {
         image_id: image_id.to_owned(),
         pool_id: ferry_store::PoolId(pool as i64), // written as the two's complement of the signed id
     })
+}
+
+fn snapshot_key(id: &str) -> String {
+    format!("{SNAPSHOT_PREFIX}{id}")
+}
+
+fn list_snapshots(
+    object: &dyn ObjectHandle,
+    start_after: &str,
+    max: u64,
+) -> Result<Vec<GroupSnapshot>, Errno> {
+    let found = list_keys(object, SNAPSHOT_PREFIX, start_after, max, |key, value| {
+        stored::<GroupSnapshot>(key, value)
+    })?;
+    Ok(found.into_iter().map(|(_, snapshot)| snapshot).collect())
+}
+
+pub(super) fn group_snap_set(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
+    let snapshot: GroupSnapshot = parse_one(input, "group snapshot")?;
+    if snapshot.name.is_empty() || snapshot.id.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let takes_the_name = |other: &GroupSnapshot| other.name == snapshot.name && other.id != snapshot.id;
+    if list_snapshots(object, "", u64::MAX)?.iter().any(takes_the_name) {
+        return Err(Errno::EEXIST);
+    }
+    let key = snapshot_key(&snapshot.id);
+    // An incomplete one is a new one.
+    if snapshot.state == GroupSnapshotState::Incomplete && has_key(object, &key)? {
+        return Err(Errno::EEXIST);
+    }
+    write_key(object, &key, &snapshot)?;
+    done()
+}
+
+pub(super) fn group_snap_remove(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
+    let id: String = parse_one(input, "group snapshot id")?;
+    require_object(object)?;
+    remove_key(object, &snapshot_key(&id))?;
+    done()
+}
+
+pub(super) fn group_snap_get_by_id(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
+    let id: String = parse_one(input, "group snapshot id")?;
+    answer(require_key::<GroupSnapshot>(object, &snapshot_key(&id))?)
+}
+
+pub(super) fn group_snap_list(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
+    let (start_after, max): (GroupSnapshot, u64) = parse(input, |decoder| {
+        Ok((decoder.get("start after")?, decoder.get("max")?))
+    })?;
+    answer(list_snapshots(object, &start_after.id, max)?)
 }

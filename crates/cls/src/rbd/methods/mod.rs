@@ -52,7 +52,7 @@ pub fn register(registry: &mut ClassRegistry) {
         migration: migration_get;
         trash: trash_list, trash_get;
         v1_snapshots: snap_list;
-        group: image_group_get, group_image_list, group_dir_list;
+        group: image_group_get, group_image_list, group_dir_list, group_snap_get_by_id, group_snap_list;
     }
     writes! {
         header: create, set_size, set_features, set_stripe_unit_count, set_access_timestamp, set_modify_timestamp,
@@ -71,6 +71,6 @@ pub fn register(registry: &mut ClassRegistry) {
         trash: trash_add, trash_remove, trash_state_set;
         v1_snapshots: snap_add, snap_remove, snap_rename;
         group: image_group_add, image_group_remove, group_image_set, group_image_remove, group_dir_add,
-            group_dir_remove, group_dir_rename;
+            group_dir_remove, group_dir_rename, group_snap_set, group_snap_remove;
     }
 }

@@ -9,7 +9,10 @@ mod replies;
 mod snapshot;
 mod trash;
 
-pub use group::{GroupImageSpec, GroupImageStatus, GroupLinkState, GroupSpec};
+pub use group::{
+    GroupImageSpec, GroupImageStatus, GroupLinkState, GroupSnapshot, GroupSnapshotState, GroupSpec,
+    ImageSnapshotSpec,
+};
 pub use migration::{MigrationHeaderType, MigrationSpec, MigrationState, MirrorImageMode};
 pub use parent::{ChildImageSpec, ParentImageSpec, StoredParent};
 pub use replies::{
