@@ -161,6 +161,36 @@ pub enum Side {
     Source,
     /// `--dest-pool --dest-namespace --dest --dest-snap`.
     Dest,
+    /// `--pool --namespace --group --snap`.
+    Group,
+    /// `--dest-pool --dest-namespace --dest-group`.
+    DestGroup,
+    /// A group beside an image: `--group-pool --group-namespace --group`.
+    GroupOfImage,
+    /// An image beside a group: `--image-pool --image-namespace --image`.
+    ImageOfGroup,
+}
+
+impl Side {
+    /// The options for pool, namespace, name and snapshot.
+    pub(crate) fn options(self) -> [&'static str; 4] {
+        match self {
+            Self::Source => ["pool", "namespace", "image", "snap"],
+            Self::Dest => ["dest-pool", "dest-namespace", "dest", "dest-snap"],
+            Self::Group => ["pool", "namespace", "group", "snap"],
+            Self::DestGroup => ["dest-pool", "dest-namespace", "dest-group", "dest-snap"],
+            Self::GroupOfImage => ["group-pool", "group-namespace", "group", "snap"],
+            Self::ImageOfGroup => ["image-pool", "image-namespace", "image", "snap"],
+        }
+    }
+
+    /// What is named.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            Self::Source | Self::Dest | Self::ImageOfGroup => "image",
+            Self::Group | Self::DestGroup | Self::GroupOfImage => "group",
+        }
+    }
 }
 
 /// What a command wants to know about an image. Start with [`ImageQuery::source`] or [`ImageQuery::dest`].
@@ -191,6 +221,40 @@ impl<'a> ImageQuery<'a> {
             side: Side::Dest,
             say_destination: true,
             ..Self::source()
+        }
+    }
+
+    /// The command's group, or the source of two; its name takes the place of the image's.
+    pub fn group() -> Self {
+        Self {
+            side: Side::Group,
+            check: Check::Full,
+            ..Self::source()
+        }
+    }
+
+    /// The destination group of a command that has two.
+    pub fn dest_group() -> Self {
+        Self {
+            side: Side::DestGroup,
+            say_destination: true,
+            ..Self::group()
+        }
+    }
+
+    /// The group of a command that has a group and an image.
+    pub fn group_of_image() -> Self {
+        Self {
+            side: Side::GroupOfImage,
+            ..Self::group()
+        }
+    }
+
+    /// The image of a command that has a group and an image.
+    pub fn image_of_group() -> Self {
+        Self {
+            side: Side::ImageOfGroup,
+            ..Self::group()
         }
     }
 

@@ -31,6 +31,32 @@ const DIFFERS: &[(&str, &str)] = &[
         "a rollback counts as a write of all objects that it puts back",
     ),
     (
+        "group image add",
+        "`--group-namespace` and `--image-namespace` count, which Ceph's command takes and ignores; `--pool` is the pool of both unless \
+                     named separately",
+    ),
+    (
+        "group image list",
+        "shows images in the trash, at which Ceph's list ends",
+    ),
+    (
+        "group image remove",
+        "as `group image add`; an image of another group leaves no trace in this one",
+    ),
+    (
+        "group rename",
+        "a pool or namespace that is named for one side counts for both",
+    ),
+    (
+        "group snap create",
+        "says why it failed; links that a killed `group image add` left do not count",
+    ),
+    ("group snap remove", "images that are gone are in nobody's way"),
+    (
+        "group snap rollback",
+        "changes nothing unless the snapshot is complete and every image has its part; Ceph's rolls back the others",
+    ),
+    (
         "import",
         "the image has no name until it is whole; a file of format 2 that is cut off leaves nothing",
     ),

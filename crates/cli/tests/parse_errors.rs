@@ -308,7 +308,7 @@ fn other_errors_have_cephs_texts_and_codes() {
 fn what_is_not_built_says_so_with_95() {
     let version = ferry_cli::VERSION;
     let table = [
-        ("group snap ls g", "group snap list is"),
+        ("encryption format i luks1 p", "encryption format is"),
         ("map x", "device map is"),
         ("create x -s 1 --journal-pool p", "option '--journal-pool' is"),
     ];

@@ -20,6 +20,8 @@ pub enum ErrorKind {
     PoolMissing,
     /// No such namespace.
     NamespaceMissing,
+    /// No such group.
+    GroupMissing,
     /// No such snapshot.
     SnapMissing,
     /// Somebody else has the image open.
@@ -50,6 +52,8 @@ pub enum ErrorKind {
     Removed,
     /// Clones need what was to be changed or removed.
     HasChildren,
+    /// The image is in a group.
+    InGroup,
 }
 
 /// An error of an image operation.

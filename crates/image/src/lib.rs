@@ -11,6 +11,7 @@ pub mod error;
 pub mod exclusive_lock;
 pub mod export_format;
 pub mod features;
+pub mod group;
 pub mod header;
 pub mod image;
 pub mod io;

@@ -78,6 +78,17 @@ pub fn check_image_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Refuses group names that the directory can't hold or that the spec grammar can't say.
+pub fn check_group_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > 1024 || name.contains(['/', '@', '\0']) {
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("group name '{}'", printable(name)))
+                .hint("use a name without '/' and '@'"),
+        );
+    }
+    Ok(())
+}
+
 /// Refuses snapshot names that the spec grammar can't say.
 pub fn check_snap_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 1024 || name.contains(['/', '@', '\0']) {

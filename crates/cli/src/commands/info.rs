@@ -50,7 +50,7 @@ fn text(info: &ImageInfo) -> String {
         format!("flags: {}", flag::names(info.flags).join(", ")),
     ]);
     if let Some(group) = &info.group {
-        lines.push(format!("group: {}/{}", group.pool, group.name));
+        lines.push(format!("group: {group}"));
     }
     for (name, time) in times(info) {
         lines.push(format!("{name}: {time}"));
@@ -114,7 +114,7 @@ fn document(info: &ImageInfo) -> Document {
         )
         .with("flags", Node::list_of("flag", flag::names(info.flags)));
     if let Some(group) = &info.group {
-        node.set("group", format!("{}/{}", group.pool, group.name));
+        node.set("group", group.to_string());
     }
     for (name, time) in times(info) {
         node.set(name, time);

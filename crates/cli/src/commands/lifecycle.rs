@@ -34,6 +34,10 @@ pub(super) fn remove_failed(error: ImageError, what: &str) -> Failure {
     match error.errno {
         Errno::ENOTEMPTY if error.kind == ErrorKind::HasChildren => error.said(HAS_CLONES),
         Errno::ENOTEMPTY => error.said(HAS_SNAPSHOTS),
+        _ if error.kind == ErrorKind::InGroup => {
+            let line = format!("rbd: error: {}", error.message);
+            Failure::message(line, error.errno.0).with_line("Remove the image from the group and try again.")
+        }
         Errno::EBUSY if matches!(error.kind, ErrorKind::HasWatchers | ErrorKind::Migrating) => {
             error.said(HAS_WATCHERS)
         }

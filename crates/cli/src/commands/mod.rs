@@ -14,6 +14,7 @@ mod diff;
 mod diff_files;
 mod error;
 mod feature;
+mod group;
 mod info;
 mod lifecycle;
 mod list;
@@ -113,6 +114,18 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::FeatureDisable => feature::disable(session).await,
         CommandId::FeatureEnable => feature::enable(session).await,
         CommandId::Flatten => clone::flatten(session).await,
+        CommandId::GroupCreate => group::create(session).await,
+        CommandId::GroupImageAdd => group::image_add(session).await,
+        CommandId::GroupImageList => group::image_list(session).await,
+        CommandId::GroupImageRemove => group::image_remove(session).await,
+        CommandId::GroupList => group::list(session).await,
+        CommandId::GroupRemove => group::remove(session).await,
+        CommandId::GroupRename => group::rename(session).await,
+        CommandId::GroupSnapCreate => group::snap_create(session).await,
+        CommandId::GroupSnapList => group::snap_list(session).await,
+        CommandId::GroupSnapRemove => group::snap_remove(session).await,
+        CommandId::GroupSnapRename => group::snap_rename(session).await,
+        CommandId::GroupSnapRollback => group::snap_rollback(session).await,
         CommandId::ImageMetaGet => meta::get(session).await,
         CommandId::ImageMetaList => meta::list(session).await,
         CommandId::ImageMetaRemove => meta::remove(session).await,

@@ -199,6 +199,9 @@ fn waits(command: CommandId) -> bool {
             | CommandId::Export
             | CommandId::ExportDiff
             | CommandId::Flatten
+            | CommandId::GroupRemove
+            | CommandId::GroupSnapRemove
+            | CommandId::GroupSnapRollback
             | CommandId::Import
             | CommandId::ImportDiff
             | CommandId::MigrationAbort

@@ -1,6 +1,7 @@
 //! `rbd snap *`.
 
 use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace};
+use ferry_image::group::{self, PartOf};
 use ferry_image::header::SnapRecord;
 use ferry_image::{ErrorKind, Image, OpenOptions, snapshot};
 use ferry_store::{Errno, SnapId};
@@ -44,10 +45,22 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
         .values()
         .filter(|snap| all || snap.namespace == SnapshotNamespace::User)
         .collect();
-    session.print(format, || table(&snaps, all), || document(&snaps, all))
+    let mut parts = Vec::new();
+    if all {
+        for snap in &snaps {
+            let part = group::part_of(image.io(), &snap.namespace).await;
+            parts.push(part.map_err(|error| error.failed("failed to list snapshots"))?);
+        }
+    }
+    session.print(
+        format,
+        || table(&snaps, all, &parts),
+        || document(&snaps, all, &parts),
+    )
 }
 
-fn table(snaps: &[&SnapRecord], all: bool) -> String {
+/// `parts`: with `all`, the group snapshot that each is a part of.
+fn table(snaps: &[&SnapRecord], all: bool, parts: &[Option<PartOf>]) -> String {
     if snaps.is_empty() {
         return String::new();
     }
@@ -61,7 +74,7 @@ fn table(snaps: &[&SnapRecord], all: bool) -> String {
     if all {
         table.add_column("NAMESPACE", Align::Left);
     }
-    for snap in snaps {
+    for (index, snap) in snaps.iter().enumerate() {
         let mut row = vec![
             snap.id.to_string(),
             snap.name.clone(),
@@ -70,16 +83,16 @@ fn table(snaps: &[&SnapRecord], all: bool) -> String {
             timestamp(snap.timestamp.seconds.into()),
         ];
         if all {
-            row.push(namespace_text(&snap.namespace));
+            row.push(namespace_text(&snap.namespace, parts[index].as_ref()));
         }
         table.row(row);
     }
     table.to_string()
 }
 
-fn document(snaps: &[&SnapRecord], all: bool) -> Document {
+fn document(snaps: &[&SnapRecord], all: bool, parts: &[Option<PartOf>]) -> Document {
     let mut list = Node::list("snapshot");
-    for snap in snaps {
+    for (index, snap) in snaps.iter().enumerate() {
         let mut node = Node::map()
             .with("id", snap.id.0)
             .with("name", &snap.name)
@@ -87,7 +100,10 @@ fn document(snaps: &[&SnapRecord], all: bool) -> Document {
             .with("protected", Node::str_bool(is_protected(snap)))
             .with("timestamp", timestamp(snap.timestamp.seconds.into()));
         if all {
-            node.set("namespace", namespace_node(&snap.namespace));
+            node.set(
+                "namespace",
+                namespace_node(&snap.namespace, parts[index].as_ref()),
+            );
         }
         list.add(node);
     }
@@ -99,7 +115,16 @@ pub(super) fn is_protected(snap: &SnapRecord) -> bool {
     snap.protection != ProtectionStatus::Unprotected
 }
 
-fn namespace_text(namespace: &SnapshotNamespace) -> String {
+fn namespace_text(namespace: &SnapshotNamespace, part: Option<&PartOf>) -> String {
+    if let Some(part) = part {
+        return format!(
+            "{} ({}/{}@{})",
+            namespace.type_name(),
+            part.pool,
+            part.group,
+            part.snapshot
+        );
+    }
     match namespace {
         SnapshotNamespace::Trash { original_name, .. } => {
             format!("{} ({original_name})", namespace.type_name())
@@ -108,8 +133,14 @@ fn namespace_text(namespace: &SnapshotNamespace) -> String {
     }
 }
 
-fn namespace_node(namespace: &SnapshotNamespace) -> Node {
+fn namespace_node(namespace: &SnapshotNamespace, part: Option<&PartOf>) -> Node {
     let node = Node::map().with("type", namespace.type_name());
+    if let Some(part) = part {
+        return node
+            .with("pool", &part.pool)
+            .with("group", &part.group)
+            .with("group snap", &part.snapshot);
+    }
     match namespace {
         SnapshotNamespace::Trash { original_name, .. } => node.with("original_name", original_name),
         _ => node,

@@ -247,7 +247,8 @@ impl Args {
         let snap = found.snap.clone();
         let image = found.into_image().ok_or_else(|| {
             let destination = if query.say_destination { "destination " } else { "" };
-            Failure::invalid(format_args!("{destination}image name was not specified"))
+            let noun = query.side.noun();
+            Failure::invalid(format_args!("{destination}{noun} name was not specified"))
         })?;
         check_snap(query, snap.as_deref())?;
         Ok(image)
@@ -418,11 +419,11 @@ impl Args {
 
     /// Merges options and the next positional as the query wants, without judging the snapshot.
     fn resolve(&self, query: ImageQuery<'_>) -> Result<PartialSpec, Failure> {
-        let [pool_key, namespace_key, image_key, snap_key] = match query.side {
-            Side::Source => ["pool", "namespace", "image", "snap"],
-            Side::Dest => ["dest-pool", "dest-namespace", "dest", "dest-snap"],
-        };
+        let [pool_key, namespace_key, image_key, snap_key] = query.side.options();
         let mut pool = self.optional_text(pool_key);
+        if matches!(query.side, Side::GroupOfImage | Side::ImageOfGroup) {
+            pool = pool.or_else(|| self.optional_text("pool"));
+        }
         let mut namespace = self.optional_text(namespace_key);
         let mut snap = self.optional_text(snap_key);
         let given = self

@@ -5,6 +5,7 @@
 
 mod clone;
 mod ferry;
+mod group;
 mod image;
 mod later;
 mod meta;
@@ -36,6 +37,18 @@ pub enum CommandId {
     FeatureDisable,
     FeatureEnable,
     Flatten,
+    GroupCreate,
+    GroupImageAdd,
+    GroupImageList,
+    GroupImageRemove,
+    GroupList,
+    GroupRemove,
+    GroupRename,
+    GroupSnapCreate,
+    GroupSnapList,
+    GroupSnapRemove,
+    GroupSnapRename,
+    GroupSnapRollback,
     ImageMetaGet,
     ImageMetaList,
     ImageMetaRemove,
@@ -292,8 +305,9 @@ const POOL_NAME: Positional = positional("pool-name", "name of the pool");
 const EXPORT_PATH: Positional = positional("path-name", "file to write ('-' for stdout)");
 const IMPORT_PATH: Positional = positional("path-name", "file to read ('-' for stdin)");
 
-const FAMILIES: [&[Command]; 10] = [
+const FAMILIES: [&[Command]; 11] = [
     clone::COMMANDS,
+    group::COMMANDS,
     image::COMMANDS,
     migration::COMMANDS,
     snap::COMMANDS,

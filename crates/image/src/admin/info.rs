@@ -8,6 +8,7 @@ use ferry_store::{IoCtx, ReadOp, SnapId, Timestamp};
 
 use super::{directory, pool, trash};
 use crate::error::{ErrorKind, Result, optional};
+use crate::group::GroupInfo;
 use crate::header::{self, Fixed, Header};
 use crate::image::{ImageKey, SnapKey, find_snap};
 use crate::names;
@@ -29,15 +30,6 @@ pub struct ParentInfo {
     pub trash: bool,
     /// Bytes that the parent still shows through; `None` when only snapshots have it.
     pub overlap_bytes: Option<u64>,
-}
-
-/// A group that an image is in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupInfo {
-    /// Pool name of the group.
-    pub pool: String,
-    /// Name of the group; its id when it has none.
-    pub name: String,
 }
 
 /// Everything that `rbd info` prints.
@@ -131,21 +123,7 @@ async fn group(io: &IoCtx, fixed: &Fixed, header: &Header) -> Result<Option<Grou
     if header.op_features & op_feature::GROUP == 0 {
         return Ok(None);
     }
-    let object = names::header_object(&fixed.id);
-    let spec = ferry_cls::exec_read(io, &object, client::image_group_get()).await?;
-    if !spec.exists() {
-        return Ok(None);
-    }
-    let there = io.with_pool(spec.pool_id);
-    let groups = client::group_dir_list_all(&there).await?;
-    let name = groups
-        .into_iter()
-        .find(|(_, id)| *id == spec.group_id)
-        .map_or(spec.group_id, |(name, _)| name);
-    Ok(Some(GroupInfo {
-        pool: pool::name_of(io.store(), spec.pool_id).await?,
-        name,
-    }))
+    crate::group::of_image(io, &fixed.id).await
 }
 
 /// The parent that the head or a snapshot shows through. What cannot be found any more is shown by its id.

@@ -185,12 +185,6 @@ async fn check_removable(image: &Image) -> Result<()> {
     let name = image.name();
     image.refresh().await?;
     check_not_migrating(image)?;
-    if image.header().op_features & op_feature::GROUP != 0 {
-        return Err(
-            ImageError::new(Errno::EINVAL, format!("image '{name}' is in a group"))
-                .hint("take it out of the group first"),
-        );
-    }
     let in_trash = |snap: &SnapRecord| matches!(snap.namespace, SnapshotNamespace::Trash { .. });
     if !image.header().snaps.values().all(in_trash) {
         return Err(ImageError::of(
@@ -201,8 +195,24 @@ async fn check_removable(image: &Image) -> Result<()> {
         .hint("remove them first with 'rbd snap purge'"));
     }
     check_no_watchers(image).await?;
+    check_no_group(image).await?;
     crate::snapshot::remove_unneeded(image).await?;
     check_no_snapshots(image)
+}
+
+/// `EMLINK` ([`ErrorKind::InGroup`]) for an image in a group.
+async fn check_no_group(image: &Image) -> Result<()> {
+    if image.header().op_features & op_feature::GROUP == 0 {
+        return Ok(());
+    }
+    let Some(group) = crate::group::of_image(image.io(), image.id()).await? else {
+        return Ok(());
+    };
+    Err(ImageError::of(
+        ErrorKind::InGroup,
+        Errno::EMLINK,
+        format!("image belongs to a group {group}"),
+    ))
 }
 
 /// Removed snapshots that clones still show.

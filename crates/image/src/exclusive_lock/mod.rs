@@ -34,6 +34,8 @@ pub struct ExclusiveLock {
     owner: AtomicBool,
     changing: Mutex<()>,
     changed: Notify,
+    /// Held shared by who must not lose the lock to somebody that asks for it.
+    kept: tokio::sync::RwLock<()>,
 }
 
 impl ExclusiveLock {
@@ -60,6 +62,12 @@ pub enum Holder {
     Dead(String),
     /// A lock taken by hand (`rbd lock add`).
     External(String),
+}
+
+/// The exclusive lock, or the lack of that feature; whoever asks for the lock waits until this is dropped.
+#[derive(Debug)]
+pub(crate) struct KeptLock<'a> {
+    _kept: RwLockReadGuard<'a, ()>,
 }
 
 /// Leave to write, held until the write is in the store.
@@ -157,6 +165,18 @@ impl Image {
                 }
                 Holder::External(who) => return Err(held(self, &who)),
                 Holder::Nobody | Holder::Dead(_) => {}
+            }
+        }
+    }
+
+    /// Takes the exclusive lock and keeps it: others that ask for it get it when the guard is dropped. Errors as
+    /// [`Image::acquire_lock`].
+    pub(crate) async fn keep_lock(&self) -> Result<KeptLock<'_>> {
+        loop {
+            self.acquire_lock().await?;
+            let kept = self.inner.lock.kept.read().await;
+            if self.inner.lock.is_owner() || !self.header().needs_lock() {
+                return Ok(KeptLock { _kept: kept });
             }
         }
     }
@@ -334,8 +354,9 @@ async fn unlock(image: &Image, cookie: WatchCookie) -> Result<()> {
     absent_is_fine(ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await)
 }
 
-/// Gives the lock up: waits for writes under way, flushes, unlocks. Does nothing when not owned.
+/// Gives the lock up: waits until nobody keeps it and for writes under way, flushes, unlocks. Does nothing when not owned.
 pub(crate) async fn release(image: &Image) -> Result<()> {
+    let _not_kept = image.inner.lock.kept.write().await;
     let _one_at_a_time = image.inner.lock.changing.lock().await;
     if !image.inner.lock.is_owner() {
         return Ok(());

@@ -1,11 +1,11 @@
 //! `migration abort`: brings the source back, with what was changed on the target, and removes the target.
 //!
 //! Rows "abort" of `docs/migration.md`. Order: mark both "aborting"; make the source's head what the target's head is
-//! and check that it is; note that in the source's record; move clones back; remove the target; put the source back under its name; take
+//! and check that it is; note that in the source's record; move clones and the place in a group back; remove the target; put the source back under its name; take
 //! its record off. Each step may be killed and run again. What cannot be kept is named before anything is touched.
 
 use ferry_cls::encoding::MAX_OBJECTS;
-use ferry_cls::rbd::{MigrationState, client, feature};
+use ferry_cls::rbd::{MigrationState, SnapshotNamespace, client, feature};
 use ferry_store::{Errno, IoCtx, SnapId};
 
 use super::pair::{self, Found, Pair};
@@ -121,6 +121,8 @@ async fn mark(pair: &mut Pair) -> Result<()> {
 pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
     if pair.target_exists {
         super::relink::to_source(&pair).await?;
+        let (source, target) = (&pair.source, &pair.target);
+        crate::group::move_membership(&target.io, &target.id, &source.io, &source.id).await?;
     }
     admin::remove::remove_names(&pair.target.io, &pair.target.name, &pair.target.id).await?;
     admin::remove::remove_by_id(&pair.target.io, &pair.target.id, progress).await?;
@@ -188,7 +190,9 @@ async fn check_keepable(pair: &Pair) -> Result<()> {
     let header = crate::header::load(&pair.target.io, &pair.target.id, true).await?;
     check_fits(&pair.source, header.size_bytes).await?;
     let lost: Vec<String> = header
-        .user_snaps()
+        .snaps
+        .values()
+        .filter(|snap| !matches!(snap.namespace, SnapshotNamespace::Trash { .. }))
         .filter(|snap| !spec.snap_seqs.values().any(|id| *id == snap.id))
         .map(|snap| format!("'{}'", snap.name))
         .collect();

@@ -2,8 +2,8 @@
 //!
 //! Rows "prepare" of `docs/migration.md`. Everything that can be refused is refused before the first change. Then: mark
 //! the source (nobody can open it for writing from here on), see that nobody had, move it to the trash, make the target
-//! without a name, link it to the parent of a clone, give it the snapshots, write its record, give it its name, declare both
-//! prepared, move the source's own clones over. A failure takes all of it back; a kill is taken back by the next prepare of the
+//! without a name, link it to the parent of a clone, give it the snapshots, write its record, give it its name, give it the source's
+//! place in a group, declare both prepared, move the source's own clones over. A failure takes all of it back; a kill is taken back by the next prepare of the
 //! same source, or by abort; one after the target was prepared is made good by the next verb, whichever it is.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use super::pair::{self, Found, Pair};
 use super::record::Side;
 use crate::admin::{self, create::CreateOptions};
 use crate::error::{ErrorKind, ImageError, Result};
+use crate::group;
 use crate::header::{self, Header, SnapRecord};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::layering::links::{self, Child, CloneFormat};
@@ -191,6 +192,7 @@ async fn check(
         check_needs_no_layering(source, &header).await?;
     }
     let parent = kept_parent(source, target_io, options).await?;
+    check_group(source, target_io).await?;
     let in_place = source.io().scope() == target_io.scope() && name == target_name;
     if !in_place {
         admin::create::check_name_free(target_io, target_name).await?;
@@ -351,6 +353,25 @@ fn check_snaps(header: &Header, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// An image's group is in its own namespace, and the target is to take the source's place in it.
+async fn check_group(source: &Image, target_io: &IoCtx) -> Result<()> {
+    if source.io().scope().namespace == target_io.scope().namespace {
+        return Ok(());
+    }
+    match group::of_image(source.io(), source.id()).await? {
+        None => Ok(()),
+        Some(group) => Err(ImageError::of(
+            ErrorKind::InGroup,
+            Errno::EINVAL,
+            format!(
+                "image '{}' is in group {group}, and the target would be in another namespace",
+                source.name()
+            ),
+        )
+        .hint("take the image out of the group first")),
+    }
+}
+
 async fn make_target(source: &Image, pair: &mut Pair, spec: &MigrationSpec, plan: &Plan) -> Result<()> {
     let header = source.header();
     admin::trash::move_to_trash(
@@ -382,6 +403,7 @@ async fn make_target(source: &Image, pair: &mut Pair, spec: &MigrationSpec, plan
         })
         .await?;
     admin::create::register_name(&pair.target.io, &pair.target.name, &pair.target.id).await?;
+    group::move_membership(&pair.source.io, &pair.source.id, &pair.target.io, &pair.target.id).await?;
     pair.source.set_state(MigrationState::Prepared, "").await?;
     pair.target.set_state(MigrationState::Prepared, "").await?;
     super::relink::to_target(pair).await

@@ -10,7 +10,7 @@ use crate::layering::links;
 use crate::names;
 use crate::progress::Progress;
 use crate::resize::still_ours;
-use crate::watch::messages::Message;
+use crate::watch::messages::{AsyncRequestId, Message};
 use crate::watch::{self};
 
 /// How often a new id is tried when another one came in between (`ESTALE`).
@@ -18,7 +18,7 @@ const MAX_ID_RACES: usize = 20;
 
 /// Flag of a request to take a snapshot: nobody is asked to hold writes back (librbd's
 /// `SNAP_CREATE_FLAG_SKIP_NOTIFY_QUIESCE`).
-pub(super) const SKIP_QUIESCE: u64 = 1 << 0;
+pub(crate) const SKIP_QUIESCE: u64 = 1 << 0;
 
 pub(crate) async fn create_here(
     image: &Image,
@@ -33,27 +33,35 @@ pub(crate) async fn create_here(
     }
     progress.update(1, 10);
     image.acquire_lock().await?;
-    let quiesce = if flags & SKIP_QUIESCE == 0 {
-        image.next_request_id()
-    } else {
-        None
+    let asked = match flags & SKIP_QUIESCE == 0 {
+        true => quiesce(image).await,
+        false => None,
     };
-    if let Some(id) = quiesce {
-        watch::tell(image, Message::Quiesce(id)).await;
-    }
     let added = {
         let _gate = image.inner.gate.write().await;
         add(image, name, &namespace).await
     };
-    if let Some(id) = quiesce {
-        watch::tell(image, Message::Unquiesce(id)).await;
-    }
+    unquiesce(image, asked).await;
     // Also after a failure: the header may name the snapshot already.
     let told = image.header_changed().await;
     added?;
     told?;
     progress.update(10, 10);
     Ok(())
+}
+
+/// Asks the image's users to hold their writes back; what was asked, to be told when they may go on.
+pub(crate) async fn quiesce(image: &Image) -> Option<AsyncRequestId> {
+    let id = image.next_request_id()?;
+    watch::tell(image, Message::Quiesce(id)).await;
+    Some(id)
+}
+
+/// Tells the image's users that they may go on.
+pub(crate) async fn unquiesce(image: &Image, asked: Option<AsyncRequestId>) {
+    if let Some(id) = asked {
+        watch::tell(image, Message::Unquiesce(id)).await;
+    }
 }
 
 /// The step itself; the gate is held exclusively.

@@ -8,9 +8,11 @@ pub(crate) mod diff;
 mod rollback;
 
 pub(crate) use change::{
-    create_here, protect_here, remove_here, remove_snap, remove_unneeded, rename_here, unprotect_here,
+    SKIP_QUIESCE, create_here, protect_here, quiesce, remove_here, remove_snap, remove_unneeded, rename_here,
+    unprotect_here, unquiesce,
 };
 pub use change::{get_limit, set_limit};
+pub(crate) use rollback::roll_back_here;
 
 use ferry_cls::rbd::SnapshotNamespace;
 use ferry_store::SnapId;

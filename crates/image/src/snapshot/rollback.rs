@@ -16,6 +16,11 @@ use crate::progress::Progress;
 pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) -> Result<()> {
     image.refresh_if_needed().await?;
     let snap = find_snap(&image.header(), &SnapKey::Name(name.to_owned()))?;
+    roll_back_here(image, snap, progress).await
+}
+
+/// The same for a snapshot of any namespace.
+pub(crate) async fn roll_back_here(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
     image.acquire_lock().await?;
     // Looked up again whenever somebody may have removed it meanwhile: a snapshot that is gone has no size and no bytes.
     let size_bytes = size_of(image, snap)?;

@@ -10,11 +10,6 @@ const ENTITY: Positional = positional(
     "config-entity",
     "whom the setting is for: global, client or client.ID",
 );
-const GROUP_SPEC: Positional = positional("group-spec", "group, as [POOL/[NAMESPACE/]]GROUP");
-const GROUP_SNAP_SPEC: Positional = positional(
-    "group-snap-spec",
-    "snapshot of a group, as [POOL/[NAMESPACE/]]GROUP@SNAP",
-);
 const DEVICE_SPEC: Positional = positional(
     "image-or-snap-or-device-spec",
     "image, snapshot or path of the device, as [POOL/[NAMESPACE/]]IMAGE[@SNAP] or PATH",
@@ -121,65 +116,4 @@ pub(super) const COMMANDS: &[Command] = &[
             positional("passphrase-file", "file with the passphrase"),
         ])
         .options(&[IMAGE_NAMES, &[CIPHER_ALG]]),
-    Command::to_come(&["group", "create"], "Make a group of images.")
-        .positionals(&[GROUP_SPEC])
-        .options(&[GROUP_NAMES]),
-    Command::to_come(&["group", "image", "add"], "Put an image into a group.")
-        .positionals(&[GROUP_SPEC, IMAGE_SPEC])
-        .options(&[GROUP_AND_IMAGE]),
-    Command::to_come(&["group", "image", "list"], "List the images of a group.")
-        .aliases(&[&["group", "image", "ls"]])
-        .positionals(&[GROUP_SPEC])
-        .options(&[FORMAT, GROUP_NAMES]),
-    Command::to_come(&["group", "image", "remove"], "Take an image out of a group.")
-        .aliases(&[&["group", "image", "rm"]])
-        .positionals(&[GROUP_SPEC, IMAGE_SPEC])
-        .options(&[GROUP_AND_IMAGE, &[IMAGE_ID]]),
-    Command::to_come(&["group", "list"], "List the groups of a pool.")
-        .aliases(&[&["group", "ls"]])
-        .positionals(&[POOL_SPEC])
-        .options(&[POOL_NAMES, FORMAT]),
-    Command::to_come(&["group", "remove"], "Delete a group; its images stay.")
-        .aliases(&[&["group", "rm"]])
-        .positionals(&[GROUP_SPEC])
-        .options(&[GROUP_NAMES]),
-    Command::to_come(&["group", "rename"], "Give a group another name in its pool.")
-        .positionals(&[
-            positional("source-group-spec", "group, as [POOL/[NAMESPACE/]]GROUP"),
-            positional("dest-group-spec", "its new name, as [POOL/[NAMESPACE/]]GROUP"),
-        ])
-        .options(&[
-            GROUP_NAMES,
-            &[
-                Opt::new("dest-pool", Kind::Text, "pool of the destination"),
-                Opt::new("dest-namespace", Kind::Text, "namespace of the destination"),
-                DEST_GROUP,
-            ],
-        ]),
-    Command::to_come(
-        &["group", "snap", "create"],
-        "Take a snapshot of all images of a group at one moment.",
-    )
-    .positionals(&[GROUP_SNAP_SPEC])
-    .options(&[GROUP_NAMES, &[SNAP, SKIP_QUIESCE, IGNORE_QUIESCE_ERROR]]),
-    Command::to_come(&["group", "snap", "list"], "List the snapshots of a group.")
-        .aliases(&[&["group", "snap", "ls"]])
-        .positionals(&[GROUP_SPEC])
-        .options(&[FORMAT, GROUP_NAMES]),
-    Command::to_come(&["group", "snap", "remove"], "Delete a snapshot of a group.")
-        .aliases(&[&["group", "snap", "rm"]])
-        .positionals(&[GROUP_SNAP_SPEC])
-        .options(&[GROUP_NAMES, &[SNAP]]),
-    Command::to_come(
-        &["group", "snap", "rename"],
-        "Give a snapshot of a group another name.",
-    )
-    .positionals(&[GROUP_SNAP_SPEC, positional("dest-snap", "its new name")])
-    .options(&[GROUP_NAMES, &[SNAP], DEST_SNAP]),
-    Command::to_come(
-        &["group", "snap", "rollback"],
-        "Put all images of a group back to the state of a snapshot.",
-    )
-    .positionals(&[GROUP_SNAP_SPEC])
-    .options(&[&[NO_PROGRESS], GROUP_NAMES, &[SNAP]]),
 ];
