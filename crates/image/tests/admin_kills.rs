@@ -7,9 +7,11 @@ mod support;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ferry_cls::rbd::GroupSnapshotState;
 use ferry_image::admin::create::CreateOptions;
 use ferry_image::admin::import::ImportOptions;
 use ferry_image::admin::{create, directory, import, list, namespace, remove, rename, trash};
+use ferry_image::group::{self, Group};
 use ferry_image::layering::children::children;
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, SnapKey};
@@ -38,6 +40,15 @@ enum Command {
     FlattenFormat1,
     RemoveClone,
     RemoveLastClone,
+    GroupCreate,
+    GroupRename,
+    GroupRemove,
+    GroupAdd,
+    GroupTakeOut,
+    GroupSnapCreate,
+    GroupSnapRename,
+    GroupSnapRemove,
+    GroupRollBack,
 }
 
 impl Command {
@@ -46,6 +57,21 @@ impl Command {
         matches!(
             self,
             Self::Flatten | Self::FlattenFormat1 | Self::RemoveClone | Self::RemoveLastClone
+        )
+    }
+
+    fn is_of_groups(self) -> bool {
+        matches!(
+            self,
+            Self::GroupCreate
+                | Self::GroupRename
+                | Self::GroupRemove
+                | Self::GroupAdd
+                | Self::GroupTakeOut
+                | Self::GroupSnapCreate
+                | Self::GroupSnapRename
+                | Self::GroupSnapRemove
+                | Self::GroupRollBack
         )
     }
 
@@ -107,6 +133,9 @@ impl World {
                 .unwrap();
         }
         let io = self.io(self.cluster.connect());
+        if command.is_of_groups() {
+            self.prepare_group(&io, command).await;
+        }
         let is_clone = matches!(command, Command::Clone | Command::CloneFormat1);
         if !is_clone && !command.has_clone() {
             return;
@@ -133,6 +162,27 @@ impl World {
             kept.snap_remove("s", &silent).await.unwrap();
         }
         kept.close().await.unwrap();
+    }
+
+    /// Group `g` with `a` and `kept`, and with its snapshot `s`, after which both were written to.
+    async fn prepare_group(&self, io: &IoCtx, command: Command) {
+        group::create(io, "g").await.unwrap();
+        let group = Group::open(io, "g").await.unwrap();
+        group.add_image(io, "kept").await.unwrap();
+        if command != Command::GroupAdd {
+            group.add_image(io, "a").await.unwrap();
+        }
+        if command == Command::GroupSnapCreate {
+            return;
+        }
+        group.create_snapshot("s", true).await.unwrap();
+        for name in ["a", "kept"] {
+            let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
+                .await
+                .unwrap();
+            image.write(7, Bytes::from_static(&[1; 999])).await.unwrap();
+            image.close().await.unwrap();
+        }
     }
 
     async fn clone(&self, io: &IoCtx, command: Command, name: &str) -> Result<()> {
@@ -177,6 +227,35 @@ impl World {
             Command::Clone | Command::CloneFormat1 => self.clone(&io, command, "new").await,
             Command::Flatten | Command::FlattenFormat1 => self.flatten(&io).await,
             Command::RemoveClone | Command::RemoveLastClone => remove::remove(&io, "child", &silent).await,
+            Command::GroupCreate => group::create(&io, "new").await,
+            Command::GroupRename => group::rename(&io, "g", "new").await,
+            Command::GroupRemove => group::remove(&io, "g").await,
+            Command::GroupAdd => Group::open(&io, "g").await?.add_image(&io, "a").await,
+            Command::GroupTakeOut => Group::open(&io, "g").await?.remove_image(&io, "a").await,
+            Command::GroupSnapCreate => Group::open(&io, "g").await?.create_snapshot("s", true).await,
+            Command::GroupSnapRename => Group::open(&io, "g").await?.rename_snapshot("s", "new").await,
+            Command::GroupSnapRemove => {
+                let group = Group::open(&io, "g").await?;
+                group.remove_snapshot(&group.snapshot("s").await?).await
+            }
+            Command::GroupRollBack => Group::open(&io, "g").await?.roll_back("s", &silent).await,
+        }
+    }
+
+    /// After a kill a group snapshot is whole, or not there, or says that it is incomplete; then it is removed first, as a
+    /// person would.
+    async fn clear_incomplete(&self, when: &str) {
+        let io = self.io(self.cluster.connect());
+        let group = Group::open(&io, "g").await.unwrap();
+        for snapshot in group.snapshots().await.unwrap() {
+            if snapshot.state == GroupSnapshotState::Incomplete {
+                let refused = group.roll_back("s", &Progress::silent()).await.unwrap_err();
+                assert_eq!(refused.errno, ferry_store::Errno::EINVAL, "{when}");
+                group
+                    .remove_snapshot(&snapshot)
+                    .await
+                    .unwrap_or_else(|error| panic!("{when}: {error}"));
+            }
         }
     }
 
@@ -212,6 +291,25 @@ impl World {
             ));
         }
         out.push(format!("namespaces {:?}", namespace::list(&io).await.unwrap()));
+        for name in group::list(&io).await.unwrap() {
+            let group = Group::open(&io, &name).await.unwrap();
+            for image in group.images().await.unwrap() {
+                let of = group::of_image(&image.io, &image.id).await.unwrap();
+                out.push(format!(
+                    "group {name}: {} {} {of:?}",
+                    image.name, image.is_attached
+                ));
+            }
+            for snapshot in group.snapshots().await.unwrap() {
+                out.push(format!(
+                    "group {name}@{} {:?} {}",
+                    snapshot.name,
+                    snapshot.state,
+                    snapshot.snaps.len()
+                ));
+            }
+        }
+        out.push(format!("groups {:?}", group::list(&io).await.unwrap()));
         for prefix in ["rbd_id.", "rbd_header.", "rbd_object_map.", "rbd_data."] {
             let found = io
                 .store()
@@ -238,6 +336,10 @@ fn says_done(command: Command, kind: ErrorKind, errno: ferry_store::Errno) -> bo
         Command::Clone | Command::CloneFormat1 => kind == ErrorKind::ImageExists,
         Command::Flatten | Command::FlattenFormat1 => errno == ferry_store::Errno::EINVAL,
         Command::RemoveClone | Command::RemoveLastClone => kind == ErrorKind::ImageMissing,
+        Command::GroupCreate | Command::GroupSnapCreate => errno == ferry_store::Errno::EEXIST,
+        Command::GroupRename => kind == ErrorKind::GroupMissing,
+        Command::GroupSnapRename | Command::GroupSnapRemove => kind == ErrorKind::SnapMissing,
+        Command::GroupRemove | Command::GroupAdd | Command::GroupTakeOut | Command::GroupRollBack => false,
     }
 }
 
@@ -266,6 +368,9 @@ async fn kill_everywhere(command: Command, power_loss: bool) {
             let when = format!("{command:?} killed {moment:?} step {nth}");
             if power_loss {
                 world.cluster.power_loss(nth);
+            }
+            if command == Command::GroupSnapCreate {
+                world.clear_incomplete(&when).await;
             }
             if let Err(error) = world.run(world.cluster.connect(), command).await {
                 assert!(
@@ -335,6 +440,18 @@ kills! {
     removal_of_the_last_clone_killed_anywhere_takes_the_snapshot_along: RemoveLastClone, false;
     namespace_create_killed_anywhere_is_finished_by_the_next: NamespaceCreate, false;
     namespace_remove_killed_anywhere_is_finished_by_the_next: NamespaceRemove, false;
+    group_create_killed_anywhere_finishes: GroupCreate, false;
+    group_rename_killed_anywhere_finishes: GroupRename, false;
+    group_remove_killed_anywhere_finishes: GroupRemove, false;
+    group_remove_finishes_after_a_power_loss_too: GroupRemove, true;
+    adding_to_a_group_killed_anywhere_finishes: GroupAdd, false;
+    taking_out_of_a_group_killed_anywhere_finishes: GroupTakeOut, false;
+    a_group_snapshot_killed_anywhere_is_whole_or_says_that_it_is_not: GroupSnapCreate, false;
+    a_group_snapshot_is_whole_or_says_that_it_is_not_after_a_power_loss_too: GroupSnapCreate, true;
+    renaming_a_group_snapshot_killed_anywhere_finishes: GroupSnapRename, false;
+    removing_a_group_snapshot_killed_anywhere_finishes: GroupSnapRemove, false;
+    a_group_rollback_killed_anywhere_finishes: GroupRollBack, false;
+    a_group_rollback_finishes_after_a_power_loss_too: GroupRollBack, true;
 }
 
 /// Another command than the killed one meets what it left.

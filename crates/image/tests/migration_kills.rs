@@ -10,6 +10,7 @@ mod support;
 use std::sync::Arc;
 
 use ferry_image::admin::{create, remove, trash};
+use ferry_image::group::{self, Group};
 use ferry_image::layering::children::children;
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::migration::abort::{AbortOptions, abort};
@@ -38,7 +39,7 @@ enum Verb {
 /// Whose relative the source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
-    /// Nobody's.
+    /// Nobody's, but it is in group `g`.
     None,
     /// A clone of `base`, and the parent of two clones of its own, one of each format.
     Kept,
@@ -72,6 +73,9 @@ impl World {
             create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE))
                 .await
                 .unwrap();
+            group::create(&io, "g").await.unwrap();
+            let group = Group::open(&io, "g").await.unwrap();
+            group.add_image(&io, "src").await.unwrap();
         } else {
             create::create(&io, "base", &TestLayout(15, 0, 0).create(SIZE))
                 .await
@@ -223,6 +227,24 @@ impl World {
         base.close().await.unwrap();
     }
 
+    /// The source's place in the group is that of the image called `name`, and nobody else has one.
+    async fn check_group(&self, scope: &Scope, name: &str, when: &str) {
+        if self.family != Family::None {
+            return;
+        }
+        let store = self.engine.connect().await;
+        let (io, from) = (self.io(store.clone(), scope), self.io(store, &self.from));
+        let group = Group::open(&from, "g").await.unwrap();
+        let images = group.images().await.unwrap();
+        let shown: Vec<_> = images
+            .iter()
+            .map(|image| (image.io.scope(), &*image.name, image.is_attached))
+            .collect();
+        assert_eq!(shown, [(scope, name, true)], "{when}");
+        let of = group::of_image(&io, &images[0].id).await.unwrap();
+        assert_eq!(of.map(|group| group.name).as_deref(), Some("g"), "{when}");
+    }
+
     /// Nothing but the image called `name` is left.
     async fn check_only(&self, scope: &Scope, name: &str, when: &str) {
         self.check(scope, name, when).await;
@@ -239,6 +261,7 @@ impl World {
         }
         let relatives = if self.family == Family::None { 0 } else { 3 };
         assert_eq!(headers, 1 + relatives, "headers {when}");
+        self.check_group(scope, name, when).await;
         self.check_links(scope, name, when).await;
     }
 }

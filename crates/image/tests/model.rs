@@ -1,4 +1,4 @@
-//! Random histories of an image and its migrations against the byte-exact reference.
+//! Random histories of an image, its clones, its group and its migrations against the byte-exact reference.
 //!
 //! A history is a seed: `FERRY_SEED=<seed>` replays one, `FERRY_STEPS` and `FERRY_HISTORIES` make runs longer. Every
 //! operation is done to the image and to the reference; everything readable is compared again and again, through the
@@ -8,8 +8,12 @@
 
 mod support;
 
-use ferry_cls::rbd::feature;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ferry_cls::rbd::{GroupSnapshot, feature};
 use ferry_image::admin::{create, remove};
+use ferry_image::group::{self, Group};
 use ferry_image::layering::clone::{self, CloneFormat, CloneOptions};
 use ferry_image::layout::{ObjectNo, ObjectOffset};
 use ferry_image::migration::abort::{AbortOptions, abort};
@@ -19,10 +23,10 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::object_map::rebuild;
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::wrappers::{FaultyStore, Moment};
-use ferry_store::{Errno, IoCtx, Scope};
+use ferry_store::{Errno, IoCtx, Scope, Store};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use support::reference::Reference;
+use support::reference::{Reference, compare};
 use support::{Engine, TestLayout};
 
 const MAX_SIZE: u64 = 512 << 10;
@@ -57,6 +61,16 @@ struct History {
     children: Vec<(String, Reference)>,
     /// Those that were made of snapshots taken since the migration was prepared.
     children_of_new: std::collections::BTreeSet<String>,
+    together: Together,
+}
+
+/// Group `g`, in which image `peer` is always and the image sometimes.
+#[derive(Default)]
+struct Together {
+    peer: Vec<u8>,
+    has_image: bool,
+    /// By name: what the peer and, if it was in the group, the image show.
+    snaps: BTreeMap<String, (Vec<u8>, Option<Vec<u8>>)>,
 }
 
 /// An image with a snapshot to clone, and what that shows.
@@ -183,6 +197,38 @@ async fn make_clone(
         .unwrap();
 }
 
+impl Together {
+    async fn new(store: Arc<dyn Store>, scopes: &[Scope; 2]) -> Self {
+        let io = IoCtx::new(store.clone(), scopes[0].clone());
+        let peer_io = IoCtx::new(store, scopes[1].clone());
+        let size = 100_000;
+        create::create(&peer_io, "peer", &LAYOUTS[1].create(size))
+            .await
+            .unwrap();
+        group::create(&io, "g").await.unwrap();
+        let group = Group::open(&io, "g").await.unwrap();
+        group.add_image(&peer_io, "peer").await.unwrap();
+        Self {
+            peer: vec![0; size as usize],
+            ..Self::default()
+        }
+    }
+}
+
+/// What an image shows in its part of a group snapshot.
+async fn check_part(io: &IoCtx, name: &str, record: &GroupSnapshot, bytes: &[u8], when: &str) {
+    let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_only())
+        .await
+        .unwrap();
+    let part = record.snaps.iter().find(|part| part.image_id == image.id());
+    let part = part.unwrap_or_else(|| panic!("{when}: '{name}' has no part of '{}'", record.name));
+    image.close().await.unwrap();
+    let options = OpenOptions::read_only().at(SnapKey::Id(part.snap_id));
+    let shown = Image::open(io, ImageKey::Name(name), options).await.unwrap();
+    compare(&shown, bytes, &format!("{name} at '{}' {when}", record.name)).await;
+    shown.close().await.unwrap();
+}
+
 impl History {
     async fn new(engine: Engine, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -216,6 +262,7 @@ impl History {
             create::create(&io, "image", &options).await.unwrap();
             Reference::new(size)
         };
+        let together = Together::new(store, &scopes).await;
         Self {
             rng,
             engine,
@@ -229,6 +276,7 @@ impl History {
             names_used: 0,
             children: Vec::new(),
             children_of_new: Default::default(),
+            together,
         }
     }
 
@@ -276,7 +324,8 @@ impl History {
             println!("  choice {choice}, snapshots {:?}", self.reference.snaps.keys());
         }
         match choice {
-            0..=29 => self.write().await,
+            0..=24 => self.write().await,
+            25..=29 => self.group().await,
             30..=39 => self.discard().await,
             40..=44 => self.compare_and_write().await,
             45..=54 => self.read().await,
@@ -512,6 +561,104 @@ impl History {
         }
     }
 
+    /// Group `g`, as another client has it.
+    async fn other_client_s_group(&self) -> Group {
+        let store = self.engine.connect().await;
+        let io = IoCtx::new(store, self.scopes[0].clone());
+        Group::open(&io, "g").await.unwrap()
+    }
+
+    async fn group(&mut self) {
+        let group = self.other_client_s_group().await;
+        let silent = Progress::silent();
+        let names: Vec<String> = self.together.snaps.keys().cloned().collect();
+        match self.rng.random_range(0..10u32) {
+            0..=2 => {
+                let io = self.io().await;
+                match self.together.has_image {
+                    true => group.remove_image(&io, &self.name).await.unwrap(),
+                    false => group.add_image(&io, &self.name).await.unwrap(),
+                }
+                self.together.has_image ^= true;
+            }
+            3..=4 => self.write_to_peer().await,
+            5..=7 if names.len() < 3 => {
+                self.names_used += 1;
+                let name = format!("g{}", self.names_used);
+                group
+                    .create_snapshot(&name, self.rng.random_bool(0.5))
+                    .await
+                    .unwrap();
+                let image = self.together.has_image.then(|| self.reference.head.clone());
+                self.together
+                    .snaps
+                    .insert(name, (self.together.peer.clone(), image));
+            }
+            8 if !names.is_empty() => {
+                let name = &names[self.rng.random_range(0..names.len())];
+                group.roll_back(name, &silent).await.unwrap();
+                let (peer, image) = self.together.snaps[name].clone();
+                self.together.peer = peer;
+                if let Some(image) = image {
+                    self.reference.head = image;
+                }
+            }
+            _ if !names.is_empty() => {
+                let name = &names[self.rng.random_range(0..names.len())];
+                let record = group.snapshot(name).await.unwrap();
+                group.remove_snapshot(&record).await.unwrap();
+                self.together.snaps.remove(name);
+            }
+            _ => {}
+        }
+        self.check_group("after a step of the group").await;
+    }
+
+    async fn write_to_peer(&mut self) {
+        let store = self.engine.connect().await;
+        let io = IoCtx::new(store, self.scopes[1].clone());
+        let peer = Image::open(&io, ImageKey::Name("peer"), OpenOptions::read_write())
+            .await
+            .unwrap();
+        let size = self.together.peer.len();
+        let offset = self.rng.random_range(0..size);
+        let length = self.rng.random_range(0..=(size - offset).min(9_000));
+        let data = self.data(length as u64);
+        peer.write(offset as u64, data.clone().into()).await.unwrap();
+        peer.close().await.unwrap();
+        self.together.peer[offset..][..data.len()].copy_from_slice(&data);
+    }
+
+    /// The members of the group, and what every part of its snapshots shows.
+    async fn check_group(&self, when: &str) {
+        let group = self.other_client_s_group().await;
+        let mut names: Vec<_> = group.images().await.unwrap();
+        assert!(names.iter().all(|image| image.is_attached), "{when}: {names:?}");
+        names.retain(|image| image.name != "peer");
+        let names: Vec<String> = names.into_iter().map(|image| image.name).collect();
+        let expected: Vec<String> = self
+            .together
+            .has_image
+            .then(|| self.name.clone())
+            .into_iter()
+            .collect();
+        assert_eq!(names, expected, "{when}");
+        let peer = IoCtx::new(self.engine.connect().await, self.scopes[1].clone());
+        let image = self.io().await;
+        for (name, (of_peer, of_image)) in &self.together.snaps {
+            let record = group.snapshot(name).await.unwrap();
+            assert_eq!(
+                record.snaps.len(),
+                1 + usize::from(of_image.is_some()),
+                "{when}: {name}"
+            );
+            check_part(&peer, "peer", &record, of_peer, when).await;
+            if let Some(bytes) = of_image {
+                check_part(&image, &self.name, &record, bytes, when).await;
+            }
+        }
+    }
+
     async fn rollback(&mut self) {
         let Some(name) = self.any_snap() else { return };
         self.client()
@@ -548,6 +695,7 @@ impl History {
             check_snapshots_can_be_cut_loose(&client, &when).await;
         }
         self.check_children(&when).await;
+        self.check_group(&when).await;
     }
 
     async fn migrate(&mut self) {
@@ -564,12 +712,19 @@ impl History {
         let is_clone = self.is_clone().await;
         let client = self.client().await;
         let header = client.header();
-        if header.snaps.len() > header.user_snaps().count() {
-            // Removed snapshots that clones show.
-            return;
-        }
         self.close().await;
         let from = self.io().await;
+        if header.snaps.len() > header.user_snaps().count() {
+            // Parts of group snapshots, or removed snapshots that clones show.
+            if self.together.snaps.values().any(|(_, image)| image.is_some()) {
+                let target = format!("refused{}", self.names_used);
+                let error = prepare(&from, &self.name, &from, &target, &PrepareOptions::default())
+                    .await
+                    .unwrap_err();
+                assert_eq!(error.errno, Errno::EBUSY, "{error}");
+            }
+            return;
+        }
         let to_place = self.rng.random_range(0..2usize);
         let to = IoCtx::new(from.store().clone(), self.scopes[to_place].clone());
         self.names_used += 1;
@@ -647,6 +802,21 @@ impl History {
             assert_eq!(error.kind, ErrorKind::HasChildren, "{error}");
             self.check("after a refused abort").await;
             return;
+        }
+        // Those with a part of the image were taken since, too: they would have blocked the prepare.
+        let group = self.other_client_s_group().await;
+        let of_group: Vec<String> = self.together.snaps.keys().cloned().collect();
+        for name in of_group {
+            if self.together.snaps[&name].1.is_none() {
+                continue;
+            }
+            let error = abort(&io, &self.name, AbortOptions::default(), &silent)
+                .await
+                .unwrap_err();
+            assert_eq!(error.kind, ErrorKind::WouldLose, "{error}");
+            let record = group.snapshot(&name).await.unwrap();
+            group.remove_snapshot(&record).await.unwrap();
+            self.together.snaps.remove(&name);
         }
         if !new.is_empty() {
             let error = abort(&io, &self.name, AbortOptions::default(), &silent)
