@@ -322,3 +322,143 @@ fn removing_a_snapshot_by_force_cuts_its_clones_loose() {
     assert_eq!(store.ok("snap ls --all base"), "");
     assert!(!store.ok("info child").contains("parent"));
 }
+
+/// What rbd 16.2.15 prints for these commands, recorded on a cluster; log lines and ids aside.
+#[test]
+fn images_of_format_1_look_as_with_ceph() {
+    let store = TestStore::new();
+    let run = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut command = store.command(&words);
+        let ran = command.env("RBD_FORCE_ALLOW_V1", "1").output().unwrap();
+        let mut text = String::from_utf8(ran.stdout).unwrap();
+        let errors = String::from_utf8(ran.stderr).unwrap();
+        let said = errors.lines().filter(|line| !line.starts_with("rbd: note:"));
+        text.extend(said.map(|line| format!("{line}\n")));
+        (normalise(&text), ran.status.code().unwrap())
+    };
+    const DEPRECATED: &str = "rbd: image format 1 is deprecated\n";
+    let refused =
+        |what: &str| format!("{DEPRECATED}rbd: {what} not allowed with format 1; use --image-format 2\n");
+    let cases = [
+        ("create --image-format 1 -s 8M v1", DEPRECATED.to_owned(), 0),
+        (
+            "create --image-format 1 -s 8M v1",
+            "rbd: create error: (17) File exists\nrbd: image format 1 is deprecated\n".to_owned(),
+            17,
+        ),
+        ("create -s 8M v1", "rbd: create error: (17) File exists\n".to_owned(), 17),
+        ("create -s 8M aa", String::new(), 0),
+        (
+            "create --image-format 1 -s 8M s1 --stripe-unit 64K --stripe-count 4",
+            refused("non-default striping"),
+            22,
+        ),
+        ("create --image-format 1 -s 8M s2 --data-pool p2", refused("data pool"), 22),
+        (
+            "create --image-format 1 -s 8M s3 --image-feature layering",
+            refused("features"),
+            22,
+        ),
+        ("ls", "v1\naa\n".to_owned(), 0),
+        ("ls --format json", "[\"v1\",\"aa\"]\n".to_owned(), 0),
+        ("snap create v1@a --no-progress", String::new(), 0),
+        ("snap create v1@b --no-progress", String::new(), 0),
+        (
+            "snap create v1@a --no-progress",
+            "rbd: failed to create snapshot: (17) File exists\n".to_owned(),
+            17,
+        ),
+        ("snap rename v1@a v1@c", String::new(), 0),
+        (
+            "snap rename v1@c v1@b",
+            "rbd: renaming snap failed: (17) File exists\n".to_owned(),
+            17,
+        ),
+        (
+            "snap protect v1@c",
+            "rbd: protecting snap failed: (38) Function not implemented\n".to_owned(),
+            38,
+        ),
+        ("snap unprotect v1@c", "rbd: snap is already unprotected\n".to_owned(), 22),
+        (
+            "clone v1@c cl",
+            "rbd: clone error: (2) No such file or directory\n".to_owned(),
+            2,
+        ),
+        (
+            "resize v1 -s 4M --no-progress",
+            "rbd: shrinking an image is only allowed with the --allow-shrink flag\n".to_owned(),
+            22,
+        ),
+        ("rename v1 v2", String::new(), 0),
+        ("rename v2 aa", "rbd: rename error: (17) File exists\n".to_owned(), 17),
+        ("rename v2 v1", String::new(), 0),
+        (
+            "trash mv v1",
+            "rbd: deferred delete error: (95) Operation not supported\n".to_owned(),
+            95,
+        ),
+        (
+            "feature enable v1 exclusive-lock",
+            "rbd: failed to update image features: (22) Invalid argument\n".to_owned(),
+            22,
+        ),
+        ("children v1", String::new(), 0),
+        ("status v1", "Watchers: none\n".to_owned(), 0),
+        (
+            "rm v1 --no-progress",
+            "rbd: image has snapshots - these must be deleted with 'rbd snap purge' before the image can be removed.\n"
+                .to_owned(),
+            39,
+        ),
+    ];
+    // Standard error comes after standard output here.
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    for (line, wanted, code) in cases {
+        let (text, ended) = run(line);
+        assert_eq!(
+            (sorted(&text), ended),
+            (sorted(&normalise(&wanted)), code),
+            "{line}"
+        );
+    }
+    let info = store.ok("info v1@c");
+    let shape: Vec<&str> = info
+        .lines()
+        .filter(|line| !line.contains("block_name_prefix"))
+        .collect();
+    assert_eq!(
+        shape,
+        [
+            "rbd image 'v1':",
+            "\tsize 8 MiB in 2 objects",
+            "\torder 22 (4 MiB objects)",
+            "\tsnapshot_count: 2",
+            "\tformat: 1",
+            "\tprotected: False",
+        ]
+    );
+    assert!(info.contains("\tblock_name_prefix: rb.0."), "{info}");
+    assert!(
+        store.ok("ls -l").contains("v1@c  8 MiB            1"),
+        "{}",
+        store.ok("ls -l")
+    );
+    assert!(store.ok("pool stats").contains("Total Images: 1\n"));
+    store.ok("migration prepare v1");
+    assert!(
+        store.ok("status v1").contains("\tsource: rbd/v1\n"),
+        "{}",
+        store.ok("status v1")
+    );
+    store.ok("migration execute v1 --no-progress");
+    store.ok("migration commit v1 --no-progress");
+    assert!(store.ok("info v1").contains("\tformat: 2\n"));
+    let refused = store.fails("create --image-format 1 -s 8M again", 22);
+    assert!(refused.contains("RBD_FORCE_ALLOW_V1"), "{refused}");
+}

@@ -19,7 +19,8 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
     (
         "create",
-        "stripe unit and count are checked before the name is looked for",
+        "stripe unit and count are checked before the name is looked for; `RBD_FORCE_ALLOW_V1` allows images of format 1 here, not \
+         in `copy`, `deep copy` and `import`, which make format 2 only",
     ),
     (
         "diff",
@@ -77,7 +78,10 @@ const DIFFERS: &[(&str, &str)] = &[
         "migration prepare",
         "see [migration.md](migration.md) for what differs of all verbs, on the same records",
     ),
-    ("rename", "the error for another pool names both pools"),
+    (
+        "rename",
+        "the error for another pool names both pools; an image of format 1 keeps its metadata, and is not renamed while it is open",
+    ),
     (
         "snap rollback",
         "counts as a write of every object that it puts back",

@@ -42,6 +42,9 @@ fn refused(image: &Image, what: impl std::fmt::Display) -> ImageError {
 /// Refuses what makes no sense. Gives the bits to switch.
 fn check(image: &Image, header: &Header, features: u64, enabled: bool) -> Result<u64> {
     let list = |bits: u64| feature_names(bits).join(", ");
+    if image.key().is_format_1() {
+        return Err(refused(image, "an image of format 1 has no features"));
+    }
     if features == 0 {
         return Err(refused(image, "no feature is named"));
     }

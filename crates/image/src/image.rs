@@ -21,7 +21,7 @@ use parking_lot::RwLock;
 use crate::client_activity::ClientActivity;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::ExclusiveLock;
-use crate::header::{self, Fixed, Header};
+use crate::header::{self, Fixed, Header, HeaderKey};
 use crate::io::known::KnownObjects;
 use crate::layering::parent::{ImageId, Parent};
 use crate::layout::Layout;
@@ -39,6 +39,19 @@ pub enum ImageKey<'a> {
     Name(&'a str),
     /// By id; also finds images in the trash.
     Id(&'a str),
+    /// By name, and only one of format 1: also finds the source of a migration that is not listed.
+    Format1(&'a str),
+}
+
+impl ImageKey<'_> {
+    /// The header, and the image's name (the one it had, for an image in the trash). `ENOENT` ([`ErrorKind::ImageMissing`]).
+    pub(crate) async fn resolve(self, io: &IoCtx) -> Result<(HeaderKey, String)> {
+        Ok(match self {
+            Self::Name(name) => (header::find(io, name).await?, name.to_owned()),
+            Self::Id(id) => (id.into(), crate::admin::directory::name_of_id(io, id).await?),
+            Self::Format1(name) => (HeaderKey::Name(name.to_owned()), name.to_owned()),
+        })
+    }
 }
 
 /// Which snapshot of an image.
@@ -156,16 +169,13 @@ impl Image {
     /// [`ErrorKind::ParentMissing`] for a clone whose parent is gone; `ELOOP` for a chain of parents without end.
     pub async fn open(io: &IoCtx, key: ImageKey<'_>, options: OpenOptions) -> Result<Self> {
         let read_only = options.read_only || options.snap.is_some();
-        let (id, name) = match key {
-            ImageKey::Name(name) => (header::find_id(io, name).await?, name.to_owned()),
-            ImageKey::Id(id) => (id.to_owned(), crate::admin::directory::name_of_id(io, id).await?),
-        };
+        let (key, name) = key.resolve(io).await?;
         let place = format!("image '{name}'");
-        let fixed = header::load_fixed(io, &id).await?;
-        let mut header = header::load(io, &id, read_only).await?;
+        let fixed = header::load_fixed(io, &key).await?;
+        let mut header = header::load(io, &key, read_only).await?;
         check_features(&header, read_only).map_err(|error| error.context(&place))?;
         if !options.ignore_migration {
-            header = wait_until_prepared(io, &id, read_only, !options.serves.is_empty(), header)
+            header = wait_until_prepared(io, &key, read_only, !options.serves.is_empty(), header)
                 .await
                 .map_err(|e| e.context(&place))?;
         }
@@ -178,7 +188,7 @@ impl Image {
             None => io.clone(),
         };
         let inner = Arc::new(Inner {
-            header_object: names::header_object(&id),
+            header_object: key.object(),
             io: io.clone(),
             data_io,
             read_only,
@@ -285,9 +295,19 @@ impl Image {
         name.clone_into(&mut self.inner.name.write());
     }
 
-    /// Image id.
+    /// Image id; empty for format 1.
     pub fn id(&self) -> &str {
         &self.inner.fixed.id
+    }
+
+    /// Which header it has.
+    pub fn key(&self) -> &HeaderKey {
+        &self.inner.fixed.key
+    }
+
+    /// Name of the header object.
+    pub fn header_object(&self) -> &str {
+        &self.inner.header_object
     }
 
     /// What is fixed.
@@ -349,7 +369,11 @@ impl Image {
     }
 
     pub(crate) fn data_object(&self, object_no: u64) -> String {
-        names::data_object(&self.inner.fixed.object_prefix, object_no)
+        let prefix = &self.inner.fixed.object_prefix;
+        match self.key() {
+            HeaderKey::Id(_) => names::data_object(prefix, object_no),
+            HeaderKey::Name(_) => names::v1_data_object(prefix, object_no),
+        }
     }
 
     /// Prefix that all data objects of this image and of no other share.
@@ -378,7 +402,7 @@ impl Image {
         if self.inner.refresh_done.load(Ordering::SeqCst) == wanted {
             return Ok(());
         }
-        let header = header::load(&self.inner.io, self.id(), self.inner.read_only).await?;
+        let header = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
         check_features(&header, self.inner.read_only)?;
         if header.migration_source().is_some() && !self.inner.read_only && !self.inner.ignore_migration {
             return Err(being_migrated());
@@ -497,7 +521,7 @@ fn being_migrated() -> ImageError {
 
 async fn wait_until_prepared(
     io: &IoCtx,
-    id: &str,
+    key: &HeaderKey,
     read_only: bool,
     is_parent: bool,
     mut header: Header,
@@ -510,7 +534,7 @@ async fn wait_until_prepared(
         match header.migration_target().map(|spec| spec.state) {
             Some(MigrationState::Preparing) if tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                header = header::load(io, id, read_only).await?;
+                header = header::load(io, key, read_only).await?;
             }
             _ => {
                 check_target_usable(&header, is_parent)?;

@@ -36,6 +36,11 @@ pub fn header_object(image_id: &str) -> String {
     format!("rbd_header.{image_id}")
 }
 
+/// `<name>.rbd`, of an image of format 1.
+pub fn v1_header_object(image_name: &str) -> String {
+    format!("{image_name}.rbd")
+}
+
 /// `rbd_object_map.<id>` for the head, `rbd_object_map.<id>.<snap id>` for a snapshot.
 pub fn object_map_object(image_id: &str, snap: SnapId) -> String {
     if snap.is_head() {
@@ -57,6 +62,11 @@ pub fn object_prefix(image_id: &str, metadata_pool: PoolId, has_data_pool: bool)
 /// `<prefix>.<object number, 16 hex digits>`.
 pub fn data_object(object_prefix: &str, object_no: u64) -> String {
     format!("{object_prefix}.{object_no:016x}")
+}
+
+/// `<prefix>.<object number, 12 hex digits>`, of an image of format 1.
+pub fn v1_data_object(object_prefix: &str, object_no: u64) -> String {
+    format!("{object_prefix}.{object_no:012x}")
 }
 
 /// Makes an image id: the client's number and a random one in hex, the last 14 characters of both together.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use ferry_cls::CallExt as _;
 use ferry_cls::rbd::client;
-use ferry_store::{Errno, SnapId, WriteOp};
+use ferry_cls::rbd::v1::IMAGE_SIZE_OFFSET;
+use ferry_store::{Errno, SnapId, WriteOp, WriteStep};
 
 use crate::error::{ImageError, Result};
 use crate::header::Header;
@@ -50,12 +51,10 @@ pub(crate) async fn resize_here(
         }
         check_size(image, size_bytes)?;
         let objects = image.layout().object_count(size_bytes);
-        let set_size = client::set_size(size_bytes);
-        let header_object = &image.inner.header_object;
         if size_bytes > header.size_bytes {
             crate::object_map::head::resize(image, objects).await?;
             show_hiding_objects(image, image.layout().object_count(header.size_bytes), objects).await?;
-            ferry_cls::exec_write(&image.inner.io, header_object, set_size).await?;
+            set_size(image, size_bytes).await?;
         } else {
             if !allow_shrink {
                 return Err(ImageError::new(
@@ -68,7 +67,7 @@ pub(crate) async fn resize_here(
             crate::io::trim::trim(image, &header, size_bytes, progress).await?;
             // The trimmed bytes must not come back when the image grows again after a power loss.
             image.flush_data().await?;
-            ferry_cls::exec_write(&image.inner.io, header_object, set_size).await?;
+            set_size(image, size_bytes).await?;
             crate::object_map::head::shrink(image, objects).await?;
         }
         // Before anybody writes again, by the old size.
@@ -76,6 +75,18 @@ pub(crate) async fn resize_here(
     }
     image.header_changed().await?;
     progress.update(1, 1);
+    Ok(())
+}
+
+/// Writes the size into the header.
+async fn set_size(image: &Image, size_bytes: u64) -> Result<()> {
+    let op = match image.key().is_format_1() {
+        true => WriteOp::new()
+            .step(WriteStep::AssertExists)
+            .write(IMAGE_SIZE_OFFSET, size_bytes.to_le_bytes().to_vec()),
+        false => WriteOp::new().class_call(&client::set_size(size_bytes)),
+    };
+    image.io().write_meta(&image.inner.header_object, op).await?;
     Ok(())
 }
 

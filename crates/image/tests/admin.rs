@@ -72,6 +72,7 @@ async fn a_new_image_is_what_was_asked_for(on: &str) {
         stripe_count: 4,
         data_pool: Some("data".into()),
         features: None,
+        format_1: false,
     };
     create::create(&io, "a", &options).await.unwrap();
     let shown = info::info(&io, ImageKey::Name("a"), None).await.unwrap();
@@ -509,7 +510,7 @@ async fn listings_show_snapshots_and_locks(on: &str) {
         .map(|entry| {
             (
                 entry.name.as_str(),
-                entry.snapshot.as_deref(),
+                entry.snapshot.as_ref().map(|(name, _)| name.as_str()),
                 entry.protected,
                 entry.lock,
             )

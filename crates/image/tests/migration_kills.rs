@@ -9,7 +9,8 @@ mod support;
 
 use std::sync::Arc;
 
-use ferry_image::admin::{create, remove, trash};
+use ferry_image::admin::create::{self, CreateOptions};
+use ferry_image::admin::{list, remove, trash};
 use ferry_image::group::{self, Group};
 use ferry_image::layering::children::children;
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
@@ -41,10 +42,18 @@ enum Verb {
 enum Family {
     /// Nobody's, but it is in group `g`.
     None,
+    /// Nobody's, and of format 1.
+    Format1,
     /// A clone of `base`, and the parent of two clones of its own, one of each format.
     Kept,
     /// The same, and the target is cut loose from `base`.
     Flattened,
+}
+
+impl Family {
+    fn is_alone(self) -> bool {
+        matches!(self, Self::None | Self::Format1)
+    }
 }
 
 /// A store with a source, and what it must show.
@@ -69,13 +78,17 @@ impl World {
         let io = pool(&store, "rbd").await;
         let other = pool(&store, "p2").await;
         let mut reference = Reference::new(SIZE);
-        if family == Family::None {
-            create::create(&io, "src", &TestLayout(16, 0, 0).create(SIZE))
-                .await
-                .unwrap();
-            group::create(&io, "g").await.unwrap();
-            let group = Group::open(&io, "g").await.unwrap();
-            group.add_image(&io, "src").await.unwrap();
+        if family.is_alone() {
+            let options = CreateOptions {
+                format_1: family == Family::Format1,
+                ..TestLayout(16, 0, 0).create(SIZE)
+            };
+            create::create(&io, "src", &options).await.unwrap();
+            if family == Family::None {
+                group::create(&io, "g").await.unwrap();
+                let group = Group::open(&io, "g").await.unwrap();
+                group.add_image(&io, "src").await.unwrap();
+            }
         } else {
             create::create(&io, "base", &TestLayout(15, 0, 0).create(SIZE))
                 .await
@@ -102,7 +115,7 @@ impl World {
         }
         image.flush().await.unwrap();
         let mut kids = Vec::new();
-        if family != Family::None {
+        if !family.is_alone() {
             image.snap_protect("s1").await.unwrap();
             for (snap, name, format) in [("s1", "kid1", CloneFormat::One), ("s2", "kid2", CloneFormat::Two)] {
                 clone_of(&io, "src", snap, name, format).await;
@@ -186,7 +199,7 @@ impl World {
 
     /// The clones are listed by `name`, and `name` by its parent, unless it was cut loose.
     async fn check_links(&self, scope: &Scope, name: &str, when: &str) {
-        if self.family == Family::None {
+        if self.family.is_alone() {
             return;
         }
         let store = self.engine.connect().await;
@@ -250,16 +263,19 @@ impl World {
         self.check(scope, name, when).await;
         let store = self.engine.connect().await;
         let mut headers = 0;
+        let mut listed = Vec::new();
         for pool in store.pool_list().await.unwrap() {
             let io = self.io(store.clone(), &Scope::new(pool.id));
             assert!(trash::list(&io).await.unwrap().is_empty(), "trash {when}");
-            headers += store
-                .list_objects(io.scope(), "rbd_header.", "", 100)
-                .await
-                .unwrap()
-                .len();
+            let objects = store.list_objects(io.scope(), "", "", 1_000).await.unwrap();
+            let is_header = |name: &&String| name.starts_with("rbd_header.") || name.ends_with(".rbd");
+            headers += objects.iter().filter(is_header).count();
+            listed.extend(list::names(&io).await.unwrap());
         }
-        let relatives = if self.family == Family::None { 0 } else { 3 };
+        if self.family.is_alone() {
+            assert_eq!(listed, [name], "{when}");
+        }
+        let relatives = if self.family.is_alone() { 0 } else { 3 };
         assert_eq!(headers, 1 + relatives, "headers {when}");
         self.check_group(scope, name, when).await;
         self.check_links(scope, name, when).await;
@@ -487,6 +503,17 @@ family_kills! {
     abort_that_flattens_killed_anywhere_is_finished_by_the_next: Abort, false, Flattened, AgainAfterPowerLoss;
 }
 
+family_kills! {
+    prepare_from_format_1_killed_anywhere_is_finished_by_the_next: Prepare, false, Format1, Again;
+    prepare_from_format_1_in_place_killed_anywhere_is_taken_back_by_abort: Prepare, true, Format1, Abort;
+    execute_from_format_1_killed_anywhere_is_finished_by_the_next: Execute, false, Format1, AgainAfterPowerLoss;
+    commit_from_format_1_killed_anywhere_is_finished_by_the_next: Commit, false, Format1, Again;
+    commit_from_format_1_in_place_killed_anywhere_is_finished_by_the_next: Commit, true, Format1, AgainAfterPowerLoss;
+    commit_from_format_1_killed_anywhere_is_aborted_whole_or_not_at_all: Commit, false, Format1, Abort;
+    abort_to_format_1_killed_anywhere_is_finished_by_the_next: Abort, false, Format1, Again;
+    abort_to_format_1_in_place_killed_anywhere_is_finished_by_the_next: Abort, true, Format1, AgainAfterPowerLoss;
+}
+
 macro_rules! simulated_kills {
     ($($name:ident: $verb:ident, $family:ident, $then:ident;)*) => {
         $(
@@ -504,6 +531,7 @@ simulated_kills! {
     commit_on_the_simulated_disk_is_finished_after_power_loss: Commit, None, AgainAfterPowerLoss;
     abort_on_the_simulated_disk_is_finished_after_power_loss: Abort, None, AgainAfterPowerLoss;
     execute_on_the_simulated_disk_can_be_aborted: Execute, None, Abort;
+    commit_from_format_1_on_the_simulated_disk_is_finished_after_power_loss: Commit, Format1, AgainAfterPowerLoss;
     prepare_in_a_family_on_the_simulated_disk_is_finished_after_power_loss: Prepare, Kept, AgainAfterPowerLoss;
     execute_in_a_family_on_the_simulated_disk_is_finished_after_power_loss: Execute, Kept, AgainAfterPowerLoss;
     commit_that_flattens_on_the_simulated_disk_is_finished_after_power_loss: Commit, Flattened, AgainAfterPowerLoss;

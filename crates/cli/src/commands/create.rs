@@ -21,7 +21,10 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let size_bytes = args.required_size_bytes()?;
     args.finish()?;
     warn(&options);
-    let options = create_options(&options, size_bytes, "create error")?;
+    let options = match options.format {
+        Some(1) => format_1(&options, size_bytes)?,
+        _ => create_options(&options, size_bytes, "create error")?,
+    };
     let io = session.place_of(&spec).await?;
     create::create(&io, &spec.image, &options)
         .await
@@ -39,7 +42,28 @@ pub(super) fn warn(options: &ImageOptions) {
     }
 }
 
-/// What the library is told about a new image. `what` words the refusal of format 1.
+/// Ceph's override for new images of format 1.
+const ALLOW_FORMAT_1: &str = "RBD_FORCE_ALLOW_V1";
+
+/// As Ceph's `rbd`: only on demand, whatever the value of the variable.
+fn format_1(options: &ImageOptions, size_bytes: u64) -> Result<CreateOptions, Failure> {
+    if std::env::var_os(ALLOW_FORMAT_1).is_none() {
+        return Err(Failure::errno("create error", EINVAL).with_line(format!(
+            "rbd: note: images of format 1 are for old clients; {ALLOW_FORMAT_1}=1 in the environment makes one all the same"
+        )));
+    }
+    Ok(CreateOptions {
+        size_bytes,
+        order: options.order,
+        stripe_unit_bytes: options.stripe_unit_bytes.unwrap_or(0),
+        stripe_count: options.stripe_count.unwrap_or(0),
+        data_pool: options.data_pool.clone(),
+        format_1: true,
+        features: None,
+    })
+}
+
+/// What the library is told about a new image of format 2. `what` words the refusal of format 1.
 pub(super) fn create_options(
     options: &ImageOptions,
     size_bytes: u64,
@@ -56,6 +80,7 @@ pub(super) fn create_options(
         stripe_unit_bytes: options.stripe_unit_bytes.unwrap_or(0),
         stripe_count: options.stripe_count.unwrap_or(0),
         data_pool: options.data_pool.clone(),
+        format_1: false,
         features,
     })
 }
@@ -64,7 +89,7 @@ pub(super) fn create_options(
 pub(super) fn refuse_format_1(options: &ImageOptions, what: &str) -> Result<(), Failure> {
     if options.format == Some(1) {
         return Err(Failure::errno(what, EINVAL)
-            .with_line("rbd: note: new images of format 1 are not supported; use --image-format 2"));
+            .with_line("rbd: note: only 'rbd create' makes images of format 1; use --image-format 2"));
     }
     Ok(())
 }

@@ -37,8 +37,14 @@ fn text(info: &ImageInfo) -> String {
         format!("size {} in {} objects", bytes(info.size_bytes), info.object_count),
         format!("order {} ({object_size} objects)", info.order),
         format!("snapshot_count: {}", info.snapshot_count),
-        format!("id: {}", info.id),
     ];
+    if info.id.is_empty() {
+        lines.push(format!("block_name_prefix: {}", info.block_name_prefix));
+        lines.push("format: 1".to_owned());
+        lines.extend(protected_line(info));
+        return under_name(info, &lines);
+    }
+    lines.push(format!("id: {}", info.id));
     if let Some(pool) = &info.data_pool {
         lines.push(format!("data_pool: {pool}"));
     }
@@ -55,9 +61,7 @@ fn text(info: &ImageInfo) -> String {
     for (name, time) in times(info) {
         lines.push(format!("{name}: {time}"));
     }
-    if let Some(protected) = info.protected {
-        lines.push(format!("protected: {}", if protected { "True" } else { "False" }));
-    }
+    lines.extend(protected_line(info));
     if let Some(parent) = &info.parent {
         let trash = if parent.trash { " (trash)" } else { "" };
         lines.push(format!("parent: {}{trash}", parent_name(parent)));
@@ -67,6 +71,15 @@ fn text(info: &ImageInfo) -> String {
         lines.push(format!("stripe unit: {}", bytes(unit_bytes)));
         lines.push(format!("stripe count: {count}"));
     }
+    under_name(info, &lines)
+}
+
+fn protected_line(info: &ImageInfo) -> Option<String> {
+    let word = if info.protected? { "True" } else { "False" };
+    Some(format!("protected: {word}"))
+}
+
+fn under_name(info: &ImageInfo, lines: &[String]) -> String {
     let mut text = format!("rbd image '{}':\n", info.name);
     for line in lines {
         text.push_str(&format!("\t{line}\n"));
@@ -102,7 +115,14 @@ fn document(info: &ImageInfo) -> Document {
         .with("object_size", info.object_size_bytes)
         .with("snapshot_count", info.snapshot_count)
         .with_some("data_pool", info.data_pool.as_deref())
-        .with("block_name_prefix", &info.block_name_prefix)
+        .with("block_name_prefix", &info.block_name_prefix);
+    if info.id.is_empty() {
+        node = node
+            .with("format", 1u64)
+            .with_some("protected", info.protected.map(Node::str_bool));
+        return Document::new("image", node);
+    }
+    node = node
         .with("format", 2u64)
         .with(
             "features",

@@ -66,12 +66,12 @@ fn table(entries: &[ListEntry]) -> String {
     for entry in entries {
         table.row([
             match &entry.snapshot {
-                Some(snapshot) => format!("{}@{snapshot}", entry.name),
+                Some((snapshot, _)) => format!("{}@{snapshot}", entry.name),
                 None => entry.name.clone(),
             },
             bytes(entry.size_bytes),
             entry.parent.as_ref().map(parent_name).unwrap_or_default(),
-            "2".to_owned(),
+            entry.format().to_string(),
             if entry.protected { "yes" } else { "" }.to_owned(),
             entry
                 .lock
@@ -89,12 +89,13 @@ fn document(entries: &[ListEntry]) -> Document {
         let mut node = Node::map()
             .with("image", &entry.name)
             .with("id", &entry.id)
-            .with_some("snapshot", entry.snapshot.as_deref())
+            .with_some("snapshot", entry.snapshot.as_ref().map(|(name, _)| name.as_str()))
+            .with_some("snapshot_id", entry.snapshot.as_ref().map(|(_, id)| id.0))
             .with("size", entry.size_bytes);
         if let Some(parent) = &entry.parent {
             node.set("parent", listed_parent_node(parent));
         }
-        node.set("format", 2u64);
+        node.set("format", entry.format());
         if entry.snapshot.is_some() {
             node.set("protected", Node::str_bool(entry.protected));
         }

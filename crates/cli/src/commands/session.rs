@@ -150,7 +150,7 @@ impl Session {
         options: OpenOptions,
     ) -> Result<Image, Failure> {
         let name = match key {
-            ImageKey::Name(name) => name,
+            ImageKey::Name(name) | ImageKey::Format1(name) => name,
             ImageKey::Id(id) => id,
         };
         let image = Image::open(io, key, options)

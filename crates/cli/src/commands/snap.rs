@@ -80,7 +80,7 @@ fn table(snaps: &[&SnapRecord], all: bool, parts: &[Option<PartOf>]) -> String {
             snap.name.clone(),
             bytes(snap.size_bytes),
             if is_protected(snap) { "yes" } else { "" }.to_owned(),
-            timestamp(snap.timestamp.seconds.into()),
+            taken_at(snap),
         ];
         if all {
             row.push(namespace_text(&snap.namespace, parts[index].as_ref()));
@@ -98,7 +98,7 @@ fn document(snaps: &[&SnapRecord], all: bool, parts: &[Option<PartOf>]) -> Docum
             .with("name", &snap.name)
             .with("size", snap.size_bytes)
             .with("protected", Node::str_bool(is_protected(snap)))
-            .with("timestamp", timestamp(snap.timestamp.seconds.into()));
+            .with("timestamp", taken_at(snap));
         if all {
             node.set(
                 "namespace",
@@ -338,4 +338,12 @@ async fn set_limit(session: &Session, limit: u64, what: &str) -> Result<(), Fail
     snapshot::set_limit(&image, limit)
         .await
         .map_err(|error| error.failed(what))
+}
+
+/// When a snapshot was taken; nothing for one of an image of format 1, which does not know.
+fn taken_at(snap: &SnapRecord) -> String {
+    match snap.timestamp.seconds {
+        0 => String::new(),
+        seconds => timestamp(seconds.into()),
+    }
 }

@@ -33,10 +33,10 @@ pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), 
         broken,
     });
     let io = image.io();
-    let header = ferry_image::names::header_object(image.id());
+    let header = image.header_object();
     let cookie = io
         .store()
-        .watch(io.object(&header), handler)
+        .watch(io.object(header), handler)
         .await
         .map_err(|error| error.failed("error watching image"))?;
     say("press enter to exit...\n")?;

@@ -132,6 +132,7 @@ async fn make(
     let same_striping = layout.is_striped() && options.stripe_unit_bytes.is_none();
     let inherited = header.features & !prepare::not_inherited() & !options.features_clear;
     let create = CreateOptions {
+        format_1: false,
         // The largest version, so that all of them are checked.
         size_bytes: header
             .snaps

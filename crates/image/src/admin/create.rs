@@ -8,7 +8,7 @@ use ferry_cls::encoding::MAX_OBJECTS;
 use ferry_cls::rbd::{ObjectState, client, feature};
 use ferry_store::{Errno, IoCtx, PoolId, SnapId, WriteOp};
 
-use super::{directory, namespace, pool, staged};
+use super::{directory, format_1, namespace, pool, staged};
 use crate::error::{ImageError, Result};
 use crate::layout::{DEFAULT_ORDER, Layout, MAX_ORDER, MIN_ORDER};
 use crate::names;
@@ -29,6 +29,8 @@ pub struct CreateOptions {
     pub stripe_count: u64,
     /// Pool of the data objects, if not that of the image.
     pub data_pool: Option<String>,
+    /// Format 1: no features, no striping, no data pool, no namespace. For old clients; all else is better off without.
+    pub format_1: bool,
     /// Feature bits; `None`: 61. The bits that tell of the layout, the data pool, migration and internal operations
     /// follow from what the image has, whatever is asked for.
     pub features: Option<u64>,
@@ -66,6 +68,9 @@ pub fn order_of_object_size(bytes: u64) -> Result<u8> {
 /// that make no sense; `ENOENT` for a data pool ([`crate::ErrorKind::PoolMissing`]) or namespace
 /// ([`crate::ErrorKind::NamespaceMissing`]) that is not there; `EOPNOTSUPP` for journaling. After a failure nothing remains.
 pub async fn create(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<()> {
+    if options.format_1 {
+        return create_format_1(io, name, options).await;
+    }
     let checked = check(io, name, options).await?;
     staged::clear(io, name).await?;
     let id = staged::begin(io, name).await?;
@@ -81,6 +86,36 @@ pub async fn create(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<(
             Err(error.context(format!("image '{name}'")))
         }
     }
+}
+
+async fn create_format_1(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<()> {
+    let refused = |what: &str| {
+        ImageError::new(
+            Errno::EINVAL,
+            format!("image '{name}': an image of format 1 has no {what}"),
+        )
+        .hint("use format 2")
+    };
+    if !io.scope().namespace.is_empty() {
+        return Err(refused("namespace"));
+    }
+    if options.data_pool.is_some() {
+        return Err(refused("data pool"));
+    }
+    if options.features.is_some_and(|features| features != 0) {
+        return Err(refused("features"));
+    }
+    let plain = CreateOptions {
+        features: Some(0),
+        ..options.clone()
+    };
+    let checked = check(io, name, &plain).await?;
+    if checked.layout.is_striped() {
+        return Err(refused("striping"));
+    }
+    staged::clear(io, name).await?;
+    pool::validate(io).await?;
+    format_1::create(io, name, checked.size_bytes, checked.layout.order()).await
 }
 
 /// All checks of a creation.

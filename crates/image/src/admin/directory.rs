@@ -15,7 +15,7 @@ use ferry_store::{Errno, IoCtx, WriteOp, WriteStep};
 
 use super::trash;
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
-use crate::names;
+use crate::{header, names};
 
 /// How long another client gets to finish what looks half-made before it is taken for dead.
 const HALF_MADE_WAIT_MS: u64 = 2_000;
@@ -151,8 +151,7 @@ async fn clear_object_holding(io: &IoCtx, name: &str, expected: Bytes) -> Result
 /// Makes sure that `name` leads to no image, settling what interrupted work left under it.
 /// `EEXIST` ([`ErrorKind::ImageExists`]) when there is one.
 pub(crate) async fn free_name(io: &IoCtx, name: &str) -> Result<()> {
-    let format_1 = io.exists(&format!("{name}.rbd")).await?;
-    if format_1 || resolve(io, name).await?.is_some() {
+    if header::has_format_1(io, name).await? || resolve(io, name).await?.is_some() {
         return Err(exists(name));
     }
     Ok(())

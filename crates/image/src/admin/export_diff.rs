@@ -15,7 +15,7 @@ use crate::diff::{Diff, DiffExtent};
 use crate::error::{ImageError, Result};
 use crate::export_format::diff::{encode_end, encode_head, encode_run};
 use crate::export_format::{DiffHead, ImageHead, Run, RunKind, Version};
-use crate::image::{Image, ImageKey, OpenOptions, SnapKey};
+use crate::image::{Image, OpenOptions, SnapKey};
 use crate::io::read::MAX_READ_BYTES;
 use crate::progress::Progress;
 
@@ -62,7 +62,7 @@ pub async fn export_image(image: &Image, out: Writer<'_>, progress: &Progress) -
             Some(snap) => OpenOptions::read_only().at(SnapKey::Id(snap)),
             None => OpenOptions::read_only(),
         };
-        let version = Image::open(image.io(), ImageKey::Id(image.id()), options).await?;
+        let version = Image::open(image.io(), image.key().as_image_key(), options).await?;
         let written = async {
             let diff = Diff::new(&version, from, false).await?;
             one_diff(&version, &diff, from, Version::V2, out, &Progress::silent()).await

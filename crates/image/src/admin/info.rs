@@ -37,7 +37,7 @@ pub struct ParentInfo {
 pub struct ImageInfo {
     /// Name; the one it had, for an image in the trash.
     pub name: String,
-    /// Id.
+    /// Id; empty for an image of format 1, which has nothing of what follows the prefix but the protection.
     pub id: String,
     /// Size of the head or of the snapshot asked for.
     pub size_bytes: u64,
@@ -78,12 +78,9 @@ pub struct ImageInfo {
 /// Reads what `rbd info` shows of an image, or of one of its snapshots. `ENOENT` ([`crate::ErrorKind::ImageMissing`],
 /// [`crate::ErrorKind::SnapMissing`]).
 pub async fn info(io: &IoCtx, key: ImageKey<'_>, snap: Option<&SnapKey>) -> Result<ImageInfo> {
-    let (id, name) = match key {
-        ImageKey::Name(name) => (header::find_id(io, name).await?, name.to_owned()),
-        ImageKey::Id(id) => (id.to_owned(), directory::name_of_id(io, id).await?),
-    };
-    let fixed = header::load_fixed(io, &id).await?;
-    let header = header::load(io, &id, true).await?;
+    let (key, name) = key.resolve(io).await?;
+    let fixed = header::load_fixed(io, &key).await?;
+    let header = header::load(io, &key, true).await?;
     let snap_id = match snap {
         Some(key) => find_snap(&header, key)?,
         None => SnapId::HEAD,
@@ -115,7 +112,7 @@ pub async fn info(io: &IoCtx, key: ImageKey<'_>, snap: Option<&SnapKey>) -> Resu
             .has(feature::STRIPINGV2)
             .then(|| (layout.stripe_unit_bytes(), layout.stripe_count())),
         protected: record.map(|record| record.protection != ProtectionStatus::Unprotected),
-        id,
+        id: key.id().to_owned(),
     })
 }
 

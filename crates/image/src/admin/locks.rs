@@ -5,7 +5,7 @@ use ferry_store::{Errno, IoCtx, Timestamp};
 
 use super::directory;
 use crate::error::{ErrorKind, ImageError, Result, optional};
-use crate::names;
+use crate::{header, names};
 
 /// Whether a lock excludes others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +50,9 @@ pub struct HeldLock {
 
 /// The lock of the image `name`, if anybody holds it. `ENOENT` ([`crate::ErrorKind::ImageMissing`]).
 pub async fn list(io: &IoCtx, name: &str) -> Result<Option<HeldLock>> {
-    let id = directory::id_of_name(io, name)
-        .await?
-        .ok_or_else(|| directory::missing(name))?;
+    let object = header_of(io, name).await?;
     let call = lock::client::get_info(names::LOCK);
-    let info = optional(ferry_cls::exec_read(io, &names::header_object(&id), call).await)?;
+    let info = optional(ferry_cls::exec_read(io, &object, call).await)?;
     info.map(held).ok_or_else(|| directory::missing(name))
 }
 
@@ -107,10 +105,7 @@ pub async fn remove(io: &IoCtx, name: &str, lock_id: &str, locker: &str) -> Resu
 
 /// The header object of the image `name`.
 async fn header_of(io: &IoCtx, name: &str) -> Result<String> {
-    let id = directory::id_of_name(io, name)
-        .await?
-        .ok_or_else(|| directory::missing(name))?;
-    Ok(names::header_object(&id))
+    Ok(header::find(io, name).await?.object())
 }
 
 /// What a lock record says.

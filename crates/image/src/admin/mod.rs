@@ -11,6 +11,7 @@ pub mod create;
 pub mod directory;
 pub mod export;
 pub mod export_diff;
+pub mod format_1;
 pub mod import;
 pub mod import_diff;
 pub mod info;

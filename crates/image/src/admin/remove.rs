@@ -10,9 +10,9 @@ use ferry_cls::rbd::{
 use ferry_store::{Errno, IoCtx, SnapId, WriteOp, WriteStep};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
-use super::{CONCURRENT, directory, trash};
+use super::{CONCURRENT, directory, format_1, trash};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
-use crate::header::SnapRecord;
+use crate::header::{self, HeaderKey, SnapRecord};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::layering::links;
 use crate::layout::ObjectNo;
@@ -23,6 +23,9 @@ use crate::progress::Progress;
 /// ([`ErrorKind::HasWatchers`], [`ErrorKind::Migrating`], [`ErrorKind::LockHeld`]).
 pub async fn remove(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
     let Some(id) = directory::resolve(io, name).await? else {
+        if header::has_format_1(io, name).await? {
+            return remove_format_1(io, name, progress).await;
+        }
         return finish_interrupted(io, name, progress).await;
     };
     let image = Image::open(
@@ -56,6 +59,20 @@ async fn move_out_of_use(image: &Image, name: &str) -> Result<()> {
     set_state(io, image.id(), TrashImageState::Removing, TrashImageState::Normal).await
 }
 
+/// Without a trash: data, header, entry in the list. A kill leaves the name, and the same command finishes.
+async fn remove_format_1(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
+    let options = OpenOptions::read_write().ignoring_migration();
+    let image = Image::open(io, ImageKey::Format1(name), options).await?;
+    let removed = async {
+        check_removable(&image).await?;
+        remove_opened(&image, progress).await
+    }
+    .await;
+    let _ = image.close().await;
+    removed?;
+    format_1::remove(io, name).await
+}
+
 /// Finishes removals of images called `name` that were interrupted.
 async fn finish_interrupted(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
     let mut found = false;
@@ -74,7 +91,7 @@ async fn finish_interrupted(io: &IoCtx, name: &str, progress: &Progress) -> Resu
             false => remove_trashed(io, &id, progress).await?,
         }
     }
-    if found {
+    if format_1::remove_leftover(io, name).await? || found {
         Ok(())
     } else {
         Err(directory::missing(name))
@@ -142,13 +159,18 @@ async fn set_state(io: &IoCtx, id: &str, new: TrashImageState, expected: TrashIm
         })
 }
 
-/// Removes everything of image `id`, snapshots included, except its names and trash entry; for migrations. Fine if
+/// Removes everything of an image, snapshots included, except its names and trash entry; for migrations. Fine if
 /// there is nothing. The caller knows that nobody needs the image.
-pub async fn remove_by_id(io: &IoCtx, id: &str, progress: &Progress) -> Result<()> {
+pub async fn remove_unneeded(io: &IoCtx, key: ImageKey<'_>, progress: &Progress) -> Result<()> {
     let options = OpenOptions::read_write().ignoring_migration().ignoring_parent();
-    let image = match Image::open(io, ImageKey::Id(id), options).await {
+    let image = match Image::open(io, key, options).await {
         Ok(image) => image,
-        Err(error) if error.kind == ErrorKind::ImageMissing => return remove_head_map(io, id).await,
+        Err(error) if error.kind == ErrorKind::ImageMissing => {
+            return match key {
+                ImageKey::Id(id) => remove_head_map(io, id).await,
+                ImageKey::Name(_) | ImageKey::Format1(_) => Ok(()),
+            };
+        }
         Err(error) => return Err(error),
     };
     let removed = async {
@@ -271,14 +293,16 @@ async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
     // Durable before the header goes: without it nobody would find what is left.
     image.flush().await?;
     let io = image.io().clone();
-    let id = image.id().to_owned();
+    let key = image.key().clone();
     let header_object = image.inner.header_object.clone();
     let parent = image.header().parent.clone();
     image.close().await?;
-    remove_head_map(&io, &id).await?;
+    if let HeaderKey::Id(id) = &key {
+        remove_head_map(&io, id).await?;
+    }
     if let Some(link) = parent {
         // While the header still names it, so that a second run finds it.
-        links::forget(&io, &id, &link.spec).await?;
+        links::forget(&io, key.id(), &link.spec).await?;
     }
     absent_is_fine(
         io.write_meta(&header_object, WriteOp::new().remove())

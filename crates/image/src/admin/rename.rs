@@ -11,9 +11,9 @@ use ferry_store::{Errno, IoCtx, WriteOp};
 use super::directory;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::image::{Image, ImageKey, OpenOptions};
-use crate::names;
 use crate::progress::Progress;
 use crate::watch::messages::Request;
+use crate::{header, names};
 
 /// Calls the image `name` `new_name`. `ENOENT` ([`ErrorKind::ImageMissing`]), `EEXIST` ([`ErrorKind::ImageExists`]). Done by
 /// the lock owner, if that is somebody else.
@@ -21,6 +21,9 @@ pub async fn rename(io: &IoCtx, name: &str, new_name: &str) -> Result<()> {
     names::check_image_name(new_name)?;
     if name == new_name {
         return Err(directory::exists(new_name));
+    }
+    if header::find(io, name).await?.is_format_1() {
+        return super::format_1::rename(io, name, new_name).await;
     }
     let image = Image::open(
         io,

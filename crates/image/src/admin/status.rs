@@ -11,7 +11,6 @@ use crate::header;
 use crate::image::ImageKey;
 use crate::migration::execution::{self, ExecuteProgress};
 use crate::migration::settings::ExecuteSettings;
-use crate::names;
 
 /// One image of a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,16 +55,13 @@ pub struct Status {
 
 /// Status of an image. `ENOENT` ([`crate::ErrorKind::ImageMissing`]).
 pub async fn status(io: &IoCtx, key: ImageKey<'_>) -> Result<Status> {
-    let (id, name) = match key {
-        ImageKey::Name(name) => (header::find_id(io, name).await?, name.to_owned()),
-        ImageKey::Id(id) => (id.to_owned(), directory::name_of_id(io, id).await?),
-    };
-    let object = names::header_object(&id);
+    let (key, name) = key.resolve(io).await?;
+    let object = key.object();
     let watchers = optional(io.store().list_watchers(io.object(&object)).await)?
         .ok_or_else(|| directory::missing(&name))?;
-    let header = header::load(io, &id, true).await?;
+    let header = header::load(io, &key, true).await?;
     let migration = match &header.migration {
-        Some(spec) => Some(migration(io, &name, &id, spec).await?),
+        Some(spec) => Some(migration(io, &name, key.id(), spec).await?),
         None => None,
     };
     Ok(Status { watchers, migration })

@@ -12,8 +12,8 @@ use ferry_store::{Errno, IoCtx, Timestamp};
 use super::{directory, remove};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
 use crate::image::{Image, ImageKey, OpenOptions};
-use crate::names;
 use crate::progress::Progress;
+use crate::{header, names};
 
 /// Everything in the trash: id to entry.
 pub async fn list(io: &IoCtx) -> Result<BTreeMap<String, TrashImageSpec>> {
@@ -34,6 +34,13 @@ pub(crate) async fn find(io: &IoCtx, id: &str) -> Result<Option<TrashImageSpec>>
 /// ([`ErrorKind::HasWatchers`], [`ErrorKind::Migrating`], [`ErrorKind::LockHeld`]).
 pub async fn move_image(io: &IoCtx, name: &str, expires_at: Option<Timestamp>) -> Result<()> {
     let Some(id) = directory::resolve(io, name).await? else {
+        if header::has_format_1(io, name).await? {
+            return Err(ImageError::new(
+                Errno::EOPNOTSUPP,
+                format!("image '{name}' is of format 1, which the trash cannot hold"),
+            )
+            .hint("remove it with 'rbd rm', or migrate it to format 2 first"));
+        }
         return finish_interrupted_move(io, name).await;
     };
     let image = Image::open(

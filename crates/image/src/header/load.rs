@@ -7,7 +7,7 @@ use ferry_cls::lock;
 use ferry_cls::rbd::{client, feature};
 use ferry_store::{Errno, IoCtx, PoolId, ReadOp, SnapId, StoreError};
 
-use super::{Fixed, Header, ParentLink, SnapRecord, damaged, stored_layout};
+use super::{Fixed, Header, HeaderKey, ParentLink, SnapRecord, damaged, format_1, stored_layout};
 use crate::error::{ErrorKind, ImageError, Result, optional};
 use crate::names;
 
@@ -16,14 +16,16 @@ const SNAPS_PER_READ: usize = 256;
 /// How often a reading is begun anew because snapshots went away under it.
 const MAX_RACES: usize = 100;
 
-/// The id of the image called `name`: `ENOENT` ([`ErrorKind::ImageMissing`]) without one.
-pub async fn find_id(io: &IoCtx, name: &str) -> Result<String> {
-    let found = optional(ferry_cls::exec_read(io, &names::id_object(name), client::get_id()).await)?;
-    found.ok_or_else(|| ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image '{name}'")))
+/// Reads what is fixed. `ENOENT` ([`ErrorKind::ImageMissing`]) when there is no such header.
+pub async fn load_fixed(io: &IoCtx, key: impl Into<HeaderKey>) -> Result<Fixed> {
+    let key = key.into();
+    match &key {
+        HeaderKey::Id(id) => load_fixed_format_2(io, id).await,
+        HeaderKey::Name(name) => format_1::load_fixed(io, name).await,
+    }
 }
 
-/// Reads what is fixed. `ENOENT` ([`ErrorKind::ImageMissing`]) when there is no such header.
-pub async fn load_fixed(io: &IoCtx, id: &str) -> Result<Fixed> {
+async fn load_fixed_format_2(io: &IoCtx, id: &str) -> Result<Fixed> {
     let object = names::header_object(id);
     let size = client::get_size(SnapId::HEAD);
     let prefix = client::get_object_prefix();
@@ -50,6 +52,7 @@ pub async fn load_fixed(io: &IoCtx, id: &str) -> Result<Fixed> {
     };
     let data_pool = data_pool.decode(reply.output(3))?;
     Ok(Fixed {
+        key: id.into(),
         id: id.into(),
         object_prefix: prefix.decode(reply.output(1))?.into(),
         layout: stored_layout(io, &object, size.order, unit, count)?,
@@ -59,15 +62,20 @@ pub async fn load_fixed(io: &IoCtx, id: &str) -> Result<Fixed> {
 }
 
 /// Reads what changes.
-pub async fn load(io: &IoCtx, id: &str, read_only: bool) -> Result<Header> {
+pub async fn load(io: &IoCtx, key: impl Into<HeaderKey>, read_only: bool) -> Result<Header> {
+    let key = key.into();
     for _ in 0..MAX_RACES {
-        if let Some(header) = try_load(io, id, read_only).await? {
+        let header = match &key {
+            HeaderKey::Id(id) => try_load(io, id, read_only).await?,
+            HeaderKey::Name(name) => format_1::try_load(io, name).await?,
+        };
+        if let Some(header) = header {
             return Ok(header);
         }
     }
     Err(ImageError::new(
         Errno::EAGAIN,
-        format!("header of image id '{id}' changes faster than it can be read"),
+        format!("header of {key} changes faster than it can be read"),
     ))
 }
 

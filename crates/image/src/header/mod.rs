@@ -3,6 +3,8 @@
 //! Invariant: a [`Header`] is one consistent reading; it is never changed in place but replaced by the next reading.
 //! It does not know open handles, locks or I/O.
 
+mod format_1;
+mod key;
 mod load;
 
 use std::collections::BTreeMap;
@@ -18,12 +20,16 @@ use crate::error::{ErrorKind, ImageError, Result};
 use crate::layout::Layout;
 use ferry_store::Errno;
 
-pub use load::{find_id, load, load_fixed};
+pub(crate) use key::has_format_1;
+pub use key::{HeaderKey, find, find_id};
+pub use load::{load, load_fixed};
 
 /// What is fixed when an image is created.
 #[derive(Debug, Clone)]
 pub struct Fixed {
-    /// Image id.
+    /// Which header.
+    pub key: HeaderKey,
+    /// Image id; empty for format 1.
     pub id: Arc<str>,
     /// Prefix of data objects.
     pub object_prefix: Arc<str>,

@@ -144,7 +144,7 @@ impl Image {
         if self.serves_as_parent() {
             return check_still_there(self).await;
         }
-        let gone = match crate::migration::record::read(&self.inner.io, self.id()).await? {
+        let gone = match crate::migration::record::read(&self.inner.io, self.key()).await? {
             None => true,
             Some(None) => false,
             Some(Some(spec)) => {

@@ -23,7 +23,7 @@ pub struct ChildInfo {
     pub trash: bool,
 }
 
-/// Clones of image `id`, of all its snapshots or of one, sorted.
+/// Clones of image `id`, of all its snapshots or of one, sorted. One of format 1, whose id is empty, has none.
 pub async fn children(io: &IoCtx, id: &str, snap: Option<SnapId>) -> Result<Vec<ChildInfo>> {
     named(&direct(io, id, snap).await?).await
 }
@@ -52,6 +52,9 @@ pub async fn descendants(io: &IoCtx, id: &str, snap: Option<SnapId>) -> Result<V
 }
 
 async fn direct(io: &IoCtx, id: &str, snap: Option<SnapId>) -> Result<Vec<Child>> {
+    if id.is_empty() {
+        return Ok(Vec::new());
+    }
     let snaps = match snap {
         Some(snap) => vec![snap],
         None => header::load(io, id, true).await?.snaps.into_keys().collect(),

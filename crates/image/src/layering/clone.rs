@@ -50,6 +50,7 @@ pub async fn clone(
     let of = Of::look(parent_io, &parent_id, parent_name, snap).await?;
     let format = format(&of, child_io, options).await?;
     let created = CreateOptions {
+        format_1: false,
         size_bytes: of.snap.size_bytes,
         order: Some(options.order.unwrap_or(of.order)),
         stripe_unit_bytes: options.stripe_unit_bytes,

@@ -80,6 +80,10 @@ pub(crate) fn parent_spec(io: &IoCtx, image_id: &str, snap: SnapId) -> ParentIma
 
 /// All that the lists name for a snapshot, format 2 first, confirmed or not.
 pub(crate) async fn listed(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<Vec<Child>> {
+    if image_id.is_empty() {
+        // Images of format 1 have no id to be named by.
+        return Ok(Vec::new());
+    }
     let mut out = listed_format_2(io, image_id, snap).await?;
     out.extend(listed_format_1(io, image_id, snap).await?);
     Ok(out)
@@ -144,6 +148,9 @@ pub(crate) async fn settled_format_1(io: &IoCtx, image_id: &str, snap: SnapId) -
 
 /// The same for clones of format 2: the only ones that a snapshot which is not protected may have.
 pub(crate) async fn settled_format_2(io: &IoCtx, image_id: &str, snap: SnapId) -> Result<Vec<Child>> {
+    if image_id.is_empty() {
+        return Ok(Vec::new());
+    }
     settle(io, image_id, snap, listed_format_2(io, image_id, snap).await?).await
 }
 

@@ -12,7 +12,7 @@ use super::pair::{self, Found, Pair};
 use super::record::Side;
 use crate::admin;
 use crate::error::{ErrorKind, ImageError, Result};
-use crate::image::{Image, ImageKey, OpenOptions};
+use crate::image::{Image, OpenOptions};
 use crate::progress::Progress;
 
 mod copy_back;
@@ -125,7 +125,7 @@ pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
         crate::group::move_membership(&target.io, &target.id, &source.io, &source.id).await?;
     }
     admin::remove::remove_names(&pair.target.io, &pair.target.name, &pair.target.id).await?;
-    admin::remove::remove_by_id(&pair.target.io, &pair.target.id, progress).await?;
+    admin::remove::remove_unneeded(&pair.target.io, pair.target.image_key(), progress).await?;
     super::relink::forget_flat_target(&pair.source, &pair.target.io, &pair.target.id).await?;
     relink(&pair.source).await?;
     pair.source.remove().await?;
@@ -134,7 +134,10 @@ pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
 }
 
 async fn relink(source: &Side) -> Result<()> {
-    admin::trash::relink(&source.io, &source.id, &source.name).await
+    match source.is_format_1() {
+        true => admin::format_1::add(&source.io, &source.name).await,
+        false => admin::trash::relink(&source.io, &source.id, &source.name).await,
+    }
 }
 
 /// Somebody may have taken the source's name meanwhile; better to know before the target is gone.
@@ -175,10 +178,13 @@ async fn check_no_new_clones(pair: &Pair) -> Result<()> {
         return Ok(());
     };
     let header = crate::header::load(&pair.target.io, &pair.target.id, true).await?;
-    let came_along: Vec<SnapId> = spec.snap_seqs.values().copied().collect();
+    // A source of format 1 can take no clones back.
+    let came_along: Vec<SnapId> = match pair.source.is_format_1() {
+        true => Vec::new(),
+        false => spec.snap_seqs.values().copied().collect(),
+    };
     let new = header.snaps.into_keys().filter(|snap| !came_along.contains(snap));
-    let hint =
-        "these snapshots were taken since the migration was prepared; flatten or remove their clones first";
+    let hint = "the source cannot have these clones; flatten or remove them first";
     super::relink::check_no_children(&pair.target, new, hint).await
 }
 
@@ -213,8 +219,8 @@ async fn check_keepable(pair: &Pair) -> Result<()> {
 
 /// The source must be able to take the target's size; better to know before anything is marked.
 async fn check_fits(source: &Side, size_bytes: u64) -> Result<()> {
-    let fixed = crate::header::load_fixed(&source.io, &source.id).await?;
-    let header = crate::header::load(&source.io, &source.id, true).await?;
+    let fixed = crate::header::load_fixed(&source.io, &source.key()).await?;
+    let header = crate::header::load(&source.io, &source.key(), true).await?;
     let objects = fixed.layout.object_count(size_bytes);
     if header.has(feature::OBJECT_MAP) && objects > MAX_OBJECTS {
         return Err(ImageError::of(
@@ -231,5 +237,5 @@ async fn check_fits(source: &Side, size_bytes: u64) -> Result<()> {
 
 /// Opens an image of the pair as it is.
 async fn open(side: &Side, options: OpenOptions) -> Result<Image> {
-    Image::open(&side.io, ImageKey::Id(&side.id), options.ignoring_migration()).await
+    Image::open(&side.io, side.image_key(), options.ignoring_migration()).await
 }

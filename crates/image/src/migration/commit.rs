@@ -28,14 +28,16 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
             }
             // Nobody but a kill leaves any there; what cannot be moved is not removed.
             super::relink::to_target(&pair).await?;
-            let snaps = header::load(&pair.source.io, &pair.source.id, true).await?.snaps;
+            let snaps = header::load(&pair.source.io, &pair.source.key(), true)
+                .await?
+                .snaps;
             super::relink::check_no_children(
                 &pair.source,
                 snaps.into_keys(),
                 "flatten the clones, or run 'rbd migration abort'",
             )
             .await?;
-            pair.target.remove().await?;
+            pair.target.remove_for_commit(&pair.source).await?;
             pair.source
         }
         Found::Leftover(source) => source,
@@ -66,8 +68,17 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
             .with_namespace(&spec.pool_namespace);
         super::relink::forget_flat_target(&source, &target_io, &spec.image_id).await?;
     }
-    admin::remove::remove_by_id(&source.io, &source.id, progress).await?;
-    admin::trash::forget(&source.io, &source.id).await?;
+    admin::remove::remove_unneeded(&source.io, source.image_key(), progress).await?;
+    match &source.spec {
+        Some(spec) if source.is_format_1() => {
+            let target_io = source
+                .io
+                .with_pool(spec.pool_id)
+                .with_namespace(&spec.pool_namespace);
+            super::leftover::forget(&target_io, &spec.image_id).await?;
+        }
+        _ => admin::trash::forget(&source.io, &source.id).await?,
+    }
     progress.update(1, 1);
     Ok(())
 }
@@ -75,7 +86,7 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
 /// A target that was shrunk kept empty objects beyond its end, to hide the source. There is nothing to hide any more.
 async fn tidy_target(source: &Side) -> Result<()> {
     let Some(spec) = &source.spec else { return Ok(()) };
-    let header = match header::load(&source.io, &source.id, true).await {
+    let header = match header::load(&source.io, &source.key(), true).await {
         Ok(header) => header,
         // Removed by an earlier run, which had tidied before.
         Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),

@@ -5,7 +5,7 @@ use ferry_store::{Errno, IoCtx};
 
 use super::record::{self, Side};
 use crate::error::{ErrorKind, ImageError, Result};
-use crate::header;
+use crate::header::{self, HeaderKey};
 
 /// What a name leads to.
 #[derive(Debug, Clone)]
@@ -33,8 +33,8 @@ pub struct Pair {
 
 /// Looks `name` up in `io`'s namespace. `ENOENT` ([`ErrorKind::ImageMissing`]) when there is nothing.
 pub async fn find(io: &IoCtx, name: &str) -> Result<Found> {
-    match header::find_id(io, name).await {
-        Ok(id) => by_id(io, &id, name).await,
+    match header::find(io, name).await {
+        Ok(key) => by_key(io, &key, name).await,
         Err(error) if error.kind == ErrorKind::ImageMissing => by_trash(io, name).await,
         Err(error) => Err(error),
     }
@@ -46,14 +46,14 @@ async fn by_trash(io: &IoCtx, name: &str) -> Result<Found> {
         .into_iter()
         .find(|(_, entry)| entry.source == TrashImageSource::Migration && entry.name == name);
     if let Some((id, _)) = found {
-        return by_id(io, &id, name).await;
+        return by_key(io, &HeaderKey::Id(id), name).await;
     }
     // A target that has no name yet, or no longer: its source knows it.
     let is_ours = |spec: &MigrationSpec| {
         spec.pool_id == io.pool() && *spec.pool_namespace == *io.scope().namespace && spec.image_name == name
     };
     match find_source(io, is_ours).await? {
-        Some(source) => by_id(&source.io, &source.id, &source.name).await,
+        Some(source) => by_key(&source.io, &source.key(), &source.name).await,
         None => Err(ImageError::of(
             ErrorKind::ImageMissing,
             Errno::ENOENT,
@@ -62,18 +62,18 @@ async fn by_trash(io: &IoCtx, name: &str) -> Result<Found> {
     }
 }
 
-async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
+async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Found> {
     let mut side = Side {
         io: io.clone(),
-        id: id.to_owned(),
+        id: key.id().to_owned(),
         name: name.to_owned(),
         spec: None,
     };
-    let Some(spec) = record::read(io, id).await? else {
+    let Some(spec) = record::read(io, key).await? else {
         return Ok(Found::TrashEntry(side));
     };
     let Some(spec) = spec else {
-        if is_in_migration_trash(io, id).await? {
+        if is_in_migration_trash(io, key.id()).await? {
             return Ok(Found::TrashEntry(side));
         }
         return match leftover(&side).await? {
@@ -82,7 +82,7 @@ async fn by_id(io: &IoCtx, id: &str, name: &str) -> Result<Found> {
         };
     };
     let other_io = io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
-    let other_spec = record::read(&other_io, &spec.image_id).await?;
+    let other_spec = record::read(&other_io, &HeaderKey::of_record(&spec.image_id, &spec.image_name)).await?;
     let other_exists = other_spec.is_some();
     let other = Side {
         io: other_io,
@@ -127,6 +127,7 @@ fn names(other: &MigrationSpec, spec: &MigrationSpec, side: &Side) -> bool {
         && other.pool_id == side.io.pool()
         && *other.pool_namespace == *side.io.scope().namespace
         && other.image_id == side.id
+        && (!side.is_format_1() || other.image_name == side.name)
 }
 
 /// Whether clients may have used the target.
@@ -151,6 +152,11 @@ async fn leftover(target: &Side) -> Result<Option<Side>> {
             && spec.image_id == target.id
             && was_prepared(spec)
     };
+    if let Some(source) = super::leftover::find(target).await?
+        && source.spec.as_ref().is_some_and(is_ours)
+    {
+        return Ok(Some(source));
+    }
     find_source(&target.io, is_ours).await
 }
 
@@ -193,7 +199,7 @@ async fn sources_in_trash(io: &IoCtx) -> Result<Vec<Side>> {
             let there = default.with_namespace(&namespace);
             for (id, entry) in client::trash_list_all(&there).await? {
                 if entry.source == TrashImageSource::Migration {
-                    let spec = record::read(&there, &id).await?.flatten();
+                    let spec = record::read(&there, &HeaderKey::from(&id)).await?.flatten();
                     out.push(Side {
                         io: there.clone(),
                         id,

@@ -212,6 +212,7 @@ async fn check(
         stripe_unit_bytes: unit,
         stripe_count: count,
         data_pool: options.data_pool.clone(),
+        format_1: false,
         features: Some(features),
     };
     admin::create::check_options(
@@ -374,14 +375,13 @@ async fn check_group(source: &Image, target_io: &IoCtx) -> Result<()> {
 
 async fn make_target(source: &Image, pair: &mut Pair, spec: &MigrationSpec, plan: &Plan) -> Result<()> {
     let header = source.header();
-    admin::trash::move_to_trash(
-        &pair.source.io,
-        &pair.source.id,
-        &pair.source.name,
-        TrashImageSource::Migration,
-        0,
-    )
-    .await?;
+    let from = &pair.source;
+    if from.is_format_1() {
+        admin::format_1::remove(&from.io, &from.name).await?;
+    } else {
+        let why = TrashImageSource::Migration;
+        admin::trash::move_to_trash(&from.io, &from.id, &from.name, why, 0).await?;
+    }
     admin::create::create_objects(&pair.target.io, &pair.target.id, &plan.create).await?;
     pair.target_exists = true;
     let options = OpenOptions::read_write().ignoring_migration();

@@ -5,7 +5,8 @@ use ferry_cls::rbd::{MigrationSpec, MigrationState, client};
 use ferry_store::{Errno, IoCtx, WriteOp};
 
 use crate::error::{Result, absent_is_fine};
-use crate::names;
+use crate::header::HeaderKey;
+use crate::image::ImageKey;
 use crate::watch::notify_header_update;
 
 /// One image of a migration: where its header is, and what its record says.
@@ -13,7 +14,7 @@ use crate::watch::notify_header_update;
 pub struct Side {
     /// Pool and namespace of the header.
     pub io: IoCtx,
-    /// Image id.
+    /// Image id; empty for a source of format 1.
     pub id: String,
     /// Name; the one it had, for a source in the trash.
     pub name: String,
@@ -24,7 +25,26 @@ pub struct Side {
 impl Side {
     /// Name of the header object.
     pub fn header_object(&self) -> String {
-        names::header_object(&self.id)
+        self.key().object()
+    }
+
+    /// Which header it has.
+    pub fn key(&self) -> HeaderKey {
+        HeaderKey::of_record(&self.id, &self.name)
+    }
+
+    /// How it is opened.
+    pub(crate) fn image_key(&self) -> ImageKey<'_> {
+        match self.id.as_str() {
+            "" => ImageKey::Format1(&self.name),
+            id => ImageKey::Id(id),
+        }
+    }
+
+    /// Whether it is an image of format 1, which can only be a source: the trash does not hold it, it has no clones, and its
+    /// name opens it although it is not listed.
+    pub(crate) fn is_format_1(&self) -> bool {
+        self.id.is_empty()
     }
 
     /// State in the record.
@@ -59,6 +79,18 @@ impl Side {
     pub(crate) async fn remove(&mut self) -> Result<()> {
         let op = WriteOp::new().class_call(&client::migration_remove());
         let op = super::settings::remove_keys(op);
+        self.remove_by(op).await
+    }
+
+    /// The same in a commit, with a note of where the rest of the source is, if nothing else leads there.
+    pub(crate) async fn remove_for_commit(&mut self, source: &Self) -> Result<()> {
+        let op = WriteOp::new().class_call(&client::migration_remove());
+        let op = super::settings::remove_keys(op);
+        let op = super::leftover::note(op, source, self);
+        self.remove_by(op).await
+    }
+
+    async fn remove_by(&mut self, op: WriteOp) -> Result<()> {
         match self.io.write_meta(&self.header_object(), op).await.map(|_| ()) {
             Err(error) if error.errno == Errno::EINVAL => {}
             result => absent_is_fine(result)?,
@@ -69,13 +101,14 @@ impl Side {
 }
 
 /// The record of a header: outer `None` when there is no header, inner when it has no record.
-pub(crate) async fn read(io: &IoCtx, id: &str) -> Result<Option<Option<MigrationSpec>>> {
-    match ferry_cls::exec_read(io, &names::header_object(id), client::migration_get()).await {
+pub(crate) async fn read(io: &IoCtx, key: &HeaderKey) -> Result<Option<Option<MigrationSpec>>> {
+    let object = key.object();
+    match ferry_cls::exec_read(io, &object, client::migration_get()).await {
         Ok(spec) => Ok(Some(Some(spec))),
         Err(error) if error.errno == Errno::EINVAL => Ok(Some(None)),
         Err(error) if error.errno == Errno::ENOENT => {
             // No header, or one whose record went away between two steps of its removal.
-            let there = io.exists(&names::header_object(id)).await?;
+            let there = io.exists(&object).await?;
             Ok(there.then_some(None))
         }
         Err(error) => Err(error.into()),

@@ -36,7 +36,7 @@ pub(super) async fn to_source(pair: &Pair) -> Result<()> {
 /// Takes the target off the list of the source's parent, unless it is a clone of it: Ceph lists a target that is to be flat, and
 /// forgets it there.
 pub(super) async fn forget_flat_target(source: &Side, target_io: &IoCtx, target_id: &str) -> Result<()> {
-    let header = match header::load(&source.io, &source.id, true).await {
+    let header = match header::load(&source.io, &source.key(), true).await {
         Ok(header) => header,
         Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
         Err(error) => return Err(error),
@@ -80,6 +80,10 @@ pub(super) async fn check_no_children(
 }
 
 async fn move_all(from: &Side, to: &Side, twins: &BTreeMap<SnapId, SnapId>) -> Result<()> {
+    if from.is_format_1() || to.is_format_1() {
+        // One has no clones, the other can have none: abort has made sure that there are none.
+        return Ok(());
+    }
     for (old, new) in twins {
         let old = links::parent_spec(&from.io, &from.id, *old);
         let new = links::parent_spec(&to.io, &to.id, *new);

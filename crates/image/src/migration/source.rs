@@ -329,24 +329,20 @@ async fn open(target: &Image, spec: &MigrationSpec) -> Result<Image> {
         )
         .hint("this version cannot read foreign sources; use the version that prepared it"));
     }
-    if spec.image_id.is_empty() {
-        return Err(ImageError::new(
-            Errno::EOPNOTSUPP,
-            format!("migration source '{}' is a format 1 image", spec.image_name),
-        ));
-    }
     let io = target
         .inner
         .io
         .with_pool(spec.pool_id)
         .with_namespace(&spec.pool_namespace);
     let options = OpenOptions::read_only().ignoring_migration();
-    Image::open(&io, ImageKey::Id(&spec.image_id), options)
-        .await
-        .map_err(|error| {
-            error.context(format!(
-                "migration source '{}' (id {})",
-                spec.image_name, spec.image_id
-            ))
-        })
+    let key = match spec.image_id.as_str() {
+        "" => ImageKey::Format1(&spec.image_name),
+        id => ImageKey::Id(id),
+    };
+    Image::open(&io, key, options).await.map_err(|error| {
+        error.context(format!(
+            "migration source '{}' (id {})",
+            spec.image_name, spec.image_id
+        ))
+    })
 }

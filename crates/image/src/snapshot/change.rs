@@ -72,7 +72,10 @@ async fn add(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result
     let pool = image.inner.data_io.pool();
     for _ in 0..MAX_ID_RACES {
         let snap = store.snap_id_create(pool).await?;
-        let call = client::snapshot_add(name, snap, namespace);
+        let call = match image.key().is_format_1() {
+            true => client::snap_add(name, snap),
+            false => client::snapshot_add(name, snap, namespace),
+        };
         match ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
             Ok(()) => {
                 // The snapshot exists: whatever fails now, nobody may write by the old context any more.
@@ -181,7 +184,7 @@ pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress
         let header_object = &image.inner.header_object;
         // Into the trash first: from here on nobody sees it, no clone is made of it, and a second run finds it by id.
         let was_in_trash = matches!(record.namespace, SnapshotNamespace::Trash { .. });
-        if !was_in_trash {
+        if !was_in_trash && !image.key().is_format_1() {
             ferry_cls::exec_write(io, header_object, client::snapshot_trash_add(snap)).await?;
         }
         let kept = !links::settled_format_2(io, image.id(), snap).await?.is_empty();
@@ -193,7 +196,11 @@ pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress
             crate::object_map::snap::remove(image, &header, snap).await?;
             let data_io = &image.inner.data_io;
             data_io.store().snap_id_remove(data_io.pool(), snap).await?;
-            absent_is_fine(ferry_cls::exec_write(io, header_object, client::snapshot_remove(snap)).await)?;
+            let call = match image.key().is_format_1() {
+                true => client::snap_remove(&record.name),
+                false => client::snapshot_remove(snap),
+            };
+            absent_is_fine(ferry_cls::exec_write(io, header_object, call).await)?;
         }
         image.refresh().await?;
     }
@@ -234,7 +241,10 @@ pub(crate) async fn remove_unneeded(image: &Image) -> Result<()> {
 
 pub(crate) async fn rename_here(image: &Image, snap: SnapId, new_name: &str) -> Result<()> {
     names::check_snap_name(new_name)?;
-    let call = client::snapshot_rename(snap, new_name);
+    let call = match image.key().is_format_1() {
+        true => client::snap_rename(snap, new_name),
+        false => client::snapshot_rename(snap, new_name),
+    };
     ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call)
         .await
         .map_err(|error| match error.errno {

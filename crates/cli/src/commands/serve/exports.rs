@@ -258,10 +258,7 @@ impl StoreExports {
         let io = admin::pool::open(&self.store, pool, "").await?;
         let namespaces = admin::namespace::list(&io).await?;
         for namespace in std::iter::once(String::new()).chain(namespaces) {
-            for image in admin::directory::list(&io.with_namespace(&namespace))
-                .await?
-                .into_keys()
-            {
+            for image in admin::list::names(&io.with_namespace(&namespace)).await? {
                 if found.len() == MAX_LISTED {
                     return Ok(());
                 }
