@@ -150,6 +150,28 @@ fn live(ferry: &Ferry, side: Side, namespace: &str) -> Vec<String> {
         "snap create --no-progress /aborted@s1",
         "migration prepare /aborted +/aborted",
         "migration abort --no-progress +/aborted",
+        "create --size 4M /grouped",
+        "import --no-progress --object-size 1M FILE /moved",
+        "group create /g",
+        "group image add /g /grouped",
+        "group image add /g +/committed",
+        "group snap create /g@empty",
+        "group snap create /g@s1",
+    ] {
+        ok(line);
+    }
+    write(ferry, side, namespace, "grouped", &[(4096, 4096, 13)]);
+    for line in [
+        "group snap create /g@s2",
+        "group snap rename /g@s2 renamed",
+        "group snap rm /g@empty",
+        "group image rm /g +/committed",
+        "group create /h",
+        "group image add /h /moved",
+        "migration prepare /moved +/moved",
+        "group rename /h /k",
+        "group create /gone",
+        "group rm /gone",
     ] {
         ok(line);
     }
@@ -165,6 +187,10 @@ fn live(ferry: &Ferry, side: Side, namespace: &str) -> Vec<String> {
             "image-meta list /written",
             "children /written@s1",
             "trash ls --format json /",
+            "group ls --format json /",
+            "group image ls --format json /g",
+            "group image ls --format json /k",
+            "group snap ls --format json /g",
         ] {
             let words: Vec<String> = line
                 .split(' ')

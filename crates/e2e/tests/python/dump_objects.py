@@ -3,7 +3,7 @@
 usage: dump_objects.py CEPH_CONF POOL/NAMESPACE...
 
 Of each object: xattrs, omap, bytes, and the clones with what they share and hold. Replaced are: ids of images by <pool.name>, ids of
-snapshots by their rank among those of their pool (each pool counts for itself), the namespace, and times. What only Ferry writes
+groups and their snapshots by names, ids of snapshots by their rank among those of their pool (each pool counts for itself), the namespace, and times. What only Ferry writes
 (omap keys ferry_*) is left out.
 """
 import hashlib
@@ -69,6 +69,24 @@ def u64(data):
     return struct.unpack("<Q", data[:8])[0]
 
 
+def group_snapshot(data):
+    """A record of a group's snapshot: versions, id, name, state, and of every part version, pool, image and snapshot."""
+    ident = text(data[6:])
+    at = 6 + 4 + len(ident)
+    name = text(data[at:])
+    at += 4 + len(name)
+    state, count = struct.unpack("<BI", data[at : at + 5])
+    at += 5
+    parts = []
+    for _ in range(count):
+        version, _, length, pool = struct.unpack("<BBIQ", data[at : at + 14])
+        image = text(data[at + 14 :])
+        parts.append((version, pool, image, u64(data[at + 18 + len(image) :])))
+        at += 6 + length
+    assert at == len(data), "bytes behind the record"
+    return list(data[:2]), ident, name, state, parts
+
+
 def text(data):
     length = struct.unpack("<I", data[:4])[0]
     return data[4 : 4 + length].decode()
@@ -90,6 +108,12 @@ class Names:
                         self.ids[text(value)] = f"<{pool}.{key[5:]}>"
                     if name == "rbd_trash" and key.startswith("id_"):
                         self.ids[key[3:]] = f"<trash.{pool}.{text(value[7:])}>"
+                    if name == "rbd_group_directory" and key.startswith("name_"):
+                        self.ids[text(value)] = f"<group {pool}.{key[5:]}>"
+                    if name.startswith("rbd_group_header."):
+                        if key.startswith("snapshot_"):
+                            self.ids[key[9:]] = f"<group snapshot {group_snapshot(value)[2]}>"
+                        continue
                     if key == "snap_seq":
                         of_pool.add(u64(value))
                     if key.startswith("snapshot_"):
@@ -122,8 +146,15 @@ class Names:
             word = f"{tail[1]}<snap {self.snap(int(tail[2], 16), pool)}>"
         return word
 
-    def value(self, data, pool, key=""):
+    def value(self, data, pool, key="", of_group=False):
         """Bytes as text: printable ones as they are, others in hexadecimal."""
+        if of_group and key.startswith("snapshot_"):
+            version, ident, name, state, parts = group_snapshot(data)
+            parts = [
+                (version, pool_id, self.ids[image], self.snap(snap, self.ids[image][1:].partition(".")[0]))
+                for version, pool_id, image, snap in parts
+            ]
+            return f"{version} {self.ids[ident]} {name} {state} {parts}"
         with_snaps = key.startswith(WITH_SNAPS)
         out = ""
         at = 0
@@ -139,6 +170,9 @@ class Names:
                 prefix = re.match(rb"rbd_data\.([0-9]+\.)?" + encoded, data[at + 4 :])
                 if prefix and struct.unpack("<I", rest[:4])[0] == prefix.end():
                     found = (prefix[0].decode().replace(number, name), 4 + prefix.end())
+            part = re.match(rb"\.group\.[0-9a-f]+_[0-9a-f]+_[0-9a-f]+", data[at + 4 :])
+            if part and struct.unpack("<I", rest[:4])[0] == part.end():
+                found = (self.word(part[0].decode(), pool), 4 + part.end())
             for namespace in self.namespaces:
                 if data[at:].startswith(namespace.encode()):
                     found = ("<ns>", len(namespace))
@@ -148,6 +182,9 @@ class Names:
                     found = ("<time>", 8)
                 elif key == "migration" and self.pair(data[at : at + 16], pool):
                     found = (self.pair(data[at : at + 16], pool), 16)
+                elif key.startswith("snapshot_") and at != 6:
+                    # Of a snapshot's record only its own id, behind the frame; a size may look like another's.
+                    pass
                 elif with_snaps and key != "migration" and u64(rest) in self.ranks[pool]:
                     found = (f"<snap {self.snap(u64(rest), pool)}>", 8)
             if found is None:
@@ -156,12 +193,15 @@ class Names:
             out += found[0]
             at += found[1]
         # Records with a frame begin with its length, which depends on the ids inside.
+        if key == "rbd_group_ref" or ".group." in out:
+            out = re.sub(r"(\\01\\01).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
+            out = re.sub(r"^(\\08\\08).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
         if key == "migration":
             out = re.sub(r"^(\\03\\01).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
         return out
 
 
-def describe(entry, pool, names):
+def describe(entry, pool, names, of_group):
     def snap(number):
         return number if number == "head" else f"snap {names.snap(int(number), pool)}"
 
@@ -169,7 +209,7 @@ def describe(entry, pool, names):
     for key, value in entry["xattrs"].items():
         lines[f"xattr {key}"] = names.value(value, pool)
     for key, value in entry["omap"].items():
-        lines[f"omap {names.word(key, pool)}"] = names.value(value, pool, key)
+        lines[f"omap {names.word(key, pool)}"] = names.value(value, pool, key, of_group)
     for clone in entry["clones"]:
         seen = [snap(one["id"]) for one in clone["snapshots"]]
         lines[f"clone {snap(clone['id'])}"] = f"at {seen}, shares {clone.get('overlaps')}"
@@ -190,7 +230,7 @@ def main():
     for place, objects in places.items():
         pool = place.partition("/")[0]
         for name, entry in objects.items():
-            out[f"{pool}: {names.word(name, pool)}"] = describe(entry, pool, names)
+            out[f"{pool}: {names.word(name, pool)}"] = describe(entry, pool, names, name.startswith("rbd_group_header."))
     json.dump(out, sys.stdout, indent=1, sort_keys=True)
 
 
