@@ -462,3 +462,34 @@ fn images_of_format_1_look_as_with_ceph() {
     let refused = store.fails("create --image-format 1 -s 8M again", 22);
     assert!(refused.contains("RBD_FORCE_ALLOW_V1"), "{refused}");
 }
+
+#[test]
+fn settings_of_pools_and_images_are_kept_listed_with_their_source_and_refused_when_unknown() {
+    let store = TestStore::new();
+    store.ok("create --size 4M i");
+    let key = "rbd_clone_copy_on_read";
+    let listed = |what: &str| store.ok(&format!("config {what} --format json"));
+    let one = |value: &str, source: &str| {
+        format!("[{{\"name\":\"{key}\",\"value\":\"{value}\",\"source\":\"{source}\"}}]\n")
+    };
+    assert_eq!(listed("image list i"), one("false", "config"));
+    store.ok(&format!("config pool set rbd {key} true"));
+    assert_eq!(store.ok(&format!("config pool get rbd {key}")), "true\n");
+    assert_eq!(listed("pool ls rbd"), one("true", "pool"));
+    assert_eq!(listed("image ls i"), one("true", "pool"));
+    store.ok(&format!("config image set i {key} no"));
+    assert_eq!(store.ok(&format!("config image get i {key}")), "no\n");
+    assert_eq!(listed("image ls i"), one("no", "image"));
+    assert!(store.ok("image-meta list i").contains(&format!("conf_{key}")));
+    store.ok(&format!("config image rm i {key}"));
+    store.ok(&format!("config pool rm rbd {key}"));
+    store.fails(&format!("config image get i {key}"), 2);
+    store.fails(&format!("config pool rm rbd {key}"), 2);
+    let bogus = store.fails("config image set i bogus 1", 22);
+    assert_eq!(bogus, "rbd: not rbd option: bogus\n");
+    let unknown = store.fails("config image get i rbd_nope", 22);
+    assert_eq!(unknown, "rbd: invalid config key: rbd_nope\n");
+    store.fails(&format!("config image set i {key} maybe"), 22);
+    assert_eq!(listed("image ls i"), one("false", "config"));
+    assert!(store.ok("config image ls i").starts_with("There is 1 value:\n"));
+}

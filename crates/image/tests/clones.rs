@@ -4,7 +4,7 @@
 mod support;
 
 use ferry_cls::rbd::{ChildImageSpec, ParentImageSpec, client, feature};
-use ferry_image::admin::{create, namespace, remove, trash};
+use ferry_image::admin::{config, create, namespace, remove, trash};
 use ferry_image::layering::children::{children, descendants};
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::layering::parent::MAX_CHAIN;
@@ -534,37 +534,40 @@ async fn a_flatten_is_done_by_whoever_owns_the_lock() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_becomes_the_clone_s_own_where_that_is_asked_for() {
-    let engine = Engine::memory();
-    let io = pool(&engine.connect().await, "rbd").await;
-    parent(&io, "base").await;
-    clone_of(&io, "base", "child", CloneFormat::Two).await;
-    let objects = async |image: &Image| {
-        let prefix = format!("{}.", image.fixed().object_prefix);
-        let data = image.data_io();
-        let found = data.store().list_objects(data.scope(), &prefix, "", 100).await;
-        found.unwrap().len()
-    };
-    let image = open(&io, "child").await;
-    image.acquire_lock().await.unwrap();
-    image.read(0, 100).await.unwrap();
-    let key = "conf_rbd_clone_copy_on_read";
-    ferry_image::admin::metadata::set(&image, key, "true".into())
-        .await
-        .unwrap();
-    assert_eq!(objects(&image).await, 0);
-    image.close().await.unwrap();
-    let image = open(&io, "child").await;
-    // Not before it may write without asking anybody.
-    image.read(0, 100).await.unwrap();
-    image.acquire_lock().await.unwrap();
-    image.read(40_000, 100).await.unwrap();
-    for _ in 0..500 {
-        if objects(&image).await > 0 {
-            break;
+    for by_pool in [false, true] {
+        let engine = Engine::memory();
+        let io = pool(&engine.connect().await, "rbd").await;
+        parent(&io, "base").await;
+        clone_of(&io, "base", "child", CloneFormat::Two).await;
+        let objects = async |image: &Image| {
+            let prefix = format!("{}.", image.fixed().object_prefix);
+            let data = image.data_io();
+            let found = data.store().list_objects(data.scope(), &prefix, "", 100).await;
+            found.unwrap().len()
+        };
+        let image = open(&io, "child").await;
+        image.acquire_lock().await.unwrap();
+        image.read(0, 100).await.unwrap();
+        let key = config::CLONE_COPY_ON_READ;
+        match by_pool {
+            true => config::set_of_pool(&io, key, "true").await.unwrap(),
+            false => config::set_of_image(&image, key, "true").await.unwrap(),
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        assert_eq!(objects(&image).await, 0);
+        image.close().await.unwrap();
+        let image = open(&io, "child").await;
+        // Not before it may write without asking anybody.
+        image.read(0, 100).await.unwrap();
+        image.acquire_lock().await.unwrap();
+        image.read(40_000, 100).await.unwrap();
+        for _ in 0..500 {
+            if objects(&image).await > 0 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(objects(&image).await, 1);
+        compare(&image, &vec![7; SIZE as usize], "copied on read").await;
+        image.close().await.unwrap();
     }
-    assert_eq!(objects(&image).await, 1);
-    compare(&image, &vec![7; SIZE as usize], "copied on read").await;
-    image.close().await.unwrap();
 }

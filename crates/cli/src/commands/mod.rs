@@ -8,6 +8,7 @@
 
 mod bench;
 mod clone;
+mod config;
 mod copy;
 mod create;
 mod diff;
@@ -126,6 +127,14 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::GroupSnapRemove => group::snap_remove(session).await,
         CommandId::GroupSnapRename => group::snap_rename(session).await,
         CommandId::GroupSnapRollback => group::snap_rollback(session).await,
+        CommandId::ConfigImageGet => config::image_get(session).await,
+        CommandId::ConfigImageList => config::image_list(session).await,
+        CommandId::ConfigImageRemove => config::image_remove(session).await,
+        CommandId::ConfigImageSet => config::image_set(session).await,
+        CommandId::ConfigPoolGet => config::pool_get(session).await,
+        CommandId::ConfigPoolList => config::pool_list(session).await,
+        CommandId::ConfigPoolRemove => config::pool_remove(session).await,
+        CommandId::ConfigPoolSet => config::pool_set(session).await,
         CommandId::ImageMetaGet => meta::get(session).await,
         CommandId::ImageMetaList => meta::list(session).await,
         CommandId::ImageMetaRemove => meta::remove(session).await,

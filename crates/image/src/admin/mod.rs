@@ -6,6 +6,7 @@
 //! a kill can leave, and who clears them, is told where the steps are: [`staged`], [`trash`], [`rename`], [`namespace`].
 //! What it does not know: the data path, the command line.
 
+pub mod config;
 pub mod copy;
 pub mod create;
 pub mod directory;

@@ -1,15 +1,15 @@
 //! Copy-on-read: what a client reads of the parent becomes the clone's own, in the background of its reads.
 //!
-//! Off unless it is asked for when the image is opened, or by the image's metadata (Ceph's setting
-//! `rbd_clone_copy_on_read`, key `conf_rbd_clone_copy_on_read`). Only a handle that may write without asking anybody does it:
+//! Off unless it is asked for when the image is opened, or by a setting of the image or its pool (Ceph's
+//! `rbd_clone_copy_on_read`, see [`config`]). Only a handle that may write without asking anybody does it:
 //! one that owns the lock. A copy that cannot begin at once, as [`MAX_RUNNING`] run already, is left to the next read; one
 //! that fails is nobody's error.
 
-use ferry_cls::rbd::client;
 use tokio::sync::Semaphore;
 
 use super::copy_up::Shown;
-use crate::error::{Result, optional};
+use crate::admin::config;
+use crate::error::Result;
 use crate::image::Image;
 use crate::io::write::Writer;
 use crate::layout::{ImageExtent, ImageOffset, ObjectNo};
@@ -17,14 +17,14 @@ use crate::layout::{ImageExtent, ImageOffset, ObjectNo};
 /// Copies of this process that run at the same time.
 const MAX_RUNNING: usize = 4;
 static RUNNING: Semaphore = Semaphore::const_new(MAX_RUNNING);
-/// Where the image says that it is wanted.
-const METADATA_KEY: &str = "conf_rbd_clone_copy_on_read";
 
-/// Whether the image's metadata ask for it.
+/// Whether the image or its pool asks for it.
 pub(crate) async fn is_wanted(image: &Image) -> Result<bool> {
-    let call = client::metadata_get(METADATA_KEY);
-    let value = optional(ferry_cls::exec_read(image.io(), &image.inner.header_object, call).await)?;
-    Ok(value.is_some_and(|value| matches!(&value[..], b"true" | b"yes" | b"on" | b"1")))
+    let value = match config::of_image(image, config::CLONE_COPY_ON_READ).await? {
+        None => config::of_pool(image.io(), config::CLONE_COPY_ON_READ).await?,
+        by_image => by_image,
+    };
+    Ok(value.and_then(|value| config::switch(&value)).unwrap_or(false))
 }
 
 /// A client has read this range, and some of it was not the clone's own.

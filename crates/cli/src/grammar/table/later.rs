@@ -1,4 +1,4 @@
-//! Commands of Ceph's `rbd` that Ferry has not built yet. They have full entries, so that help explains them and
+//! Commands of Ceph's `rbd` that Ferry has not built yet, and those built of their families. They have full entries, so that help explains them and
 //! building one is a matter of its body.
 
 use super::super::options::*;
@@ -39,30 +39,63 @@ pub(super) const COMMANDS: &[Command] = &[
         "Change a setting of all clients or one client.",
     )
     .positionals(&[ENTITY, KEY, VALUE]),
-    Command::to_come(&["config", "image", "get"], "Print a setting of an image.")
-        .positionals(&[IMAGE_SPEC, KEY])
-        .options(&[IMAGE_NAMES]),
-    Command::to_come(&["config", "image", "list"], "List the settings of an image.")
-        .aliases(&[&["config", "image", "ls"]])
-        .positionals(&[IMAGE_SPEC])
-        .options(&[IMAGE_NAMES, FORMAT]),
-    Command::to_come(&["config", "image", "remove"], "Delete a setting of an image.")
-        .aliases(&[&["config", "image", "rm"]])
-        .positionals(&[IMAGE_SPEC, KEY])
-        .options(&[IMAGE_NAMES]),
-    Command::to_come(&["config", "image", "set"], "Change a setting of an image.")
-        .positionals(&[IMAGE_SPEC, KEY, VALUE])
-        .options(&[IMAGE_NAMES]),
-    Command::to_come(&["config", "pool", "get"], "Print a setting of a pool.").positionals(&[POOL_NAME, KEY]),
-    Command::to_come(&["config", "pool", "list"], "List the settings of a pool.")
-        .aliases(&[&["config", "pool", "ls"]])
-        .positionals(&[POOL_NAME])
-        .options(&[FORMAT]),
-    Command::to_come(&["config", "pool", "remove"], "Delete a setting of a pool.")
-        .aliases(&[&["config", "pool", "rm"]])
-        .positionals(&[POOL_NAME, KEY]),
-    Command::to_come(&["config", "pool", "set"], "Change a setting of a pool.")
-        .positionals(&[POOL_NAME, KEY, VALUE]),
+    Command::built(
+        CommandId::ConfigImageGet,
+        &["config", "image", "get"],
+        "Print a setting of an image.",
+    )
+    .positionals(&[IMAGE_SPEC, KEY])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::ConfigImageList,
+        &["config", "image", "list"],
+        "List the settings of an image.",
+    )
+    .aliases(&[&["config", "image", "ls"]])
+    .positionals(&[IMAGE_SPEC])
+    .options(&[IMAGE_NAMES, FORMAT]),
+    Command::built(
+        CommandId::ConfigImageRemove,
+        &["config", "image", "remove"],
+        "Delete a setting of an image.",
+    )
+    .aliases(&[&["config", "image", "rm"]])
+    .positionals(&[IMAGE_SPEC, KEY])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::ConfigImageSet,
+        &["config", "image", "set"],
+        "Change a setting of an image.",
+    )
+    .positionals(&[IMAGE_SPEC, KEY, VALUE])
+    .options(&[IMAGE_NAMES]),
+    Command::built(
+        CommandId::ConfigPoolGet,
+        &["config", "pool", "get"],
+        "Print a setting of a pool.",
+    )
+    .positionals(&[POOL_NAME, KEY]),
+    Command::built(
+        CommandId::ConfigPoolList,
+        &["config", "pool", "list"],
+        "List the settings of a pool.",
+    )
+    .aliases(&[&["config", "pool", "ls"]])
+    .positionals(&[POOL_NAME])
+    .options(&[FORMAT]),
+    Command::built(
+        CommandId::ConfigPoolRemove,
+        &["config", "pool", "remove"],
+        "Delete a setting of a pool.",
+    )
+    .aliases(&[&["config", "pool", "rm"]])
+    .positionals(&[POOL_NAME, KEY]),
+    Command::built(
+        CommandId::ConfigPoolSet,
+        &["config", "pool", "set"],
+        "Change a setting of a pool.",
+    )
+    .positionals(&[POOL_NAME, KEY, VALUE]),
     Command::to_come(&["device", "attach"], "Connect an image to a device that exists.")
         .positionals(&[IMAGE_OR_SNAP_SPEC])
         .options(&[
