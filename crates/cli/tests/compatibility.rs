@@ -30,9 +30,18 @@ const DIFFERS: &[(&str, &str)] = &[
     ("config pool remove", HONOURED),
     ("config pool set", HONOURED),
     (
+        "copy",
+        "an object size alone means default striping, where Ceph keeps the old object size as stripe unit and refuses smaller objects; \
+              objects are copied as they are, where Ceph's writes whole blocks of 4 KiB",
+    ),
+    (
         "create",
         "stripe unit and count are checked before the name is looked for; `RBD_FORCE_ALLOW_V1` allows images of format 1 here, not \
          in `copy`, `deep copy` and `import`, which make format 2 only",
+    ),
+    (
+        "deep copy",
+        "an object size alone means default striping, as for `copy`",
     ),
     (
         "diff",
@@ -41,8 +50,10 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
     (
         "disk-usage",
-        "a rollback counts as a write of all objects that it puts back",
+        "a rollback counts as a write of all objects that it puts back; an image of no bytes uses none, where Ceph's stops with \
+              a failed assertion",
     ),
+    ("flatten", "of an image that is being migrated is refused (16)"),
     (
         "group image add",
         "`--group-namespace` and `--image-namespace` count, which Ceph's command takes and ignores; `--pool` is the pool of both unless \

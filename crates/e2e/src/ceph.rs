@@ -197,6 +197,19 @@ impl Drop for OwnCluster {
     }
 }
 
+/// The words of a line, with names of images in one namespace: `/NAME` is in the pool `rbd`, `+/NAME` in the pool `other`.
+pub fn in_namespace(line: &str, namespace: &str) -> Vec<String> {
+    line.split(' ')
+        .map(|word| match (word.strip_prefix("+/"), word.strip_prefix('/')) {
+            (Some(""), _) => format!("other/{namespace}"),
+            (_, Some("")) => format!("rbd/{namespace}"),
+            (Some(name), _) => format!("other/{namespace}/{name}"),
+            (_, Some(name)) => format!("rbd/{namespace}/{name}"),
+            _ => word.to_owned(),
+        })
+        .collect()
+}
+
 /// A name that no other test uses.
 pub fn unique(what: &str) -> String {
     format!("{what}-{:016x}", rand::random::<u64>())

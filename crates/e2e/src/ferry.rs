@@ -210,6 +210,18 @@ impl Ferry {
     /// If it doesn't come up.
     #[track_caller]
     pub fn serve(&self, specs: &[&str]) -> Served {
+        self.try_serve(specs).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, where a server may refuse to come up.
+    ///
+    /// # Errors
+    /// What it said.
+    ///
+    /// # Panics
+    /// If it neither comes up nor ends in time.
+    #[track_caller]
+    pub fn try_serve(&self, specs: &[&str]) -> Result<Served, String> {
         let number = self.servers.fetch_add(1, Ordering::Relaxed);
         let socket = self.path(&format!("nbd{number}.sock"));
         let socket_text = socket.to_string_lossy().into_owned();
@@ -220,19 +232,16 @@ impl Ferry {
         let mut process = self.start(&words);
         let start = Instant::now();
         while !process.stderr().contains('\n') {
-            assert!(
-                process.is_running() && start.elapsed() < LIMIT,
-                "rbd {words:?} did not come up: {}",
-                process.stderr()
-            );
+            assert!(start.elapsed() < LIMIT, "rbd {words:?} neither comes up nor ends");
+            if !process.is_running() {
+                break;
+            }
             std::thread::sleep(POLL);
         }
-        assert!(
-            socket.exists(),
-            "its first line promised a socket: {}",
-            process.stderr()
-        );
-        Served { process, socket }
+        match process.is_running() && socket.exists() {
+            true => Ok(Served { process, socket }),
+            false => Err(format!("rbd {words:?} did not come up: {}", process.stderr())),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-use ferry_e2e::ceph::unique;
+use ferry_e2e::ceph::{in_namespace, unique};
 use ferry_e2e::load::connect;
 use ferry_e2e::{Ferry, Librbd, Side, run};
 use rand::rngs::StdRng;
@@ -70,15 +70,10 @@ fn live(ferry: &Ferry, side: Side, namespace: &str) -> Vec<String> {
     let raw = ferry.file("raw");
     // In the pool rbd; `+` is the other one, `FILE` a file to import.
     let ok = |line: &str| {
-        let words: Vec<String> = line
-            .split(' ')
-            .map(|word| match (word.strip_prefix("+/"), word.strip_prefix('/')) {
-                (Some(name), _) => format!("other/{namespace}/{name}"),
-                (_, Some(name)) => format!("rbd/{namespace}/{name}"),
-                _ if word == "FILE" => raw.clone(),
-                _ => word.to_owned(),
-            })
-            .collect();
+        let mut words = in_namespace(line, namespace);
+        for word in words.iter_mut().filter(|word| *word == "FILE") {
+            word.clone_from(&raw);
+        }
         ferry.ok_as(side, &words)
     };
     for line in [
@@ -192,16 +187,7 @@ fn live(ferry: &Ferry, side: Side, namespace: &str) -> Vec<String> {
             "group image ls --format json /k",
             "group snap ls --format json /g",
         ] {
-            let words: Vec<String> = line
-                .split(' ')
-                .map(|word| match (word.strip_prefix("+/"), word.strip_prefix('/')) {
-                    (Some(""), _) => format!("other/{namespace}"),
-                    (_, Some("")) => format!("rbd/{namespace}"),
-                    (Some(name), _) => format!("other/{namespace}/{name}"),
-                    (_, Some(name)) => format!("rbd/{namespace}/{name}"),
-                    _ => word.to_owned(),
-                })
-                .collect();
+            let words = in_namespace(line, namespace);
             printed.push(format!("{printer:?} {line}: {}", ferry.ok_as(printer, &words)));
         }
     }

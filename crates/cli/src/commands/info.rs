@@ -62,6 +62,9 @@ fn text(info: &ImageInfo) -> String {
         lines.push(format!("{name}: {time}"));
     }
     lines.extend(protected_line(info));
+    if let Some(limit) = info.snapshot_limit {
+        lines.push(format!("snapshot_limit: {limit}"));
+    }
     if let Some(parent) = &info.parent {
         let trash = if parent.trash { " (trash)" } else { "" };
         lines.push(format!("parent: {}{trash}", parent_name(parent)));
@@ -139,7 +142,9 @@ fn document(info: &ImageInfo) -> Document {
     for (name, time) in times(info) {
         node.set(name, time);
     }
-    node = node.with_some("protected", info.protected.map(Node::str_bool));
+    node = node
+        .with_some("protected", info.protected.map(Node::str_bool))
+        .with_some("snapshot_limit", info.snapshot_limit);
     if let Some(parent) = &info.parent {
         node.set("parent", parent_node(parent));
     }

@@ -8,7 +8,7 @@ use ferry_store::Errno;
 use super::error::Explain as _;
 use super::session::{Session, say};
 use crate::exit::{Failure, describe};
-use crate::output::{Align, Document, Node, TextTable};
+use crate::output::{Align, Document, Node, OutputFormat, TextTable};
 use crate::spec::ImageQuery;
 
 async fn image(session: &Session, options: OpenOptions) -> Result<(Image, String), Failure> {
@@ -74,6 +74,10 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
         .into_iter()
         .map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned()))
         .collect();
+    // Of nothing, there is no document either.
+    if pairs.is_empty() && format != OutputFormat::Plain {
+        return Ok(());
+    }
     session.print(format, || table(&pairs), || document(&pairs))
 }
 

@@ -61,7 +61,7 @@ async fn one(
             found.rows.truncate(index + 1);
         }
     }
-    warn_if_slow(&found, exact);
+    warn_if_slow(&found);
     Ok(found)
 }
 
@@ -78,7 +78,7 @@ async fn all(session: &Session, io: &IoCtx) -> Result<Vec<ImageUsage>, Failure> 
     for name in list::names(io).await.map_err(|error| error.failed(WHAT))? {
         match usage::usage(io, &name, None, exact).await {
             Ok(found) => {
-                warn_if_slow(&found, exact);
+                warn_if_slow(&found);
                 images.push(found);
             }
             // Removed meanwhile.
@@ -89,12 +89,18 @@ async fn all(session: &Session, io: &IoCtx) -> Result<Vec<ImageUsage>, Failure> 
     Ok(images)
 }
 
-fn warn_if_slow(usage: &ImageUsage, exact: bool) {
-    if !usage.from_object_maps && !exact {
-        eprintln!(
-            "warning: fast-diff map is not enabled for {}. operation may be slow.",
-            usage.name
-        );
+fn warn_if_slow(usage: &ImageUsage) {
+    const SLOW: &str = "operation may be slow.";
+    let name = &usage.name;
+    if !usage.has_fast_diff {
+        eprintln!("warning: fast-diff map is not enabled for {name}. {SLOW}");
+    }
+    for row in usage.rows.iter().filter(|row| row.is_map_invalid) {
+        let snap = row
+            .snapshot
+            .as_ref()
+            .map_or_else(String::new, |(snap, _)| format!("@{snap}"));
+        eprintln!("warning: fast-diff map is invalid for {name}{snap}. {SLOW}");
     }
 }
 
@@ -111,9 +117,11 @@ fn merge(usage: &mut ImageUsage) {
 
 fn totals(images: &[ImageUsage]) -> (u64, u64) {
     let rows = || images.iter().flat_map(|image| &image.rows);
+    // Where no head is shown, a snapshot was asked for, and all count.
+    let of_heads = rows().any(|row| row.snapshot.is_none());
     (
         rows()
-            .filter(|row| row.snapshot.is_none())
+            .filter(|row| row.snapshot.is_none() || !of_heads)
             .map(|row| row.provisioned_bytes)
             .sum(),
         rows().map(|row| row.used_bytes).sum(),

@@ -9,7 +9,7 @@ use ferry_store::{IoCtx, ReadOp, SnapId, Timestamp};
 use super::{directory, pool, trash};
 use crate::error::{ErrorKind, Result, optional};
 use crate::group::GroupInfo;
-use crate::header::{self, Fixed, Header};
+use crate::header::{self, Fixed, Header, HeaderKey};
 use crate::image::{ImageKey, SnapKey, find_snap};
 use crate::names;
 
@@ -73,6 +73,8 @@ pub struct ImageInfo {
     pub striping: Option<(u64, u64)>,
     /// Whether the snapshot asked for is protected; `None` when none was asked for.
     pub protected: Option<bool>,
+    /// Most snapshots that the image may have; `None` without a limit.
+    pub snapshot_limit: Option<u64>,
 }
 
 /// Reads what `rbd info` shows of an image, or of one of its snapshots. `ENOENT` ([`crate::ErrorKind::ImageMissing`],
@@ -112,8 +114,18 @@ pub async fn info(io: &IoCtx, key: ImageKey<'_>, snap: Option<&SnapKey>) -> Resu
             .has(feature::STRIPINGV2)
             .then(|| (layout.stripe_unit_bytes(), layout.stripe_count())),
         protected: record.map(|record| record.protection != ProtectionStatus::Unprotected),
+        snapshot_limit: snapshot_limit(io, &key).await?,
         id: key.id().to_owned(),
     })
+}
+
+async fn snapshot_limit(io: &IoCtx, key: &HeaderKey) -> Result<Option<u64>> {
+    if key.is_format_1() {
+        return Ok(None);
+    }
+    let call = client::snapshot_get_limit();
+    let limit = ferry_cls::exec_read(io, &key.object(), call).await?;
+    Ok(Some(limit).filter(|limit| *limit != u64::MAX))
 }
 
 async fn group(io: &IoCtx, fixed: &Fixed, header: &Header) -> Result<Option<GroupInfo>> {

@@ -2,27 +2,25 @@
 //!
 //! Used by a snapshot (or the head) is what was written since the snapshot before and still is there. Without `exact`
 //! whole objects count, as in a whole-object [`crate::diff`], from the object maps when they can be believed (no object is looked at then), else from the
-//! clones of the objects that exist. With `exact` only the bytes that are data count. Costs follow data; what is held in
-//! memory are the maps, and a few slices of objects.
+//! clones of the objects that exist. With `exact` the extents count of which [`crate::diff`] tells. Costs follow data; what is held in
+//! memory are the maps.
 
 use ferry_cls::BitVector;
-use ferry_cls::rbd::{ObjectState, SnapshotNamespace};
-use ferry_store::{Errno, IoCtx, ReadOp, ReadResult, SnapId, SnapSet};
+use ferry_cls::rbd::{ObjectState, SnapshotNamespace, feature, flag};
+use ferry_store::{IoCtx, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::CONCURRENT;
 use crate::diff::maps::tells_changes;
-use crate::error::{ImageError, Result, optional};
+use crate::error::{Result, optional};
 use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions, SnapKey, find_snap};
 use crate::layout::ObjectNo;
 use crate::object_map;
-use crate::snapshot::diff::{changed_runs, delta, serving};
+use crate::snapshot::diff::delta;
 
 /// Names of objects read in one listing.
 const LIST_PAGE: usize = 1000;
-/// Bytes looked at in one read.
-const SLICE_BYTES: u64 = 4 << 20;
 
 /// Usage of the head of an image, or of one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +31,8 @@ pub struct UsageRow {
     pub provisioned_bytes: u64,
     /// What was written since the snapshot before.
     pub used_bytes: u64,
+    /// Whether its object map is marked as wrong about changes.
+    pub is_map_invalid: bool,
 }
 
 /// Usage of an image.
@@ -42,14 +42,16 @@ pub struct ImageUsage {
     pub name: String,
     /// Image id.
     pub id: String,
-    /// Snapshots, oldest first, then the head; or the one snapshot asked for.
+    /// Snapshots, oldest first, then the head; or the snapshots up to the one asked for.
     pub rows: Vec<UsageRow>,
+    /// Whether the image has the feature fast-diff.
+    pub has_fast_diff: bool,
     /// Whether the object maps told it. False without `exact`: the image has none that can be believed, objects had to
     /// be looked at.
     pub from_object_maps: bool,
 }
 
-/// Measures the image `name`, or one snapshot of it. `ENOENT` ([`crate::ErrorKind::ImageMissing`],
+/// Measures the image `name`, or what it was up to a snapshot. `ENOENT` ([`crate::ErrorKind::ImageMissing`],
 /// [`crate::ErrorKind::SnapMissing`]).
 pub async fn usage(io: &IoCtx, name: &str, snap: Option<&SnapKey>, exact: bool) -> Result<ImageUsage> {
     let options = OpenOptions::read_only().ignoring_migration().ignoring_parent();
@@ -66,7 +68,7 @@ async fn measure(image: &Image, name: &str, snap: Option<&SnapKey>, exact: bool)
     let wanted = snap.map(|key| find_snap(&header, key)).transpose()?;
     let mut spans = spans(&header);
     if let Some(wanted) = wanted {
-        spans.retain(|span| span.snap == wanted);
+        spans.retain(|span| span.snap <= wanted);
     }
     let maps = if exact {
         None
@@ -84,13 +86,19 @@ async fn measure(image: &Image, name: &str, snap: Option<&SnapKey>, exact: bool)
             .map(|snap| (snap.name.clone(), snap.id)),
         provisioned_bytes: span.size_bytes,
         used_bytes,
+        is_map_invalid: flags_of(&header, span.snap) & flag::FAST_DIFF_INVALID != 0,
     });
     Ok(ImageUsage {
         name: name.to_owned(),
         id: image.id().to_owned(),
+        has_fast_diff: header.has(feature::FAST_DIFF),
         rows: rows.collect(),
         from_object_maps: maps.is_some(),
     })
+}
+
+fn flags_of(header: &Header, snap: SnapId) -> u64 {
+    header.snaps.get(&snap).map_or(header.flags, |snap| snap.flags)
 }
 
 /// From one snapshot to the next.
@@ -225,111 +233,9 @@ async fn object(image: &Image, spans: &[Span], object_no: ObjectNo, exact: bool)
     for span in spans {
         let limit = object_bytes(image, object_no, span.size_bytes);
         let object_size = image.layout().object_size_bytes();
-        if !exact {
-            let changed = delta(&set, span.before, span.snap, object_size, true).data;
-            let within = |(start, end): &(u64, u64)| end.min(&limit) - start.min(&limit);
-            out.push(changed.iter().map(within).sum());
-            continue;
-        }
-        let runs = present_runs(&set, span.before, span.snap, object_size);
-        out.push(match runs.is_empty() {
-            true => 0,
-            false => data_bytes(image, &name, span.snap, &runs, limit).await?,
-        });
+        let changed = delta(&set, span.before, span.snap, object_size, !exact).data;
+        let within = |(start, end): &(u64, u64)| end.min(&limit) - start.min(&limit);
+        out.push(changed.iter().map(within).sum());
     }
     Ok(out)
-}
-
-/// Bytes of data in some runs of an object.
-async fn data_bytes(image: &Image, name: &str, snap: SnapId, runs: &[(u64, u64)], limit: u64) -> Result<u64> {
-    let mut sum = 0;
-    for &(start, end) in runs {
-        let mut at = start;
-        while at < end {
-            let length_bytes = (end - at).min(SLICE_BYTES);
-            let op = ReadOp::new().sparse_read(at, length_bytes);
-            // Removed in between: nothing is used any more.
-            let Some(reply) = optional(image.data_io().read(name, snap, op).await)? else {
-                return Ok(0);
-            };
-            let Some(ReadResult::Sparse(pieces)) = reply.results.into_iter().next() else {
-                return Err(ImageError::new(
-                    Errno::EIO,
-                    format!("sparse read of '{name}' gave no data"),
-                ));
-            };
-            sum += pieces.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
-            at += length_bytes;
-        }
-    }
-    Ok(sum.min(limit))
-}
-
-/// Runs of an object that exist at `now` and differ from `before`.
-fn present_runs(set: &SnapSet, before: Option<SnapId>, now: SnapId, object_size: u64) -> Vec<(u64, u64)> {
-    let Some(version) = serving(set, now) else {
-        return Vec::new();
-    };
-    let size_bytes = set.clones[version].size_bytes;
-    changed_runs(set, before, now, object_size)
-        .into_iter()
-        .map(|(start, end)| (start, end.min(size_bytes)))
-        .filter(|(start, end)| start < end)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use ferry_store::{CloneInfo, Extent};
-
-    use super::*;
-
-    fn version(id: SnapId, snaps: &[u64], overlap: &[(u64, u64)], size_bytes: u64) -> CloneInfo {
-        CloneInfo {
-            id,
-            snaps: snaps.iter().map(|id| SnapId(*id)).collect(),
-            overlap: Some(
-                overlap
-                    .iter()
-                    .map(|(at, length)| Extent::new(*at, *length))
-                    .collect(),
-            ),
-            size_bytes,
-        }
-    }
-
-    #[test]
-    fn only_what_changed_and_still_is_there_counts() {
-        let set = SnapSet {
-            seq: 5,
-            clones: vec![
-                version(SnapId(4), &[4], &[(0, 10), (20, 80)], 100),
-                version(SnapId(5), &[5], &[(0, 50)], 100),
-                version(SnapId::HEAD, &[], &[], 60),
-            ],
-        };
-        assert_eq!(present_runs(&set, None, SnapId(4), 1 << 22), [(0, 100)]);
-        assert_eq!(
-            present_runs(&set, Some(SnapId(4)), SnapId(5), 1 << 22),
-            [(10, 20)]
-        );
-        assert_eq!(
-            present_runs(&set, Some(SnapId(5)), SnapId::HEAD, 1 << 22),
-            [(50, 60)]
-        );
-        assert_eq!(
-            present_runs(&set, Some(SnapId(4)), SnapId::HEAD, 1 << 22),
-            [(10, 20), (50, 60)]
-        );
-        assert_eq!(
-            present_runs(&set, Some(SnapId(3)), SnapId(4), 1 << 22),
-            [(0, 100)],
-            "absent before"
-        );
-        assert_eq!(
-            present_runs(&set, Some(SnapId(6)), SnapId::HEAD, 1 << 22),
-            [],
-            "written under seq 5, unchanged since 6"
-        );
-    }
 }

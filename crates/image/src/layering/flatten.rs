@@ -35,14 +35,6 @@ pub(crate) async fn flatten_here(image: &Image, progress: &Progress) -> Result<(
     image.acquire_lock().await?;
     image.refresh_if_needed().await?;
     let header = image.header();
-    if header.migration_target().is_some() {
-        return Err(ImageError::of(
-            ErrorKind::Migrating,
-            Errno::EBUSY,
-            format!("image '{}' is being migrated", image.name()),
-        )
-        .hint("finish the migration first, or prepare it with --flatten"));
-    }
     let Some(link) = header
         .parent
         .clone()
@@ -53,6 +45,14 @@ pub(crate) async fn flatten_here(image: &Image, progress: &Progress) -> Result<(
             format!("image '{}' has no parent", image.name()),
         ));
     };
+    if header.migration_target().is_some() {
+        return Err(ImageError::of(
+            ErrorKind::Migrating,
+            Errno::EBUSY,
+            format!("image '{}' is being migrated", image.name()),
+        )
+        .hint("finish the migration first, or prepare it with --flatten"));
+    }
     let total = image.layout().object_count(header.largest_parent_overlap_bytes());
     let mut done = 0;
     progress.update(done, total.max(1));

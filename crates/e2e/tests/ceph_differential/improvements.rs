@@ -1,0 +1,241 @@
+//! Where Ferry does otherwise than Ceph on purpose, and what is compared there instead.
+//!
+//! Each is written down for users, in the words that [`IMPROVEMENTS`] names; a test looks for them. What depends on the past of an
+//! image is remembered by its name, which nothing else ever gets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::world::World;
+
+/// How two outputs are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// They are the same.
+    Same,
+    /// Of `du`: the same versions are listed, of the same sizes.
+    Rows,
+    /// Of `diff`: Ferry tells of all bytes that differ.
+    TellsChanges,
+}
+
+/// A documented difference: the document, and words in it.
+pub struct Improvement {
+    pub document: &'static str,
+    pub words: &'static str,
+}
+
+pub const IMPROVEMENTS: &[Improvement] = &[
+    // `du` and `diff` of an image with this past are held to less.
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "counts as a write of every object that it puts back",
+    },
+    Improvement {
+        document: "docs/ceph.md",
+        words: "so the object map says so (1, not 3) after Ferry's `execute`",
+    },
+    Improvement {
+        document: "docs/ceph.md",
+        words: "A discard makes no object of a target where the source has none",
+    },
+    Improvement {
+        document: "docs/ceph.md",
+        words: "A discard up to the end of an image takes its last object away",
+    },
+    Improvement {
+        document: "docs/ceph.md",
+        words: "what is zeroed behind the end of an object does not lengthen it",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "objects are copied as they are, where Ceph's writes whole blocks of 4 KiB",
+    },
+    // Only of whole objects.
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "objects that a shrink took away are told too, which Ceph forgets",
+    },
+    // Ferry is told to do what Ceph's does.
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "snapshots taken on the target are named, and only dropped with `--force`",
+    },
+    // Left out of the sequence.
+    Improvement {
+        document: "docs/ceph.md",
+        words: "Zeroes are never written where they can be discarded to the byte",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "an object size alone means default striping",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "an image of no bytes uses none, where Ceph's stops with a failed assertion",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| abort | ignores errors of the copy-back, drops new snapshots silently, loses metadata and new names of snapshots, checks the name last |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| prepare in place, in a namespace | now and then fails (17), or leaves the image without its name |",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "of an image that is being migrated is refused (16)",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| limit of snapshots | forgotten | taken along |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| shrink of a target | removes objects |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| removed snapshots of a target | stay in the map |",
+    },
+];
+
+/// What an image has been through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Past {
+    /// Its objects came into being in another way than Ceph's: by a rollback, a migration, a copy, or a discard up to the end.
+    Otherwise,
+    /// It was larger.
+    Shrunk,
+    /// It had a limit of snapshots, which a migration takes along, unlike Ceph's.
+    Limited,
+}
+
+/// What is known of the images.
+#[derive(Debug, Default)]
+pub struct Known {
+    pasts: BTreeMap<String, BTreeSet<Past>>,
+    /// Files that tell of the same differences in different ways.
+    loose_files: BTreeSet<String>,
+}
+
+impl Known {
+    fn has(&self, spec: &str, past: Past) -> bool {
+        let name = spec.split('@').next().unwrap_or(spec);
+        self.pasts.get(name).is_some_and(|pasts| pasts.contains(&past))
+    }
+
+    /// Remembers what an image went through.
+    pub fn add(&mut self, spec: &str, past: Past) {
+        let name = spec.split('@').next().unwrap_or(spec);
+        self.pasts.entry(name.to_owned()).or_default().insert(past);
+    }
+
+    fn inherit(&mut self, heir: &str, from: &str) {
+        let name = from.split('@').next().unwrap_or(from);
+        if let Some(pasts) = self.pasts.get(name).cloned() {
+            self.pasts.entry(heir.to_owned()).or_default().extend(pasts);
+        }
+    }
+
+    /// Both sides have carried this out.
+    pub fn done(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let specs: Vec<&str> = words.iter().copied().filter(|word| is_spec(word)).collect();
+        if self.files_may_differ(line) {
+            let written = words.iter().filter_map(|word| word.strip_prefix('>'));
+            self.loose_files.extend(written.map(str::to_owned));
+        }
+        if self.reads_loose(line) {
+            for spec in &specs {
+                self.add(spec, Past::Otherwise);
+            }
+        }
+        match (words[0], words.get(1).copied().unwrap_or(""), &specs[..]) {
+            ("clone", _, [from, to]) => self.inherit(to, from),
+            ("snap", "rollback", [spec]) | ("migration", "prepare" | "abort", [spec]) => {
+                self.add(spec, Past::Otherwise);
+            }
+            ("snap", "limit", [spec]) => self.add(spec, Past::Limited),
+            ("resize" | "import-diff", ..) => {
+                for spec in &specs {
+                    self.add(spec, Past::Shrunk);
+                }
+            }
+            ("cp", _, [from, to]) | ("migration", "prepare", [from, to]) => {
+                self.inherit(to, from);
+                self.add(to, Past::Otherwise);
+            }
+            ("mv", _, [from, to]) | ("deep", _, [from, to]) => {
+                self.inherit(to, from);
+            }
+            ("trash", "restore", _) => {
+                let old = words.iter().find_map(|word| word.strip_prefix("trash:"));
+                let new = words.iter().skip_while(|word| **word != "--image").nth(1);
+                if let (Some(old), Some(new)) = (old, new) {
+                    let pool = old.split('/').next().unwrap_or("");
+                    self.inherit(&format!("{pool}/{new}"), old);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How what `line` prints of an image is compared.
+    pub fn rule(&self, line: &str, spec: &str) -> Rule {
+        let otherwise = self.has(spec, Past::Otherwise);
+        let shrunk = self.has(spec, Past::Shrunk) && line.contains("--whole-object");
+        match verb(line) {
+            "du" if otherwise => Rule::Rows,
+            "diff" if otherwise || shrunk => Rule::TellsChanges,
+            _ => Rule::Same,
+        }
+    }
+
+    /// Whether the files that both write with this command may tell of the same differences in different ways.
+    pub fn files_may_differ(&self, line: &str) -> bool {
+        let spec = line.split(' ').find(|word| is_spec(word));
+        let tells_differences = verb(line) == "export-diff" || line.contains("--export-format 2");
+        let as_diff = format!("diff {line}");
+        let otherwise = spec.is_some_and(|spec| self.rule(&as_diff, spec) != Rule::Same);
+        self.reads_loose(line) || tells_differences && otherwise
+    }
+
+    fn reads_loose(&self, line: &str) -> bool {
+        line.split(' ')
+            .filter_map(|word| word.strip_prefix('<'))
+            .any(|file| self.loose_files.contains(file))
+    }
+
+    /// Whether a step is left out.
+    pub fn is_left_out(&self, line: &str, world: &World) -> bool {
+        let words: Vec<&str> = line.split(' ').collect();
+        let spec = words.iter().find(|word| is_spec(word));
+        let image = spec.and_then(|spec| world.image(spec.split('@').next()?));
+        let state = image.and_then(|image| image.migration.as_deref());
+        let names = words.iter().filter(|word| is_spec(word)).count();
+        match (words[0], words.get(1).copied().unwrap_or("")) {
+            // Ceph's abort loses it.
+            ("image-meta", "set" | "remove") | ("snap", "rename") => state.is_some(),
+            ("flatten", _) => state.is_some(),
+            // In place.
+            ("migration", "prepare") => {
+                names == 1 || state.is_some() || spec.is_some_and(|spec| self.has(spec, Past::Limited))
+            }
+            ("snap", "limit") => state.is_some(),
+            // Ceph's execute crashes.
+            ("snap", "rm" | "purge") => matches!(state, Some("prepared" | "executing")),
+            // Ceph shows old bytes when it grows again.
+            ("resize", _) => matches!(state, Some("prepared" | "executing")),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a word names an image or snapshot.
+pub fn is_spec(word: &str) -> bool {
+    word.starts_with('/') || word.starts_with("+/")
+}
+
+fn verb(line: &str) -> &str {
+    line.split(' ').next().unwrap_or("")
+}
