@@ -17,12 +17,11 @@ use crate::error::{ErrorKind, ImageError, Result};
 use crate::image::{Image, OpenOptions};
 use crate::io::CONCURRENT_OBJECTS;
 use crate::layout::{ObjectNo, ObjectOffset};
+use crate::object_set::{self, ObjectSet};
 use crate::progress::Progress;
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: u64 = 64 << 10;
-/// Names listed at a time.
-const LIST_PAGE: usize = 1024;
 
 pub(super) async fn copy_back(pair: &Pair, progress: &Progress) -> Result<()> {
     let source = open(&pair.source, OpenOptions::read_write()).await?;
@@ -109,15 +108,15 @@ async fn each<F: Future<Output = Result<()>>>(
 
 /// Objects whose head on the target is the truth: those that exist and are complete.
 async fn own_objects(target: &Image, below: &MigrationSource) -> Result<Vec<ObjectNo>> {
-    let candidates = match crate::object_map::snap::load(target, SnapId::HEAD).await? {
+    let candidates: ObjectSet = match crate::object_map::snap::load(target, SnapId::HEAD).await? {
         Some(map) => (0..map.len())
             .filter(|n| map.get(*n) != Some(0))
             .map(ObjectNo)
             .collect(),
-        None => listed_objects(target).await?,
+        None => object_set::existing(target).await?,
     };
     let mut out = Vec::new();
-    for object_no in candidates {
+    for object_no in candidates.iter() {
         if object_no.0 >= target.layout().object_count(target.header().size_bytes) {
             continue;
         }
@@ -127,28 +126,6 @@ async fn own_objects(target: &Image, below: &MigrationSource) -> Result<Vec<Obje
         }
     }
     Ok(out)
-}
-
-async fn listed_objects(target: &Image) -> Result<Vec<ObjectNo>> {
-    let io = target.data_io();
-    let prefix = target.data_prefix();
-    let mut out = Vec::new();
-    let mut after = String::new();
-    loop {
-        let page = io
-            .store()
-            .list_objects(io.scope(), &prefix, &after, LIST_PAGE)
-            .await?;
-        out.extend(page.iter().filter_map(|name| {
-            u64::from_str_radix(name.get(prefix.len()..)?, 16)
-                .ok()
-                .map(ObjectNo)
-        }));
-        match page.last() {
-            Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
-            _ => return Ok(out),
-        }
-    }
 }
 
 struct Both<'a> {
