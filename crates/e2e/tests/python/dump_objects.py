@@ -136,6 +136,19 @@ class Names:
                 return f"<snap {ranks[u64(data)]} of {other}><snap {self.snap(u64(data[8:]), pool)}>"
         return None
 
+    def frames_an_id(self, data):
+        """Whether a record begins here (version, oldest that can read it, length) whose length depends on an id in it."""
+        if len(data) < 6:
+            return False
+        version, compat, length = struct.unpack("<BBI", data[:6])
+        content = data[6 : 6 + length]
+        if not 1 <= compat <= version < 16 or len(content) != length:
+            return False
+        return b".group." in content or any(
+            struct.pack("<I", len(number)) + number.encode() in content or b"rbd_data." + number.encode() in content
+            for number in self.ids
+        )
+
     def word(self, word, pool):
         for number, name in self.ids.items():
             word = word.replace(number, name)
@@ -176,6 +189,8 @@ class Names:
             for namespace in self.namespaces:
                 if data[at:].startswith(namespace.encode()):
                     found = ("<ns>", len(namespace))
+            if found is None and self.frames_an_id(data[at:]):
+                found = (f"\\{data[at]:02x}\\{data[at + 1]:02x}<length>", 6)
             if found is None and len(rest) == 8:
                 seconds, nanoseconds = struct.unpack("<II", rest)
                 if abs(seconds - now) < 86400 and nanoseconds < 10**9:
@@ -192,12 +207,6 @@ class Names:
                 found = (chr(byte) if 33 <= byte < 127 else f"\\{byte:02x}", 1)
             out += found[0]
             at += found[1]
-        # Records with a frame begin with its length, which depends on the ids inside.
-        if key == "rbd_group_ref" or ".group." in out:
-            out = re.sub(r"(\\01\\01).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
-            out = re.sub(r"^(\\08\\08).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
-        if key == "migration":
-            out = re.sub(r"^(\\03\\01).*?(\\00\\00\\00)", r"\1<length>\2", out, count=1)
         return out
 
 
