@@ -37,7 +37,7 @@ pub fn overview() -> String {
     }
     text.push_str(&row(
         "rbd_cache*",
-        "accepted without effect: Ferry has no client-side cache",
+        "as in Ceph, on a cluster; without effect on a local store",
         COMMAND_COLUMN,
     ));
     text.push('\n');

@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ferry_cls::rbd::{MigrationState, feature};
-use ferry_store::{Errno, IoCtx, SnapId};
+use ferry_store::{Errno, IoCtx, SnapId, WriteAround};
 use parking_lot::RwLock;
 
 use crate::client_activity::ClientActivity;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::ExclusiveLock;
 use crate::header::{self, Fixed, Header, HeaderKey};
+use crate::io::around::{self, Around};
 use crate::io::known::KnownObjects;
 use crate::layering::parent::{ImageId, Parent};
 use crate::layout::Layout;
@@ -77,6 +78,9 @@ pub struct OpenOptions {
     pub ignore_parent: bool,
     /// Makes the clone's own what clients read of the parent; `None`: if the image's metadata ask for it.
     pub copy_on_read: Option<bool>,
+    /// How writes may be acknowledged early; `None`: as the store has it ([`ferry_store::Store::write_around`]). The image's
+    /// metadata may forbid it, or allow less.
+    pub write_around: Option<WriteAround>,
     /// The images that this one is opened for as a parent, the nearest last.
     pub(crate) serves: Vec<ImageId>,
 }
@@ -104,6 +108,12 @@ impl OpenOptions {
     /// As those open who do not look at data: also without the parent of a clone.
     pub fn ignoring_parent(mut self) -> Self {
         self.ignore_parent = true;
+        self
+    }
+
+    /// With writes acknowledged early; `None`: as the store has it.
+    pub fn writing_around(mut self, around: Option<WriteAround>) -> Self {
+        self.write_around = around;
         self
     }
 
@@ -135,7 +145,8 @@ pub(crate) struct Inner {
     /// The images that this one is a parent of, the nearest last.
     pub serves: Vec<ImageId>,
     pub read_snap: SnapId,
-    pub gate: tokio::sync::RwLock<()>,
+    pub gate: Arc<tokio::sync::RwLock<()>>,
+    pub around: Around,
     pub watch: ImageWatch,
     pub lock: ExclusiveLock,
     pub head_map: HeadMap,
@@ -187,6 +198,10 @@ impl Image {
             Some(pool) => io.with_pool(pool),
             None => io.clone(),
         };
+        let around = match options.write_around.or_else(|| io.store().write_around()) {
+            Some(around) if !read_only => around::as_the_image_says(io, &key.object(), around).await?,
+            _ => None,
+        };
         let inner = Arc::new(Inner {
             header_object: key.object(),
             io: io.clone(),
@@ -197,7 +212,8 @@ impl Image {
             copy_on_read: AtomicBool::new(false),
             serves: options.serves,
             read_snap,
-            gate: tokio::sync::RwLock::new(()),
+            gate: Arc::default(),
+            around: Around::new(around),
             watch: ImageWatch::default(),
             lock: ExclusiveLock::default(),
             head_map: HeadMap::default(),

@@ -288,7 +288,12 @@ impl History {
         if self.client.is_none() {
             let io = self.io().await;
             let key = ImageKey::Name(&self.name);
-            self.client = Some(Image::open(&io, key, OpenOptions::read_write()).await.unwrap());
+            let around = self.rng.random_bool(0.5).then(|| ferry_store::WriteAround {
+                max_bytes: 256 << 10,
+                until_flush: self.rng.random(),
+            });
+            let options = OpenOptions::read_write().writing_around(around);
+            self.client = Some(Image::open(&io, key, options).await.unwrap());
         }
         self.client.clone().unwrap()
     }

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferry_store::Errno;
+use ferry_store::{Errno, WriteAround};
 
 use crate::sys::{Cluster, LoadError, library};
 
@@ -33,6 +33,8 @@ pub struct CephConfig {
     /// Longest that an operation may wait for an OSD; `None`: for ever, as Ceph's clients do. Ceph's own option
     /// `rados_osd_op_timeout` wins where it is set. What was given up may still take effect, as what a killed client had sent.
     pub op_timeout: Option<Duration>,
+    /// Other options of Ceph's, names and values, the last of a name counts.
+    pub settings: Vec<(String, String)>,
     /// Leave alone what librados exports for C++ only, as with a library that lacks it. Without being asked for,
     /// `FERRY_RADOS_CXX=0` in the environment says so.
     pub c_interface_only: bool,
@@ -49,6 +51,7 @@ impl Default for CephConfig {
             keyfile: None,
             connect_timeout: Self::CONNECT_TIMEOUT,
             op_timeout: None,
+            settings: Vec::new(),
             c_interface_only: std::env::var_os("FERRY_RADOS_CXX").is_some_and(|value| value == "0"),
         }
     }
@@ -139,6 +142,11 @@ impl CephConfig {
                 OpenError::Config(format!("cannot set Ceph's option {option} to '{value}'"), errno)
             })?;
         }
+        for (option, value) in &self.settings {
+            handle.set(option, value).map_err(|errno| {
+                OpenError::Config(format!("cannot set Ceph's option {option} to '{value}'"), errno)
+            })?;
+        }
         if let Some(path) = &self.keyfile {
             self.read_key(&handle, path)?;
         }
@@ -157,6 +165,20 @@ impl CephConfig {
         read.map_err(|error| failed(Errno(error.raw_os_error().unwrap_or(Errno::EIO.0))))?;
         let secret = std::str::from_utf8(&secret).map_err(|_| failed(Errno::EINVAL))?;
         handle.set("key", secret.trim()).map_err(failed)
+    }
+
+    /// Ceph's options of the cache of images, as a client with `librbd` has them. Its policies `writearound` and
+    /// `writeback` are one here: bytes are sent at once, and kept only until they have arrived.
+    pub(crate) fn write_around(handle: &Cluster) -> Option<WriteAround> {
+        let is = |option, value: &str| handle.get(option).is_some_and(|found| found == value);
+        if !is("rbd_cache", "true") || is("rbd_cache_policy", "writethrough") {
+            return None;
+        }
+        let max_bytes = handle.get("rbd_cache_max_dirty")?.parse().ok()?;
+        (max_bytes > 0).then(|| WriteAround {
+            max_bytes,
+            until_flush: is("rbd_cache_writethrough_until_flush", "true"),
+        })
     }
 
     fn read_files(&self, handle: &Cluster) -> Result<(), OpenError> {

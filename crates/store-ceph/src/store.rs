@@ -13,7 +13,8 @@ use bytes::Bytes;
 use ferry_store::{
     ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
     PoolOptions, PoolUsage, ReadOp, ReadReply, ReadStep, Result, Scope, SnapContext, SnapId, SnapSet, Store,
-    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply, WriteStep, check_copy, probing,
+    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteAround, WriteOp, WriteReply, WriteStep,
+    check_copy, probing,
 };
 use parking_lot::Mutex;
 
@@ -58,6 +59,7 @@ pub struct CephStore {
     watches: Watches,
     /// What librados exports for C++ only is left alone.
     c_interface_only: bool,
+    write_around: Option<WriteAround>,
     /// The cluster has said that this client is fenced; it is never let in again.
     fenced: AtomicBool,
 }
@@ -79,9 +81,10 @@ impl CephStore {
                 OpenError::Connect(what, Errno::EOPNOTSUPP)
             })?;
             let gid = cluster.instance_id();
-            Ok((cluster, ClientInstance { gid, addr }))
+            let write_around = CephConfig::write_around(&cluster);
+            Ok((cluster, ClientInstance { gid, addr }, write_around))
         });
-        let (cluster, instance) = connected
+        let (cluster, instance, write_around) = connected
             .await
             .map_err(|error| OpenError::Connect(error.to_string(), Errno::EIO))??;
         Ok(Arc::new(Self {
@@ -90,6 +93,7 @@ impl CephStore {
             contexts: Contexts::default(),
             watches: Watches::default(),
             c_interface_only,
+            write_around,
             fenced: AtomicBool::new(false),
         }))
     }
@@ -177,6 +181,10 @@ impl Store for CephStore {
 
     fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::SeqCst)
+    }
+
+    fn write_around(&self) -> Option<WriteAround> {
+        self.write_around
     }
 
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {

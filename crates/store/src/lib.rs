@@ -46,6 +46,15 @@ pub struct PoolOptions {
     pub dir: Option<PathBuf>,
 }
 
+/// How writes may be acknowledged before a store has them ([`Store::write_around`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteAround {
+    /// Most bytes of one image that are on their way so.
+    pub max_bytes: u64,
+    /// Only after the first flush: whoever never flushes may not know that it must.
+    pub until_flush: bool,
+}
+
 /// Most ranges of one [`Store::copy_into`].
 pub const COPY_RANGES_MAX: usize = 16_384;
 
@@ -119,6 +128,12 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// every operation fails from then on, and nothing brings it back.
     fn is_fenced(&self) -> bool {
         false
+    }
+
+    /// Whether writes of images should be acknowledged to clients before the store has them, to be waited for by a flush, as
+    /// the store's configuration says. `None` where a buffered write waits for no other machine.
+    fn write_around(&self) -> Option<WriteAround> {
+        None
     }
 
     /// Creates a pool. `EEXIST` if the name is taken, `EINVAL` for a name that is empty or has `/` or `@`.

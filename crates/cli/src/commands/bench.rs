@@ -74,6 +74,13 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
             bytes(plan.io_size_bytes)
         )));
     }
+    if plan.kind != Kind::Read {
+        // A client that flushes, as everything that is measured does: its writes may be acknowledged early.
+        image
+            .flush()
+            .await
+            .map_err(|error| error.failed("bench failed"))?;
+    }
     say(&heading(&plan))?;
     let started = Instant::now();
     let counts = work(&image, &plan, started).await?;

@@ -64,6 +64,7 @@ impl Session {
                 let bound = config.connect_timeout;
                 let config = CephConfig {
                     op_timeout: (!waits(self.invocation.command)).then_some(bound),
+                    settings: self.invocation.config_overrides.of_the_cluster(),
                     ..config
                 };
                 let connected = CephStore::connect(config).await;

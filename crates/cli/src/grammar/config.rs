@@ -1,9 +1,8 @@
 //! Ceph settings on the command line: `--rbd_NAME=VALUE` or `--rbd-name VALUE`, anywhere.
 //!
 //! Only settings that Ferry honours are accepted; any other is an error, because an option that is parsed and
-//! ignored would promise something. The one exception is `rbd_cache*`: Ferry has no client-side cache, so there is
-//! nothing to configure; these are accepted so that existing scripts run, they are checked for a value, and change
-//! nothing. Help says so.
+//! ignored would promise something. `rbd_cache*` are settings of clients of a Ceph cluster, which checks them; a local store
+//! has no such cache, so there they are accepted, that existing scripts run, and change nothing. Help says so.
 
 use super::values::{self, features_setting};
 use crate::exit::Failure;
@@ -50,6 +49,13 @@ impl ConfigOverrides {
     /// All accepted settings in the order given, names with `_`.
     pub fn entries(&self) -> &[(String, String)] {
         &self.entries
+    }
+
+    /// The settings of a cluster's client, `rbd_cache*`, in the order given.
+    pub fn of_the_cluster(&self) -> Vec<(String, String)> {
+        let is_cache = |name: &str| CACHE.iter().any(|(known, _)| *known == name);
+        let chosen = self.entries.iter().filter(|(name, _)| is_cache(name));
+        chosen.cloned().collect()
     }
 
     /// The last value given for a setting.
@@ -221,6 +227,12 @@ mod tests {
         .unwrap();
         assert_eq!(rest, ["ls"]);
         assert_eq!(config.get("rbd_cache"), Some("false"));
+        let names: Vec<String> = config
+            .of_the_cluster()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["rbd_cache", "rbd_cache", "rbd_cache_size"]);
     }
 
     #[test]

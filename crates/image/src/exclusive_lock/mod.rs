@@ -13,7 +13,7 @@ use std::time::Duration;
 use ferry_cls::lock::{self, LockInfo, LockKind};
 use ferry_cls::rbd::client;
 use ferry_store::{Errno, Timestamp, WatchCookie};
-use tokio::sync::{Mutex, Notify, RwLockReadGuard};
+use tokio::sync::{Mutex, Notify, OwnedRwLockReadGuard, RwLockReadGuard};
 
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
 use crate::image::Image;
@@ -72,14 +72,14 @@ pub(crate) struct KeptLock<'a> {
 
 /// Leave to write, held until the write is in the store.
 #[derive(Debug)]
-pub(crate) struct WriteGuard<'a> {
-    _gate: RwLockReadGuard<'a, ()>,
+pub(crate) struct WriteGuard {
+    _gate: OwnedRwLockReadGuard<()>,
 }
 
 impl Image {
     /// Makes sure that this handle may write: it is open for writing, knows the newest header, and owns the lock if the
     /// image has that feature.
-    pub(crate) async fn begin_write(&self) -> Result<WriteGuard<'_>> {
+    pub(crate) async fn begin_write(&self) -> Result<WriteGuard> {
         if self.inner.read_only {
             return Err(ImageError::new(
                 Errno::EROFS,
@@ -90,7 +90,7 @@ impl Image {
             self.check_open()?;
             self.acquire_lock().await?;
             self.refresh_if_needed().await?;
-            let gate = self.inner.gate.read().await;
+            let gate = self.inner.gate.clone().read_owned().await;
             if !self.is_fresh() {
                 continue;
             }
@@ -102,11 +102,11 @@ impl Image {
     }
 
     /// As [`Image::begin_write`] if nothing has to be waited for.
-    pub(crate) fn begin_write_now(&self) -> Option<WriteGuard<'_>> {
+    pub(crate) fn begin_write_now(&self) -> Option<WriteGuard> {
         if self.inner.read_only || self.check_open().is_err() {
             return None;
         }
-        let gate = self.inner.gate.try_read().ok()?;
+        let gate = self.inner.gate.clone().try_read_owned().ok()?;
         if !self.is_fresh() || !self.inner.lock.is_owner() && self.header().needs_lock() {
             return None;
         }
@@ -363,6 +363,7 @@ pub(crate) async fn release(image: &Image) -> Result<()> {
     }
     let gate = image.inner.gate.write().await;
     let flushed = image.flush_data().await;
+    image.inner.around.give_up();
     image.inner.lock.owner.store(false, Ordering::SeqCst);
     let unloaded = crate::object_map::head::unload(image).await;
     let unlocked = match image.inner.watch.cookie() {
@@ -401,6 +402,7 @@ pub(crate) async fn rename_after_rewatch(image: &Image, old: Option<WatchCookie>
     if let Err(error) = ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
         tracing::warn!(image = image.name(), %error, "cannot keep the exclusive lock after a lost watch");
         let _gate = image.inner.gate.write().await;
+        image.inner.around.give_up();
         image.inner.lock.owner.store(false, Ordering::SeqCst);
         image.inner.head_map.clear();
         image.inner.present.clear();

@@ -1,10 +1,12 @@
 //! Reading and writing an open image.
 //!
-//! [`read`] and [`write`] are what clients see, [`now`] their short cut where nothing has to be waited for; [`trim`] removes whole runs of objects; [`known`] remembers which
+//! [`read`] and [`write`] are what clients see, [`now`] their short cut where nothing has to be waited for, [`around`] the
+//! writes that are acknowledged before they are done; [`trim`] removes whole runs of objects; [`known`] remembers which
 //! objects of a migration target hold all of their history, and which objects of a clone exist. Invariants: a read of an
 //! absent object shows what the image is laid over (the migration source, the parent of a clone), never zeros instead of
 //! it; a write to an object that has not been copied copies it first, with its history.
 
+pub(crate) mod around;
 pub mod known;
 pub mod now;
 pub mod read;
@@ -24,12 +26,16 @@ impl Image {
     pub async fn flush(&self) -> Result<()> {
         let _client = self.inner.activity.begin();
         self.check_open()?;
+        self.inner.around.arm();
+        self.settle_all().await?;
         self.flush_data().await
     }
 
     /// Makes durable what was written through this handle to the objects of a range, and maybe more.
     pub async fn flush_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
         self.check_open()?;
+        self.inner.around.arm();
+        self.settle(offset, length_bytes).await?;
         let object_of = |at: u64| {
             let found = self.layout().map_one(ImageOffset(at), 0);
             found.map(|extent| extent.object_no)
@@ -50,6 +56,7 @@ impl Image {
         if self.inner.read_only {
             return Ok(());
         }
+        self.settled().await?;
         let io = &self.inner.data_io;
         Ok(io.store().flush(io.scope(), &self.data_prefix()).await?)
     }

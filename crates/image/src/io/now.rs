@@ -8,7 +8,7 @@ use ferry_store::{ReadNow, SnapId};
 
 use crate::header::Header;
 use crate::image::Image;
-use crate::layout::{ImageOffset, ObjectExtent};
+use crate::layout::{ImageOffset, ObjectExtent, ObjectNo};
 use crate::migration::source::MigrationSource;
 
 impl Image {
@@ -16,6 +16,9 @@ impl Image {
     /// [`ReadNow::WouldWait`]: that would have to wait, or cannot be done; [`Image::read`] does it, or tells why not.
     pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> ReadNow {
         let _client = self.inner.activity.begin();
+        if !self.is_settled(offset, buffer.len() as u64) {
+            return ReadNow::WouldWait;
+        }
         self.read_now_at(offset, buffer, self.inner.read_snap)
     }
 
@@ -130,10 +133,24 @@ impl Image {
         found
     }
 
+    /// Whether something may have to be copied into the object before it is written to, from a migration source or a parent.
+    pub(crate) fn may_need_copy(&self, header: &Header, object_no: ObjectNo) -> bool {
+        let may_show_source = self
+            .source()
+            .is_some_and(|source| source.covers(self, object_no) && !self.inner.complete.contains(object_no));
+        may_show_source
+            || header.parent.is_some()
+                && !self.inner.present.contains(object_no)
+                && object_no.0 < self.layout().object_count(header.largest_parent_overlap_bytes())
+    }
+
     /// Writes `data` at `offset`, buffered; false when that would have to wait, or cannot be done: then [`Image::write`]
     /// does it, or tells why not.
     pub fn write_now(&self, offset: u64, data: &[u8]) -> bool {
         let _client = self.inner.activity.begin();
+        if !self.is_settled(offset, data.len() as u64) {
+            return false;
+        }
         let Some(_guard) = self.begin_write_now() else {
             return false;
         };
@@ -148,13 +165,9 @@ impl Image {
         let Some(extent) = self.layout().map_one(ImageOffset(offset), length_bytes) else {
             return false;
         };
-        let may_show_source = self.source().is_some_and(|source| {
-            source.covers(self, extent.object_no) && !self.inner.complete.contains(extent.object_no)
-        });
-        let may_show_parent = header.parent.is_some()
-            && !self.inner.present.contains(extent.object_no)
-            && extent.object_no.0 < self.layout().object_count(header.largest_parent_overlap_bytes());
-        if may_show_source || may_show_parent || !crate::object_map::mark::is_marked(self, extent.object_no) {
+        if self.may_need_copy(&header, extent.object_no)
+            || !crate::object_map::mark::is_marked(self, extent.object_no)
+        {
             return false;
         }
         let object = self.data_object(extent.object_no.0);

@@ -58,6 +58,7 @@ impl Image {
     }
 
     async fn read_for_client(&self, offset: u64, length_bytes: u64) -> Result<Found> {
+        self.settle(offset, length_bytes).await?;
         let found = self
             .read_found(offset, length_bytes, self.inner.read_snap)
             .await?;

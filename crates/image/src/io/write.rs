@@ -26,9 +26,19 @@ impl Image {
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
         let _client = self.inner.activity.begin();
         let length_bytes = data.len() as u64;
-        let _guard = self.begin_write().await?;
+        self.settle(offset, length_bytes).await?;
+        let guard = self.begin_write().await?;
+        self.check_range(&self.header(), offset, length_bytes, MAX_WRITE_BYTES)?;
+        let Some(_guard) = self.write_around(offset, &data, guard) else {
+            return Ok(());
+        };
+        self.write_through(offset, data).await
+    }
+
+    /// Writes a range that was checked, with the gate held.
+    pub(crate) async fn write_through(&self, offset: u64, data: Bytes) -> Result<()> {
+        let length_bytes = data.len() as u64;
         let header = self.header();
-        self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
         let source = self.source();
         let writer = Writer::new(self, &header, source.as_deref());
         let extents = self.layout().map(ImageExtent {
@@ -53,6 +63,7 @@ impl Image {
     /// Makes a range read as zero and gives its space back.
     pub async fn discard(&self, offset: u64, length_bytes: u64) -> Result<()> {
         let _client = self.inner.activity.begin();
+        self.settle(offset, length_bytes).await?;
         let _guard = self.begin_write().await?;
         let header = self.header();
         self.check_range(&header, offset, length_bytes, u64::MAX)?;
@@ -108,6 +119,7 @@ impl Image {
             ));
         }
         let length_bytes = data.len() as u64;
+        self.settle(offset, length_bytes).await?;
         let _guard = self.begin_write().await?;
         let header = self.header();
         self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;

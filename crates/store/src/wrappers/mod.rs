@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
-use crate::{PoolInfo, PoolOptions, PoolUsage, Store};
+use crate::{PoolInfo, PoolOptions, PoolUsage, Store, WriteAround};
 
 pub use faulty::{Fault, Faults, FaultyStore, Moment};
 pub use probing::{Probing, ProbingStore};
@@ -239,6 +239,10 @@ impl<H: Hook> Store for Wrapper<H> {
 
     fn is_fenced(&self) -> bool {
         self.inner.is_fenced()
+    }
+
+    fn write_around(&self) -> Option<WriteAround> {
+        self.inner.write_around()
     }
 
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {

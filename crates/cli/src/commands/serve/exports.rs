@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, SnapKey, admin};
 use ferry_nbd::{BlockDevice, DeviceError, ExportInfo, Exports, OpenError, OpenErrorKind};
-use ferry_store::Store;
+use ferry_store::{Store, WriteAround};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -160,7 +160,14 @@ impl StoreExports {
         let options = match &spec.snap {
             Some(snap) => OpenOptions::read_only().at(SnapKey::Name(snap.clone())),
             None if self.options.read_only => OpenOptions::read_only(),
-            None => OpenOptions::read_write(),
+            None => {
+                // Every client of NBD is told how to flush.
+                let around = self.store.write_around().map(|around| WriteAround {
+                    until_flush: false,
+                    ..around
+                });
+                OpenOptions::read_write().writing_around(around)
+            }
         };
         Image::open(&io, ImageKey::Name(&spec.image), options).await
     }
