@@ -193,6 +193,39 @@ async fn every_version_is_copied_by_the_local_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_counts_what_did_not_change_once_and_nothing_for_what_was_zeroed() {
+    for engine in [Engine::local(), Engine::memory()] {
+        let io = pool(&engine.connect().await, "rbd").await;
+        let layout = TestLayout(16, 1 << 16, 1);
+        create::create(&io, "a", &layout.create(200_000)).await.unwrap();
+        let image = open(&io, "a", OpenOptions::read_write()).await;
+        image.write(0, vec![7; 110_592].into()).await.unwrap();
+        image.snap_create("one", &silent()).await.unwrap();
+        image.write(66_000, vec![8; 1000].into()).await.unwrap();
+        image.snap_create("two", &silent()).await.unwrap();
+        image.discard(98_304, 32_768).await.unwrap();
+        image.snap_create("three", &silent()).await.unwrap();
+        image.close().await.unwrap();
+        let expected = versions(&io, "a").await;
+        // Objects that each version has made or changed.
+        for (order, wanted) in [(16, [2, 1, 1, 0]), (15, [4, 1, 0, 0])] {
+            let name = format!("copy{order}");
+            let source = open(&io, "a", OpenOptions::read_only()).await;
+            let layout = to_layout(TestLayout(order, 1 << order, 1));
+            deep_copy(&source, &io, &name, &layout, false, &silent())
+                .await
+                .unwrap();
+            source.close().await.unwrap();
+            assert!(versions(&io, &name).await == expected, "{name}");
+            check_maps(&io, &name, &name).await;
+            let said = usage::usage(&io, &name, None, false).await.unwrap();
+            let used: Vec<u64> = said.rows.iter().map(|row| row.used_bytes >> order).collect();
+            assert_eq!(used, wanted, "{name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_taken_name_or_a_migration_under_way_is_refused_and_leaves_nothing() {
     let io = pool(&Engine::memory().connect().await, "rbd").await;
     create::create(

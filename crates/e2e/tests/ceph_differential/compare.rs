@@ -92,8 +92,19 @@ impl Sides {
         });
         let agree = match rule {
             Rule::Same => return difference(line, &self.listed(line, &ours), &self.listed(line, &theirs)),
-            Rule::Rows => rows(&ours) == rows(&theirs),
-            Rule::TellsChanges => self.tells_changes(line, &ours),
+            Rule::Less | Rule::True if line.starts_with("du ") => {
+                let less = used(&ours)
+                    .iter()
+                    .zip(used(&theirs))
+                    .all(|(our, their)| *our <= their);
+                let is_free = rule == Rule::True || line.contains("--exact");
+                rows(&ours) == rows(&theirs) && (less || is_free)
+            }
+            Rule::Less | Rule::True => {
+                // An object that was not there at the start is told from its first byte on.
+                let is_free = rule == Rule::True || line.contains("--from-snap");
+                self.tells_changes(line, &ours) && (is_free || is_within(&ours, &theirs))
+            }
         };
         match agree {
             true => vec![],
@@ -321,4 +332,28 @@ fn rows(said: &Value) -> Vec<[Value; 3]> {
     let images = said["images"].as_array().cloned().unwrap_or_default();
     let row = |row: &Value| ["name", "snapshot", "provisioned_size"].map(|key| row[key].clone());
     images.iter().map(row).collect()
+}
+
+/// How much each of them uses, in bytes.
+fn used(said: &Value) -> Vec<Option<u64>> {
+    let images = said["images"].as_array().cloned().unwrap_or_default();
+    images.iter().map(|row| row["used_size"].as_u64()).collect()
+}
+
+/// Whether a difference tells of nothing but what another one tells of.
+fn is_within(one: &Value, other: &Value) -> bool {
+    let [mut one, other] = [one, other].map(|extents| {
+        let number = |extent: &Value, key: &str| extent[key].as_u64().unwrap_or(0);
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for extent in extents.as_array().into_iter().flatten() {
+            let start = number(extent, "offset");
+            let end = start + number(extent, "length");
+            match joined.last_mut() {
+                Some(last) if last.1 == start => last.1 = end,
+                _ => joined.push((start, end)),
+            }
+        }
+        joined.into_iter()
+    });
+    one.all(|(start, end)| other.clone().any(|(from, to)| from <= start && end <= to))
 }

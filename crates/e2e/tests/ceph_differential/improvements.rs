@@ -12,10 +12,11 @@ use super::world::World;
 pub enum Rule {
     /// They are the same.
     Same,
-    /// Of `du`: the same versions are listed, of the same sizes.
-    Rows,
-    /// Of `diff`: Ferry tells of all bytes that differ.
-    TellsChanges,
+    /// As [`Rule::True`], and where it counts from the beginning of the image, Ferry tells of nothing that Ceph's does not tell of;
+    /// of whole objects it counts no more.
+    Less,
+    /// `diff` tells of all bytes that differ, `du` lists the same versions.
+    True,
 }
 
 /// A documented difference: the document, and words in it.
@@ -29,6 +30,10 @@ pub const IMPROVEMENTS: &[Improvement] = &[
     Improvement {
         document: "docs/compatibility.md",
         words: "counts as a write of every object that it puts back",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| copy-back of abort | writes again all that was written | writes what differs |",
     },
     Improvement {
         document: "docs/ceph.md",
@@ -86,6 +91,10 @@ pub const IMPROVEMENTS: &[Improvement] = &[
         words: "of an image that is being migrated is refused (16)",
     },
     Improvement {
+        document: "docs/compatibility.md",
+        words: "refused (16) for a migration target also when it is executed",
+    },
+    Improvement {
         document: "docs/migration.md",
         words: "| limit of snapshots | forgotten | taken along |",
     },
@@ -102,8 +111,10 @@ pub const IMPROVEMENTS: &[Improvement] = &[
 /// What an image has been through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Past {
-    /// Its objects came into being in another way than Ceph's: by a rollback, a migration, a copy, or a discard up to the end.
+    /// Its objects came into being in another way than Ceph's: by a rollback, a migration or a copy.
     Otherwise,
+    /// Zeroes were written, or changes of a migration target were copied back, and Ferry's objects may hold less for it.
+    Less,
     /// It was larger.
     Shrunk,
     /// It had a limit of snapshots, which a migration takes along, unlike Ceph's.
@@ -138,7 +149,7 @@ impl Known {
     }
 
     /// Both sides have carried this out.
-    pub fn done(&mut self, line: &str) {
+    pub fn done(&mut self, line: &str, world: &World) {
         let words: Vec<&str> = line.split(' ').collect();
         let specs: Vec<&str> = words.iter().copied().filter(|word| is_spec(word)).collect();
         if self.files_may_differ(line) {
@@ -152,8 +163,13 @@ impl Known {
         }
         match (words[0], words.get(1).copied().unwrap_or(""), &specs[..]) {
             ("clone", _, [from, to]) => self.inherit(to, from),
-            ("snap", "rollback", [spec]) | ("migration", "prepare" | "abort", [spec]) => {
-                self.add(spec, Past::Otherwise);
+            ("snap", "rollback", [spec]) | ("migration", "prepare", [spec]) => {
+                self.add(spec, Past::Otherwise)
+            }
+            ("migration", "abort", [spec]) => {
+                if let Some(source) = world.image(spec).and_then(|image| image.source.as_deref()) {
+                    self.add(source, Past::Less);
+                }
             }
             ("snap", "limit", [spec]) => self.add(spec, Past::Limited),
             ("resize" | "import-diff", ..) => {
@@ -167,6 +183,9 @@ impl Known {
             }
             ("mv", _, [from, to]) | ("deep", _, [from, to]) => {
                 self.inherit(to, from);
+                if line.contains("--object-size") {
+                    self.add(to, Past::Otherwise);
+                }
             }
             ("trash", "restore", _) => {
                 let old = words.iter().find_map(|word| word.strip_prefix("trash:"));
@@ -182,11 +201,11 @@ impl Known {
 
     /// How what `line` prints of an image is compared.
     pub fn rule(&self, line: &str, spec: &str) -> Rule {
-        let otherwise = self.has(spec, Past::Otherwise);
         let shrunk = self.has(spec, Past::Shrunk) && line.contains("--whole-object");
         match verb(line) {
-            "du" if otherwise => Rule::Rows,
-            "diff" if otherwise || shrunk => Rule::TellsChanges,
+            "du" | "diff" if self.has(spec, Past::Otherwise) => Rule::True,
+            "diff" if shrunk => Rule::True,
+            "du" | "diff" if self.has(spec, Past::Less) => Rule::Less,
             _ => Rule::Same,
         }
     }
@@ -217,6 +236,7 @@ impl Known {
             // Ceph's abort loses it.
             ("image-meta", "set" | "remove") | ("snap", "rename") => state.is_some(),
             ("flatten", _) => state.is_some(),
+            ("trash", "mv") => state == Some("executed"),
             // In place.
             ("migration", "prepare") => {
                 names == 1 || state.is_some() || spec.is_some_and(|spec| self.has(spec, Past::Limited))

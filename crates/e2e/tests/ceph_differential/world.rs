@@ -134,6 +134,8 @@ pub struct Image {
     pub snaps: Vec<Snap>,
     /// State of its migration.
     pub migration: Option<String>,
+    /// Source of its migration.
+    pub source: Option<String>,
 }
 
 /// The images and the trash of a side.
@@ -153,6 +155,7 @@ impl World {
                 size: said["size"].as_u64()?,
                 snaps: said["snaps"].as_array()?.iter().filter_map(snap).collect(),
                 migration: said["migration"]["state"].as_str().map(str::to_owned),
+                source: said["migration"]["source"].as_str().map(str::to_owned),
             })
         });
         let trash = shape["trash"].as_array().unwrap().iter();

@@ -177,7 +177,7 @@ async fn objects(
 ) -> Result<()> {
     let snap_seqs = prepare::make_history(target, header, parent).await?;
     let spec = spec(source, snap_seqs, header.size_bytes, flatten);
-    let below = MigrationSource::new(source.clone(), &target.header(), &spec).with_head(source.read_snap());
+    let below = MigrationSource::new(source.clone(), &target.header(), &spec).for_copy(source.read_snap());
     let objects = below.objects_to_copy(target).await?;
     let total = objects.len().max(1);
     let mut copied = futures::stream::iter(objects.iter())

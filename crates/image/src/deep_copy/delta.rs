@@ -175,6 +175,8 @@ struct Point {
     now: Side,
     was: Option<Side>,
     hides_parent: bool,
+    /// Whether an absent object shows a parent.
+    over_parent: bool,
 }
 
 impl Point {
@@ -243,6 +245,7 @@ impl<'a> Outline<'a> {
                 now,
                 was,
                 hides_parent: own && shows_parent && !source.is_flattened(),
+                over_parent: shows_parent && !source.is_flattened(),
             }
         });
         Self {
@@ -327,7 +330,10 @@ impl<'a> Outline<'a> {
                     let written = difference.read(source, options).await?;
                     *zero_bytes += written.zero_bytes;
                     size_before_bytes = written.size_bytes;
+                    let is_gone =
+                        existed && !point.over_parent && written.size_bytes == 0 && source.is_copied_alone();
                     match (written.steps.is_empty(), keep) {
+                        _ if is_gone => Some(Change::Remove),
                         (true, _) => None,
                         (false, true) => Some(Change::Write(Contents::Kept(written))),
                         (false, false) => Some(Change::Write(Contents::ToRead(difference))),
@@ -555,16 +561,20 @@ fn write_steps(
         return (steps, size_before_bytes);
     }
     let mut steps = Vec::with_capacity(data.len() + zeroes.len());
-    for (offset, length_bytes) in zeroes {
-        // Past the end everything reads as zero already.
-        if existed && offset < size_before_bytes {
-            steps.push(WriteStep::Zero {
-                offset,
-                length_bytes: length_bytes.min(size_before_bytes - offset),
-            });
+    let mut size_bytes = size_before_bytes;
+    // From the back, as what only zeroes follow is the end.
+    for (offset, length_bytes) in zeroes.into_iter().rev() {
+        if !existed || offset >= size_bytes {
+            // Past the end everything reads as zero already.
+        } else if offset + length_bytes >= size_bytes {
+            size_bytes = offset;
+        } else {
+            steps.push(WriteStep::Zero { offset, length_bytes });
         }
     }
-    let mut size_bytes = size_before_bytes;
+    if size_bytes < size_before_bytes {
+        steps.insert(0, WriteStep::Truncate { size_bytes });
+    }
     for (offset, data) in data {
         size_bytes = size_bytes.max(offset + data.len() as u64);
         steps.push(WriteStep::Write { offset, data });

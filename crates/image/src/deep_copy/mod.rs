@@ -208,7 +208,7 @@ async fn copy_versions(
         }
         write(target, &object, &context, op).await?;
     }
-    if last_seq.is_some_and(|seq| seq < base.seq()) {
+    if !source.is_copied_alone() && last_seq.is_some_and(|seq| seq < base.seq()) {
         // Nothing changed after an old snapshot; say that the object has reached the newest one all the same.
         let op = guarded(base.seq());
         let op = if versions_end_absent(&versions) {
@@ -278,11 +278,18 @@ async fn mark_maps(
             crate::object_map::snap::set(target, version.snap, object_no, state).await?;
         }
     }
-    // It gets a head of its own, to say how far the history has got, even if that is empty or shares all bytes.
-    let mut state = versions
-        .iter()
-        .any(|version| version.exists)
-        .then_some(ObjectState::Exists);
+    let mut state = match versions.last() {
+        Some(head) if source.is_copied_alone() => match (head.exists, changed || head.change.is_some()) {
+            (false, _) => None,
+            (true, true) => Some(ObjectState::Exists),
+            (true, false) => Some(ObjectState::ExistsClean),
+        },
+        // It gets a head of its own, to say how far the history has got, even if that is empty or shares all bytes.
+        _ => {
+            let exists = versions.iter().any(|version| version.exists);
+            exists.then_some(ObjectState::Exists)
+        }
+    };
     for snap in header.snaps.range(SnapId(source.base_seq() + 1)..) {
         // Snapshots taken since see what the source's head was; all but the first of them see it unchanged.
         if let Some(seen) = state {

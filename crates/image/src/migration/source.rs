@@ -43,6 +43,8 @@ pub struct MigrationSource {
     base_seq: u64,
     /// What the target's head shows of the source: its head, or a snapshot if that is copied.
     head: SnapId,
+    /// Whether the target is a mere copy.
+    copied_alone: bool,
     /// Size of the source's head at prepare.
     overlap_bytes: u64,
     /// Whether what the source shows of its parent is copied too.
@@ -120,16 +122,23 @@ impl MigrationSource {
             history,
             base_seq,
             head: SnapId::HEAD,
+            copied_alone: false,
             overlap_bytes: spec.overlap_bytes,
             flattened: spec.flatten,
             copy_overlap_bytes,
         }
     }
 
-    /// The same, with a snapshot of the source in the place of its head.
-    pub(crate) fn with_head(mut self, head: SnapId) -> Self {
+    /// The same for a copy that nobody sees before it is whole, with `head` of the source in the place of its head.
+    pub(crate) fn for_copy(mut self, head: SnapId) -> Self {
         self.head = head;
+        self.copied_alone = true;
         self
+    }
+
+    /// Whether nobody looks at the objects to know how far they have been copied.
+    pub(crate) fn is_copied_alone(&self) -> bool {
+        self.copied_alone
     }
 
     /// What the target's head shows of the source.
