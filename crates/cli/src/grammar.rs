@@ -35,6 +35,8 @@
 
 mod args;
 mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 mod globals;
 mod layout;
 pub mod options;

@@ -13,6 +13,7 @@ pub mod encoding;
 pub mod lock;
 mod object;
 pub mod rbd;
+pub mod testing;
 
 pub use call::{Call, CallExt, exec_read, exec_write};
 pub use encoding::{BitVector, DecodeError};

@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use common::{from_hex, to_hex};
 use ferry_cls::encoding::{BitVector, Decode, Encode, Encoder, EntityAddress, EntityName};
 use ferry_cls::lock::{LockInfo, LockKind, LockerId, LockerInfo, client as lock};
 use ferry_cls::rbd::v1::{Tmap, V1Header, V1Snapshot};
 use ferry_cls::rbd::*;
+use ferry_cls::testing::{from_hex, to_hex};
 use ferry_cls::{Call, rbd::client as rbd};
 use ferry_store::{PoolId, SnapId, Timestamp};
 
@@ -311,7 +309,7 @@ fn an_import_s_migration_record_demands_version_3() {
 
 #[test]
 fn locks_are_ceph_s() {
-    let address = EntityAddress::legacy(common::client(4190).addr);
+    let address = EntityAddress::legacy(ferry_cls::testing::client(4190).addr);
     same(
         "01 0101 1c000000 01000000 25b17c42 10000000 0200 0000 7f000001 0000000000000000",
         address.clone(),
@@ -322,7 +320,10 @@ fn locks_are_ceph_s() {
         cookie: "auto 140475025882368".to_owned(),
     };
     assert_eq!(id.entity.to_string(), "client.4190");
-    assert_eq!(address.client_instance(id.entity), Some(common::client(4190)));
+    assert_eq!(
+        address.client_instance(id.entity),
+        Some(ferry_cls::testing::client(4190))
+    );
     let info = LockerInfo {
         expiration: Timestamp::default(),
         address,

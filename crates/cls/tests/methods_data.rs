@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{NOW, Object, client, step, to_hex};
 use ferry_cls::BitVector;
 use ferry_cls::encoding::{Decode, Encode, EntityName, MAX_OBJECTS, block_crc};
 use ferry_cls::lock::{LockInfo, LockKind, client as lock, flag};
 use ferry_cls::rbd::client as rbd;
 use ferry_cls::rbd::*;
+use ferry_cls::testing::{NOW, Object, client, step, to_hex};
 use ferry_store::{Errno, Timestamp};
 
 use ObjectState::{Exists, ExistsClean, Nonexistent, Pending};
@@ -145,8 +143,8 @@ fn an_update_rewrites_only_the_blocks_it_touches() {
 
 #[test]
 fn block_wise_changes_equal_changes_of_the_whole_map() {
-    let seed = common::seed();
-    let mut random = common::Random(seed);
+    let seed = ferry_cls::testing::seed();
+    let mut random = ferry_cls::testing::Random(seed);
     for round in 0..60 {
         let objects = 1 + random.below(40_000);
         let mut model = BitVector::new(objects, 0).unwrap();

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
-mod common;
-
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use common::{NOW, Object, step};
 use ferry_cls::rbd::client as rbd;
 use ferry_cls::rbd::*;
+use ferry_cls::testing::{NOW, Object, step};
 use ferry_store::{Errno, PoolId, SnapId, Timestamp};
 
 const MIB: u64 = 1 << 20;

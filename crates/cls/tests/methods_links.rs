@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use common::Object;
 use ferry_cls::encoding::{Decode, Encode};
 use ferry_cls::rbd::client as rbd;
 use ferry_cls::rbd::v1::{V1Header, V1Snapshot};
 use ferry_cls::rbd::*;
+use ferry_cls::testing::Object;
 use ferry_store::{Errno, PoolId, SnapId, Timestamp};
 
 const MIB: u64 = 1 << 20;
@@ -119,9 +117,15 @@ fn a_legacy_snapshot_s_parent_survives_its_rewrite() {
     let body = "0400000000000000 01000000 73 0000800000000000 0100000000000000
         0101 22000000 0100000000000000 06000000 706172656e74 0300000000000000 0000100000000000
         00 0000000000000000 0101 04000000 00000000 0000000000000000 00000000 00";
-    let body = common::from_hex(body);
-    let frame = format!("0801{}", common::to_hex(&(body.len() as u32).to_le_bytes()));
-    object.set_omap_hex("snapshot_0000000000000004", &(frame + &common::to_hex(&body)));
+    let body = ferry_cls::testing::from_hex(body);
+    let frame = format!(
+        "0801{}",
+        ferry_cls::testing::to_hex(&(body.len() as u32).to_le_bytes())
+    );
+    object.set_omap_hex(
+        "snapshot_0000000000000004",
+        &(frame + &ferry_cls::testing::to_hex(&body)),
+    );
     assert_eq!(object.call(rbd::parent_get()), Ok(parent_in("")));
     assert_eq!(object.call(rbd::parent_overlap_get(SnapId(4))), Ok(Some(MIB)));
     object.call(rbd::set_flags(1, 1, SnapId(4))).unwrap();
@@ -187,7 +191,10 @@ fn a_child_count_that_contradicts_the_set_is_refused() {
     object.call(rbd::snapshot_add("s", SnapId(4), &USER)).unwrap();
     object.call(rbd::child_attach(SnapId(4), &child("a"))).unwrap();
     let two = BTreeSet::from([child("a"), child("b")]).to_bytes();
-    object.set_omap_hex("snap_children_0000000000000004", &common::to_hex(&two));
+    object.set_omap_hex(
+        "snap_children_0000000000000004",
+        &ferry_cls::testing::to_hex(&two),
+    );
     assert_eq!(
         object.refuses(rbd::child_detach(SnapId(4), &child("a"))),
         Errno::EINVAL
@@ -202,9 +209,9 @@ fn the_clone_v1_registry_has_binary_keys() {
     object.call(rbd::add_child(&parent, "c1")).unwrap();
     assert_eq!(object.refuses(rbd::add_child(&parent, "c1")), Errno::EEXIST);
     object.call(rbd::add_child(&parent, "c2")).unwrap();
-    let key = common::from_hex("0100000000000000 06000000 706172656e74 0300000000000000");
+    let key = ferry_cls::testing::from_hex("0100000000000000 06000000 706172656e74 0300000000000000");
     assert_eq!(
-        common::to_hex(&object.omap[key.as_slice()]),
+        ferry_cls::testing::to_hex(&object.omap[key.as_slice()]),
         "02000000020000006331020000006332"
     );
     let list = rbd::get_children(PoolId(1), "parent", SnapId(3));
@@ -229,7 +236,10 @@ fn an_image_id_is_set_once_on_an_existing_object() {
         assert_eq!(object.refuses(rbd::set_id(bad)), Errno::EINVAL);
     }
     object.call(rbd::set_id("101a618946b6")).unwrap();
-    assert_eq!(common::to_hex(&object.data), "0c000000313031613631383934366236");
+    assert_eq!(
+        ferry_cls::testing::to_hex(&object.data),
+        "0c000000313031613631383934366236"
+    );
     assert_eq!(object.call(rbd::get_id()), Ok("101a618946b6".to_owned()));
     assert_eq!(object.refuses(rbd::set_id("2b")), Errno::EEXIST);
 }

@@ -11,6 +11,8 @@ pub mod error;
 pub mod exclusive_lock;
 pub mod export_format;
 pub mod features;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group;
 pub mod header;
 pub mod image;

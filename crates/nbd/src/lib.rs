@@ -25,6 +25,7 @@
 //! | `tls.rs` | certificates and the upgrade of a connection, both ends |
 //! | `client/` | the client: negotiation, then concurrent requests |
 //! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
+//! | `fuzzing.rs` | doors for tests that hand any bytes to the parsers |
 //!
 //! The facts come from the protocol's own document, `doc/proto.md` of the NetworkBlockDevice project, with the
 //! extension for extended headers. What of it is spoken is listed in the crate's `README.md`.
@@ -33,6 +34,8 @@ pub mod client;
 mod connection;
 mod device;
 mod exports;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod inherited;
 mod listen;

@@ -2,20 +2,21 @@
 //!
 //! The promise: a Unix socket file of a living server is never taken away, one that a killed server left behind
 //! is replaced, anything that is not a socket is left alone, and our own file is removed at the end unless
-//! someone has put another one in its place. A socket that was inherited is used as it is, its file left alone.
+//! someone has put another one in its place. Nobody but its owner can ever connect to a socket that was made here.
+//! A socket that was inherited is used as it is, its file left alone.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::{SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{debug, warn};
 
@@ -30,6 +31,11 @@ const KEEPALIVE_PROBES: u32 = 6;
 /// How often to try for the directory lock before binding without it, and the pause between.
 const LOCK_ATTEMPTS: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Mode of a Unix socket: whoever may connect may use every export.
+const SOCKET_MODE: u32 = 0o600;
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: i32 = 1024;
 
 /// A socket could not be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +100,8 @@ pub(crate) enum Accepted {
 }
 
 impl Listener {
-    /// Listens on a Unix socket, replacing the file of a server that is gone.
+    /// Listens on a Unix socket, replacing the file of a server that is gone. Only its owner can connect (mode 0600); whoever
+    /// wants others to, changes that afterwards or passes on a socket of their own.
     ///
     /// # Errors
     /// [`ListenError`], when the path is taken or can't be bound. The system limits such paths to 107 bytes.
@@ -119,7 +126,7 @@ impl Listener {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let listener = UnixListener::bind(&path).map_err(failed)?;
+        let listener = bind_private(&path).map_err(failed)?;
         let made = fs::symlink_metadata(&path).map_err(failed)?;
         // A later change of the working directory must not change which file is removed.
         let path = std::path::absolute(&path).map_err(failed)?;
@@ -253,6 +260,21 @@ pub(crate) fn prepare(stream: &TcpStream) {
     if let Err(error) = set {
         warn!(%error, "can't set the options of a TCP connection");
     }
+}
+
+/// Binds a socket that its owner alone can connect to: it takes connections only once its mode is set.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let listening = fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))
+        .and_then(|()| socket.set_nonblocking(true))
+        .and_then(|()| socket.listen(BACKLOG))
+        .and_then(|()| UnixListener::from_std(OwnedFd::from(socket).into()));
+    if listening.is_err() {
+        // It is of no use to anybody; if it cannot be removed, the next server does.
+        let _ = fs::remove_file(path);
+    }
+    listening
 }
 
 fn someone_listens(path: &Path) -> io::Result<bool> {

@@ -276,3 +276,13 @@ async fn of_servers_that_start_at_once_exactly_one_gets_the_socket() {
         assert!(path.exists());
     }
 }
+
+#[tokio::test]
+async fn a_socket_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let running = start(one_export(&device()), ServerConfig::default()).await;
+    let mode = std::fs::metadata(&running.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    running.client().await.disconnect().await.unwrap();
+    assert!(running.stop().await.is_clean());
+}

@@ -12,6 +12,8 @@ mod client;
 mod copy;
 mod db;
 pub mod disk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod object;
 mod pool;
 mod root;

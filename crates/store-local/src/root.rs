@@ -19,6 +19,7 @@ use crate::disk::Disk;
 use crate::pool::open::PoolPlace;
 use crate::pool::schema::{check_format, meta_get, meta_set};
 use crate::sys::alive::{self, Life};
+use crate::sys::private;
 use crate::sys::words::SharedWords;
 
 /// Format of `store.db` that this program writes.
@@ -67,7 +68,7 @@ fn failed(path: &Path, action: &str) -> impl Fn(io::Error) -> StoreError {
 impl Root {
     /// Opens a store, or makes one in a directory that is missing or empty. Blocks.
     pub(crate) fn open(dir: &Path, disk: &dyn Disk) -> Result<Self> {
-        std::fs::create_dir_all(dir).map_err(failed(dir, "make"))?;
+        private::create_dir_all(dir).map_err(failed(dir, "make"))?;
         let dir = std::fs::canonicalize(dir).map_err(failed(dir, "find"))?;
         let database = dir.join("store.db");
         if !database.exists() && holds_other_things(&dir)? {
@@ -79,8 +80,11 @@ impl Root {
                 ),
             ));
         }
+        if !database.exists() {
+            private::close_dir(&dir);
+        }
         let run = dir.join("run");
-        std::fs::create_dir_all(&run).map_err(failed(&run, "make"))?;
+        private::create_dir_all(&run).map_err(failed(&run, "make"))?;
         let lock_path = dir.join("lock");
         let lock = open_shared(&lock_path)?;
         let alone = hold(&lock, &lock_path)?;

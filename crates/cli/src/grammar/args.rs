@@ -57,7 +57,8 @@ impl Args {
             .map(|(_, value)| value)
     }
 
-    fn declares(&self, long: &str) -> bool {
+    /// Whether the command has this option.
+    pub(super) fn declares(&self, long: &str) -> bool {
         self.command.all_options().any(|option| option.long == long)
     }
 

@@ -124,6 +124,14 @@ impl ExecuteSettings {
     }
 }
 
+/// Decodes any bytes, and what came out of them once more.
+pub(crate) fn check_decoding(raw: &[u8]) {
+    let _ = super::execution::ExecuteProgress::decode(raw, ferry_store::Timestamp::default());
+    if let Ok(settings) = ExecuteSettings::decode(raw) {
+        assert_eq!(ExecuteSettings::decode(&settings.encode()).ok(), Some(settings));
+    }
+}
+
 /// The values of some keys of a header, as far as they are there.
 pub(crate) async fn read_keys(
     io: &IoCtx,

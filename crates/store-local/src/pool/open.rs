@@ -19,6 +19,7 @@ use crate::disk::Disk;
 use crate::object::bitmap::{Bitmap, blocks_of};
 use crate::object::inline;
 use crate::pool::change::doom;
+use crate::sys::private;
 
 /// File that tells a pool's directory from any other.
 const MARKER: &str = "ferry-pool";
@@ -63,7 +64,7 @@ impl PoolPlace {
     /// Makes the directory, or finishes making it: it must be empty but for a marker of this very pool.
     pub(crate) fn make(&self, disk: &dyn Disk) -> Result<()> {
         let failed = |error: &io::Error| self.io(error, &self.dir, "make");
-        std::fs::create_dir_all(&self.dir).map_err(|error| failed(&error))?;
+        private::create_dir_all(&self.dir).map_err(|error| failed(&error))?;
         self.clear_torn_marker().map_err(|error| failed(&error))?;
         let mut entries = std::fs::read_dir(&self.dir).map_err(|error| failed(&error))?;
         if entries.next().is_some() {
@@ -76,6 +77,7 @@ impl PoolPlace {
                 ),
             ));
         }
+        private::close_dir(&self.dir);
         let marker = self.dir.join(MARKER);
         let write = || -> io::Result<()> {
             let mut file = std::fs::File::create_new(&marker)?;

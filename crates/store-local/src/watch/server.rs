@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::frame::{self, Incoming, Request};
 use super::{Answers, Awaited, Watches};
+use crate::sys::private;
 
 /// How long a peer may take to send its request.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
@@ -52,7 +53,9 @@ impl Sockets {
     /// Starts to listen.
     pub(crate) fn listen(&self, gid: u64) -> io::Result<UnixListener> {
         let _ = std::fs::remove_file(self.run.join(format!("{gid}.sock")));
-        UnixListener::bind(self.path_of(gid))
+        let listener = UnixListener::bind(self.path_of(gid))?;
+        private::close_socket(&self.path_of(gid))?;
+        Ok(listener)
     }
 
     /// Stops being found.

@@ -1,5 +1,7 @@
 //! The sockets that a server listens on: those that are asked for, those that systemd passes on, or the usual one.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
 use ferry_nbd::{ListenError, Listener};
@@ -56,10 +58,11 @@ impl Listeners {
     }
 }
 
-/// `nbd.sock` where this user's running programs have their sockets.
+/// `nbd.sock`, in a directory that others cannot enter, where this user's running programs have their sockets.
 fn usual_socket(session: &Session) -> Result<PathBuf, Failure> {
     let directory = session.invocation().globals.run_directory()?;
-    std::fs::create_dir_all(&directory).map_err(|error| {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    made.map_err(|error| {
         Failure::errno(
             format_args!("cannot make '{}' for the socket", directory.display()),
             error.raw_os_error().unwrap_or(EIO),

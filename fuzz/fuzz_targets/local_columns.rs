@@ -1,0 +1,3 @@
+#![no_main]
+
+ferry_fuzz::fuzz!("local_columns");

@@ -1,0 +1,3 @@
+#![no_main]
+
+ferry_fuzz::fuzz!("nbd_server");
