@@ -8,8 +8,8 @@ use ferry_cls::rbd::ObjectState;
 use ferry_image::admin::create::{self, CreateOptions};
 use ferry_image::object_map::snap;
 use ferry_image::{Image, ImageKey, OpenOptions, Progress};
-use ferry_store::wrappers::{OpKind, Record, RecordingStore};
-use ferry_store::{IoCtx, Scope, SnapId};
+use ferry_store::wrappers::{Fault, FaultyStore, OpKind, Record, RecordingStore};
+use ferry_store::{Errno, IoCtx, Scope, SnapId};
 use support::{Engine, pool};
 
 const OBJECT_BYTES: u64 = 4 << 20;
@@ -69,4 +69,40 @@ async fn first_writes_that_come_together_are_marked_together_and_before_they_are
         }
         image.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_map_that_cannot_be_read_when_its_snapshot_goes_leaves_the_next_one_declared_invalid() {
+    let engine = Engine::memory();
+    let store = FaultyStore::new(engine.connect().await);
+    let io = IoCtx::new(
+        store.clone(),
+        pool(&engine.connect().await, "rbd").await.scope().clone(),
+    );
+    let options = CreateOptions {
+        size_bytes: 4 * OBJECT_BYTES,
+        ..CreateOptions::default()
+    };
+    create::create(&io, "image", &options).await.unwrap();
+    let image = Image::open(&io, ImageKey::Name("image"), OpenOptions::read_write())
+        .await
+        .unwrap();
+    let silent = Progress::silent();
+    image.snap_create("old", &silent).await.unwrap();
+    image.write(0, vec![1; 4096].into()).await.unwrap();
+    image.snap_create("going", &silent).await.unwrap();
+    image.snap_create("next", &silent).await.unwrap();
+    let snap = |name: &str| image.header().snap_by_name(name).map(|snap| snap.id);
+    let (going, next) = (snap("going").unwrap(), snap("next").unwrap());
+    let map = format!("rbd_object_map.{}.{:016x}", image.id(), going.0);
+    store
+        .hook()
+        .add(Fault::new(OpKind::Read, Errno::EIO).on(&map).times(u64::MAX));
+    image.snap_remove("going", &silent).await.unwrap();
+    image.refresh().await.unwrap();
+    // Only the map that is gone knew that the object had changed since "old".
+    assert!(snap("going").is_none());
+    assert!(!image.header().object_map_valid(next));
+    assert!(image.header().object_map_valid(SnapId::HEAD));
+    image.close().await.unwrap();
 }

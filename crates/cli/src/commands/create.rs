@@ -26,6 +26,17 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
         _ => create_options(&options, size_bytes, "create error")?,
     };
     let io = session.place_of(&spec).await?;
+    if args.flag("thick-provision") && !options.format_1 {
+        let task = session.bytes_task("Thick provisioning");
+        let made = create::create_thick(&io, &spec.image, &options, &task.library()).await;
+        if let Err(error) = &made
+            && error.errno == Errno::EEXIST
+        {
+            task.forget();
+            return made.map_err(|error| error.failed("create error"));
+        }
+        return task.end(made).map_err(|error| error.failed("create error"));
+    }
     create::create(&io, &spec.image, &options)
         .await
         .map_err(|error| error.failed("create error"))?;

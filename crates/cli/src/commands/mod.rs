@@ -1,6 +1,6 @@
 //! The bodies of the commands: each parses its arguments, calls the library, prints what comes back.
 //!
-//! [`run`] is the only entry. It owns the runtime, the store and the signals: a command that is interrupted by `SIGINT` or
+//! [`run`] is the entry ([`run_on`] for who has a store already). It owns the runtime, the store and the signals: a command that is interrupted by `SIGINT` or
 //! `SIGTERM` is dropped where it stands, its images are closed and the exit code is 128 + the signal's number; what it
 //! had begun can be taken up by running it again. `serve` and `watch` end in their own, orderly way.
 //!
@@ -35,7 +35,9 @@ mod usage;
 mod watch;
 
 use std::future::Future;
+use std::sync::Arc;
 
+use ferry_store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{EIO, Failure};
@@ -69,6 +71,19 @@ fn start_logging() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .try_init();
+}
+
+/// Runs a command, other than `serve` and `watch`, on a store that the caller has opened, whatever the command line says
+/// of stores: how tests put failing and dying ones under every command. The store is shut down at the end.
+///
+/// # Errors
+/// The [`Failure`] to report and exit with.
+pub async fn run_on(invocation: Box<Invocation>, store: Arc<dyn Store>) -> Result<(), Failure> {
+    let command = invocation.command;
+    let session = Session::on(invocation, store);
+    let result = body(&session, command).await;
+    let closed = session.close().await;
+    result.and(closed)
 }
 
 async fn in_session(invocation: Box<Invocation>) -> Result<(), Failure> {

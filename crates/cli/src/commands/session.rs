@@ -40,6 +40,14 @@ impl Session {
         }
     }
 
+    /// A session on a store that is open.
+    pub(crate) fn on(invocation: Box<Invocation>, store: Arc<dyn Store>) -> Self {
+        Self {
+            store: OnceCell::new_with(Some(store)),
+            ..Self::new(invocation)
+        }
+    }
+
     /// The store that the command line names. It is made if there is none.
     pub(crate) async fn store(&self) -> Result<&Arc<dyn Store>, Failure> {
         self.store.get_or_try_init(|| self.open_store()).await

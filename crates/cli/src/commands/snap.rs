@@ -229,6 +229,9 @@ pub(super) async fn purge(session: &Session) -> Result<(), Failure> {
     args.finish()?;
     let image = session.image_ref(&image, OpenOptions::read_write()).await?;
     let header = image.header();
+    let silent = ferry_image::Progress::silent();
+    let interrupted = image.snap_finish_removals(&silent).await;
+    interrupted.map_err(|error| error.failed("removing snaps failed"))?;
     let snaps: Vec<&SnapRecord> = header.user_snaps().collect();
     if snaps.is_empty() {
         return Ok(());

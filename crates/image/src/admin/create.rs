@@ -10,9 +10,13 @@ use ferry_store::{Errno, IoCtx, PoolId, SnapId, WriteOp};
 
 use super::{directory, format_1, namespace, pool, staged};
 use crate::error::{ImageError, Result};
+use crate::image::Image;
 use crate::layout::{DEFAULT_ORDER, Layout, MAX_ORDER, MIN_ORDER};
 use crate::names;
+use crate::progress::Progress;
 
+/// Bytes written at a time by [`create_thick`].
+const THICK_STEP_BYTES: u64 = 4 << 20;
 /// Largest image: what file offsets and block devices can say.
 pub const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
@@ -86,6 +90,34 @@ pub async fn create(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<(
             Err(error.context(format!("image '{name}'")))
         }
     }
+}
+
+/// Creates an image of format 2 all of whose objects exist. It has no name before they do, so a kill leaves nothing under it.
+/// Errors as [`create`], and `ENOSPC`.
+pub async fn create_thick(
+    io: &IoCtx,
+    name: &str,
+    options: &CreateOptions,
+    progress: &Progress,
+) -> Result<()> {
+    super::import::make_image(
+        io,
+        name,
+        options,
+        |_| Ok(()),
+        async |image: &Image| {
+            let size_bytes = image.size_bytes();
+            let mut at = 0;
+            while at < size_bytes {
+                let step = THICK_STEP_BYTES.min(size_bytes - at);
+                image.write_zeroes(at, step, true).await?;
+                at += step;
+                progress.update(at, size_bytes);
+            }
+            Ok(())
+        },
+    )
+    .await
 }
 
 async fn create_format_1(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<()> {

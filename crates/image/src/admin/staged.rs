@@ -82,8 +82,9 @@ pub(crate) async fn abandon(io: &IoCtx, name: &str, id: &str) {
 }
 
 /// Clears away images in the making that an interrupted command left under `name`. Those that somebody still works on
-/// stay.
+/// stay. `EEXIST` ([`ErrorKind::ImageExists`]) if one of them was whole: it has the name now.
 pub(crate) async fn clear(io: &IoCtx, name: &str) -> Result<()> {
+    let mut settled = false;
     for (id, entry) in client::trash_list_all(io).await? {
         if entry.name != name || !is_staged(&entry) {
             continue;
@@ -91,7 +92,10 @@ pub(crate) async fn clear(io: &IoCtx, name: &str) -> Result<()> {
         if entry.state == TrashImageState::Restoring {
             // All but its name was done.
             match trash::settle(io, name, &id, &entry).await {
-                Ok(()) => continue,
+                Ok(()) => {
+                    settled = true;
+                    continue;
+                }
                 Err(error) if error.kind == ErrorKind::ImageExists => {
                     let back =
                         client::trash_state_set(&id, TrashImageState::Normal, TrashImageState::Restoring);
@@ -104,7 +108,10 @@ pub(crate) async fn clear(io: &IoCtx, name: &str) -> Result<()> {
             tracing::info!(image = name, id, %error, "an image in the making stays");
         }
     }
-    Ok(())
+    match settled {
+        true => directory::free_name(io, name).await,
+        false => Ok(()),
+    }
 }
 
 /// Whether the entry is of an image in the making.

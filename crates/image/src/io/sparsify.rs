@@ -120,7 +120,8 @@ async fn remove_empty(image: &Image, object_no: ObjectNo, sparse_size_bytes: u64
         return Ok(());
     }
     image.inner.present.remove(object_no);
-    let op = WriteOp::buffered().class_call(&client::sparsify(sparse_size_bytes, true));
+    // Durable before the map says so: a power loss must not bring the object back under "nonexistent".
+    let op = WriteOp::new().class_call(&client::sparsify(sparse_size_bytes, true));
     let object = image.data_object(object_no.0);
     let written = image.data_io().write(&object, &header.snapc, op).await;
     absent_is_fine(written.map(|_| ()))?;

@@ -376,9 +376,15 @@ impl Writer<'_> {
             return Ok(());
         }
         let object = self.image.data_object(object_no.0);
+        // A map that is told at once, and durably, must not outlive the removal: the object would come back under "nonexistent".
+        let told = self.image.inner.head_map.state(object_no).is_some();
         let op = WriteOp {
             steps: vec![WriteStep::Remove],
-            durability: Durability::Buffered,
+            durability: if told {
+                Durability::Full
+            } else {
+                Durability::Buffered
+            },
         };
         absent_is_fine(
             self.image

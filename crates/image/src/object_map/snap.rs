@@ -84,29 +84,35 @@ pub(crate) async fn remove(image: &Image, header: &Header, snap: SnapId) -> Resu
     }
     let io = &image.inner.io;
     let object = names::object_map_object(image.id(), snap);
-    let loaded = ferry_cls::exec_read(io, &object, client::object_map_load()).await;
-    if let Ok(map) = loaded
-        && header.has(feature::FAST_DIFF)
-        && header.object_map_valid(snap)
-    {
-        let next = header
-            .snaps
-            .range(SnapId(snap.0 + 1)..)
-            .next()
-            .map_or(SnapId::HEAD, |(id, _)| *id);
-        if header.object_map_valid(next) {
-            if next.is_head() && image.inner.head_map.copy().is_some() {
-                let mut merged = image.inner.head_map.copy().unwrap_or_default();
-                merge(&mut merged, &map);
-                super::head::replace(image, merged).await?;
-            } else {
-                let next_object = names::object_map_object(image.id(), next);
-                let call = client::object_map_snap_remove(&map);
-                absent_is_fine(ferry_cls::exec_write(io, &next_object, call).await)?;
-            }
+    let next = header
+        .snaps
+        .range(SnapId(snap.0 + 1)..)
+        .next()
+        .map_or(SnapId::HEAD, |(id, _)| *id);
+    if header.has(feature::FAST_DIFF) && header.object_map_valid(next) {
+        match ferry_cls::exec_read(io, &object, client::object_map_load()).await {
+            Ok(map) if header.object_map_valid(snap) => fold(image, next, &map).await?,
+            // Folded and removed by a run that was interrupted.
+            Err(error) if error.errno == Errno::ENOENT => {}
+            Err(error) if error.errno == Errno::ESHUTDOWN => return Err(error.into()),
+            // What it knew of changes is lost, so the next one does not know it either.
+            _ if next.is_head() => super::head::invalidate(image).await?,
+            _ => invalidate(image, next).await?,
         }
     }
     absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))
+}
+
+async fn fold(image: &Image, next: SnapId, map: &BitVector) -> Result<()> {
+    if next.is_head()
+        && let Some(mut merged) = image.inner.head_map.copy()
+    {
+        merge(&mut merged, map);
+        return super::head::replace(image, merged).await;
+    }
+    let next_object = names::object_map_object(image.id(), next);
+    let call = client::object_map_snap_remove(map);
+    absent_is_fine(ferry_cls::exec_write(&image.inner.io, &next_object, call).await)
 }
 
 /// What `object_map_snap_remove` does: clean objects that the removed map saw changed, or did not see, count as changed.

@@ -167,6 +167,31 @@ pub(crate) async fn remove_here(
     remove_snap(image, snap, progress).await
 }
 
+/// The snapshot of this name whose removal was interrupted: it is in the trash, and no clone keeps it there.
+pub(super) async fn interrupted(image: &Image, name: &str) -> Result<Option<SnapId>> {
+    let header = image.header();
+    let is_it = |snap: &SnapId| match header.snaps.get(snap).map(|record| &record.namespace) {
+        Some(SnapshotNamespace::Trash { original_name, .. }) => original_name == name,
+        _ => false,
+    };
+    Ok(all_interrupted(image).await?.into_iter().find(is_it))
+}
+
+/// All snapshots in the trash that no clone keeps there.
+pub(super) async fn all_interrupted(image: &Image) -> Result<Vec<SnapId>> {
+    let mut found = Vec::new();
+    for snap in image.header().snaps.values() {
+        if matches!(snap.namespace, SnapshotNamespace::Trash { .. })
+            && links::settled_format_2(image.io(), image.id(), snap.id)
+                .await?
+                .is_empty()
+        {
+            found.push(snap.id);
+        }
+    }
+    Ok(found)
+}
+
 /// Removes a snapshot by id, whatever its namespace. One that clones show stays in the trash until the last of them goes.
 pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
     image.acquire_lock().await?;
@@ -227,14 +252,8 @@ fn has_children(image: &Image, snap_name: &str) -> ImageError {
 /// Removes the snapshots in the trash that no clone needs: those whose removal was interrupted, or whose last clone went
 /// when they could not be removed.
 pub(crate) async fn remove_unneeded(image: &Image) -> Result<()> {
-    for snap in image.header().snaps.values() {
-        if matches!(snap.namespace, SnapshotNamespace::Trash { .. })
-            && links::settled_format_2(image.io(), image.id(), snap.id)
-                .await?
-                .is_empty()
-        {
-            remove_snap(image, snap.id, &Progress::silent()).await?;
-        }
+    for snap in all_interrupted(image).await? {
+        remove_snap(image, snap, &Progress::silent()).await?;
     }
     Ok(())
 }

@@ -45,17 +45,32 @@ impl Image {
     }
 
     /// Removes a snapshot. `ENOENT`; `EBUSY` while it is protected. One that has clones goes to the trash, and away with the
-    /// last of them.
+    /// last of them. A removal of that name that was interrupted is finished.
     pub async fn snap_remove(&self, name: &str, progress: &Progress) -> Result<()> {
         self.refresh_if_needed().await?;
         let header = self.header();
-        let snap = find_snap(&header, &SnapKey::Name(name.to_owned()))?;
+        let snap = match find_snap(&header, &SnapKey::Name(name.to_owned())) {
+            Ok(snap) => snap,
+            Err(error) => match change::interrupted(self, name).await? {
+                Some(snap) => return self.snap_remove_by_id(snap, progress).await,
+                None => return Err(error),
+            },
+        };
         change::check_removable(self, &header, snap)?;
         let request = Request::SnapRemove {
             name: name.to_owned(),
             namespace: SnapshotNamespace::User,
         };
         self.maintain(&request, progress).await
+    }
+
+    /// Finishes removals of snapshots that were interrupted.
+    pub async fn snap_finish_removals(&self, progress: &Progress) -> Result<()> {
+        self.refresh_if_needed().await?;
+        for snap in change::all_interrupted(self).await? {
+            self.snap_remove_by_id(snap, progress).await?;
+        }
+        Ok(())
     }
 
     /// Removes a snapshot by id, whatever its namespace. Errors as [`Image::snap_remove`]; one in the trash that clones

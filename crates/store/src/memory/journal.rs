@@ -36,14 +36,14 @@ struct Entry {
     now: Timestamp,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Unsynced {
     base: Object,
     entries: Vec<Entry>,
 }
 
 /// An object as all see it, and what of it a power loss may take.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Slot {
     object: Object,
     unsynced: Option<Box<Unsynced>>,

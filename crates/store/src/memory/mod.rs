@@ -76,6 +76,7 @@ struct State {
     watches: Watches,
 }
 
+#[derive(Clone)]
 struct Pool {
     name: String,
     last_snap: u64,
@@ -121,6 +122,25 @@ impl MemoryCluster {
             shared: self.shared.clone(),
             client,
         })
+    }
+
+    /// Another store with the same content, and without clients. What is done to one is not seen in the other.
+    pub fn fork(&self) -> Self {
+        let state = self.shared.state.lock();
+        let forked = State {
+            pools: state.pools.clone(),
+            last_pool: state.last_pool,
+            last_version: state.last_version,
+            last_gid: state.last_gid,
+            blocklist: state.blocklist.clone(),
+            ..State::default()
+        };
+        Self {
+            shared: Arc::new(Shared {
+                classes: self.shared.classes.clone(),
+                state: Mutex::new(forked),
+            }),
+        }
     }
 
     /// Ends a client as [`MemoryStore::kill`] does, by its instance. Unknown ones are fine.

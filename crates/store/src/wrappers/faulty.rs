@@ -2,7 +2,8 @@
 //!
 //! Kill points: run a scenario once and ask [`Faults::mutations`]; then run it for each number up to that with
 //! [`Faults::kill_at`], once per [`Moment`]. Between two mutating operations a death leaves what a death at either of
-//! them leaves, so these are all there are.
+//! them leaves, so these are all there are. Failing calls are counted in the same way: [`Faults::calls`] and
+//! [`Faults::fail_at`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,6 +86,38 @@ impl Fault {
     }
 }
 
+/// A failure that is found by counting, for [`Faults::fail_at`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountedFault {
+    /// Which call fails, counted from 1 since the store was wrapped: of those that change what is stored
+    /// ([`OpKind::mutates`]) or of all.
+    pub nth: u64,
+    /// Whether only calls count, and fail, that change what is stored.
+    pub changes_only: bool,
+    /// What it fails with.
+    pub errno: Errno,
+    /// Whether the failing call is made.
+    pub moment: Moment,
+    /// All later ones fail too.
+    pub for_ever: bool,
+}
+
+impl CountedFault {
+    fn strikes(&self, kind: OpKind, calls: u64, mutations: u64) -> bool {
+        let at = match self.changes_only {
+            true if !kind.mutates() => return false,
+            true => mutations,
+            false => calls,
+        };
+        at == self.nth || (self.for_ever && at > self.nth)
+    }
+}
+
+/// Whether a call can fail for the medium: ending a watch or an instance asks it nothing.
+fn can_fail(kind: OpKind) -> bool {
+    !matches!(kind, OpKind::Unwatch | OpKind::Shutdown)
+}
+
 type OnDeath = Box<dyn Fn() + Send + Sync>;
 
 /// What is to fail. Starts with nothing.
@@ -97,6 +130,10 @@ pub struct Faults {
 struct Program {
     faults: Vec<Fault>,
     kill: Option<(u64, Moment)>,
+    counted: Option<CountedFault>,
+    swallow: Option<u64>,
+    writes: u64,
+    calls: u64,
     mutations: u64,
     dead: bool,
     /// Where a flush failed: these objects take no buffered writes any more.
@@ -143,7 +180,33 @@ impl Faults {
     pub fn clear(&self) {
         let mut program = self.program.lock();
         program.faults.clear();
+        program.counted = None;
+        program.swallow = None;
         program.kill = None;
+    }
+
+    /// Fails the call that is found by counting. Failing flushes poison, as by [`Fault`].
+    pub fn fail_at(&self, fault: CountedFault) {
+        self.program.lock().counted = Some(fault);
+    }
+
+    /// Answers write `nth`, counted from 1 from now on, as if it had been made, and does not make it. No store does this; it
+    /// is for showing that a test would notice.
+    pub fn swallow_at(&self, nth: u64) {
+        let mut program = self.program.lock();
+        program.swallow = Some(nth);
+        program.writes = 0;
+    }
+
+    /// Whether [`Faults::swallow_at`] has struck.
+    pub fn has_swallowed(&self) -> bool {
+        let program = self.program.lock();
+        program.swallow.is_some_and(|nth| program.writes >= nth)
+    }
+
+    /// Calls so far that could have failed for the medium, failed ones included.
+    pub fn calls(&self) -> u64 {
+        self.program.lock().calls
     }
 
     /// Dies at mutating operation `nth`, counted from 1 since the store was wrapped: it and all operations later fail
@@ -227,6 +290,12 @@ fn injected(call: &Call<'_>, errno: Errno) -> StoreError {
 impl Hook for Faults {
     type Token = Plan;
 
+    fn swallows(&self, _: &Call<'_>) -> bool {
+        let mut program = self.program.lock();
+        program.writes += 1;
+        program.swallow == Some(program.writes)
+    }
+
     async fn before(&self, call: &Call<'_>) -> Result<Plan> {
         let mut program = self.program.lock();
         if program.dead {
@@ -236,6 +305,7 @@ impl Hook for Faults {
             fail: None,
             die: false,
         };
+        program.calls += u64::from(can_fail(call.kind));
         if call.kind.mutates() {
             program.mutations += 1;
             match program.kill {
@@ -254,7 +324,11 @@ impl Hook for Faults {
             let what = format!("{:?} '{}': an earlier flush failed", call.kind, call.name);
             return Err(StoreError::new(Errno::EIO, what));
         }
-        match program.matching_fault(call) {
+        let counted = program.counted.filter(|fault| {
+            can_fail(call.kind) && fault.strikes(call.kind, program.calls, program.mutations)
+        });
+        let counted = counted.map(|fault| (fault.errno, fault.moment));
+        match counted.or_else(|| program.matching_fault(call)) {
             Some((errno, Moment::Before)) => {
                 program.poison(call);
                 return Err(injected(call, errno));

@@ -22,7 +22,7 @@ use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
 use crate::{PoolInfo, PoolOptions, PoolUsage, Store, WriteAround};
 
-pub use faulty::{Fault, Faults, FaultyStore, Moment};
+pub use faulty::{CountedFault, Fault, Faults, FaultyStore, Moment};
 pub use probing::{Probing, ProbingStore};
 pub use recording::{Record, Recorder, RecordingStore};
 pub use slow::{Delays, SlowStore};
@@ -95,6 +95,12 @@ pub trait Hook: Send + Sync + Debug + 'static {
     const PROBES: bool = false;
     /// What is carried from before a call to after it.
     type Token: Send;
+
+    /// Whether a write is answered as if it had been made, and not made: a defect, planted to see who notices.
+    fn swallows(&self, call: &Call<'_>) -> bool {
+        let _ = call;
+        false
+    }
 
     /// Runs before the call; an error is the answer, and the call is not made.
     async fn before(&self, call: &Call<'_>) -> Result<Self::Token>;
@@ -306,6 +312,9 @@ impl<H: Hook> Store for Wrapper<H> {
             durability,
             ..on_object(OpKind::Write, object, arguments)
         };
+        if self.hook.swallows(&call) {
+            return Ok(WriteReply::default());
+        }
         self.around(call, self.inner.write(object, snapc, op)).await
     }
 
