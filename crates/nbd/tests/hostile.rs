@@ -10,11 +10,11 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{EXPORT, Raw, connect, go_data, meta_data, one_export, serve, string};
+use common::random::{SIZE, garbage, random_option, random_request};
+use common::{EXPORT, Raw, connect, one_export, serve, string};
 use ferry_nbd::client::{ClientConfig, ClientError, Negotiation};
 use ferry_nbd::proto::{
-    ChunkHeader, ExtendedChunkHeader, Framing, OptionHeader, OptionReplyHeader, RequestHeader, SimpleReply,
-    chunk, opt, rep,
+    ChunkHeader, ExtendedChunkHeader, Framing, OptionHeader, OptionReplyHeader, SimpleReply, chunk, opt, rep,
 };
 use ferry_nbd::testing::MemoryDevice;
 use ferry_nbd::{ServerConfig, ServerError};
@@ -24,7 +24,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 const ROUNDS: u64 = 300;
-const SIZE: usize = 256 << 10;
 
 fn first_seed() -> (u64, u64) {
     match std::env::var("FERRY_SEED") {
@@ -52,90 +51,6 @@ impl Drop for TellSeed {
     fn drop(&mut self) {
         eprintln!("to play this round again: FERRY_SEED={}", self.0);
     }
-}
-
-fn garbage(rng: &mut StdRng, most: usize) -> Vec<u8> {
-    let mut bytes = vec![0; rng.random_range(0..=most)];
-    rng.fill(bytes.as_mut_slice());
-    bytes
-}
-
-/// A number that is often near a boundary.
-fn edge(rng: &mut StdRng) -> u64 {
-    let near = [0, 1, 512, 4096, SIZE as u64, 32 << 20, 1 << 32, u64::MAX];
-    let base = near[rng.random_range(0..near.len())];
-    base.wrapping_add(rng.random_range(0..3)).wrapping_sub(1)
-}
-
-fn random_option(rng: &mut StdRng) -> Vec<u8> {
-    let mut data = match rng.random_range(0..4) {
-        0 => garbage(rng, 40),
-        1 => go_data(EXPORT, &[3]),
-        2 => meta_data(EXPORT, &["base:allocation"]),
-        _ => vec![],
-    };
-    if !data.is_empty() && rng.random_ratio(1, 3) {
-        let at = rng.random_range(0..data.len());
-        data[at] = rng.random();
-    }
-    // Never longer than what is sent, mostly, or the rest of the stream would be taken for data.
-    let length = if rng.random_ratio(1, 30) {
-        edge(rng) as u32
-    } else {
-        data.len() as u32
-    };
-    let mut out = OptionHeader {
-        option: rng.random_range(0..13),
-        length,
-    }
-    .encode()
-    .to_vec();
-    out.extend(data);
-    out
-}
-
-fn random_request(rng: &mut StdRng, extended: bool) -> Vec<u8> {
-    let command = if rng.random_ratio(1, 10) {
-        rng.random()
-    } else {
-        rng.random_range(0..9)
-    };
-    let flags = if rng.random_bool(0.5) {
-        0
-    } else {
-        rng.random_range(0..64)
-    };
-    let mut header = RequestHeader {
-        flags,
-        command,
-        cookie: rng.random(),
-        offset: edge(rng),
-        length: edge(rng),
-    };
-    let framing = if extended {
-        Framing::Extended
-    } else {
-        header.length &= u64::from(u32::MAX);
-        Framing::Structured
-    };
-    // Mostly, or the rest of the stream would be taken for payload.
-    if header.payload_bytes(framing) > 0 && !rng.random_ratio(1, 50) {
-        header.length = rng.random_range(0..10_000);
-    }
-    let mut out = match framing {
-        Framing::Extended => header.encode_extended().to_vec(),
-        Framing::Simple | Framing::Structured => header.encode().to_vec(),
-    };
-    if header.payload_bytes(framing) <= 10_000 && header.payload_bytes(framing) > 0 {
-        let mut data = vec![0; header.length as usize];
-        rng.fill(data.as_mut_slice());
-        out.extend(data);
-    }
-    if rng.random_ratio(1, 40) {
-        let at = rng.random_range(0..out.len());
-        out[at] ^= rng.random::<u8>() | 1;
-    }
-    out
 }
 
 /// Sends it all, takes whatever comes, and lets the server see the end.

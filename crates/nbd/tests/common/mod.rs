@@ -2,7 +2,9 @@
 
 #![allow(dead_code)] // Every test file uses another part.
 
+pub mod abuses;
 pub mod certificates;
+pub mod random;
 pub mod tools;
 
 use std::sync::Arc;
@@ -194,32 +196,39 @@ impl Raw {
     }
 
     pub async fn simple_reply(&mut self) -> SimpleReply {
-        let mut header = [0; 16];
-        self.0.read_exact(&mut header).await.unwrap();
-        match ReplyHeader::decode(&header).unwrap() {
+        match self.reply_header().await {
             ReplyHeader::Simple(reply) => reply,
             other => panic!("{other:?} where a simple reply was due"),
         }
     }
 
-    pub async fn chunk(&mut self) -> (ChunkHeader, Vec<u8>) {
+    /// The header of a reply where both forms may come.
+    pub async fn reply_header(&mut self) -> ReplyHeader {
         let mut header = [0; 16];
         self.0.read_exact(&mut header).await.unwrap();
-        let ReplyHeader::Chunk { flags, kind, cookie } = ReplyHeader::decode(&header).unwrap() else {
-            panic!("a simple reply where a chunk was due")
-        };
+        ReplyHeader::decode(&header).unwrap()
+    }
+
+    /// What follows the header of a chunk.
+    pub async fn chunk_data(&mut self) -> Vec<u8> {
         let length = self.0.read_u32().await.unwrap();
         let mut data = vec![0; length as usize];
         self.0.read_exact(&mut data).await.unwrap();
-        (
-            ChunkHeader {
-                flags,
-                kind,
-                cookie,
-                length,
-            },
-            data,
-        )
+        data
+    }
+
+    pub async fn chunk(&mut self) -> (ChunkHeader, Vec<u8>) {
+        let ReplyHeader::Chunk { flags, kind, cookie } = self.reply_header().await else {
+            panic!("a simple reply where a chunk was due")
+        };
+        let data = self.chunk_data().await;
+        let header = ChunkHeader {
+            flags,
+            kind,
+            cookie,
+            length: data.len() as u32,
+        };
+        (header, data)
     }
 
     /// Waits for the server to close; what it sends before is returned.
