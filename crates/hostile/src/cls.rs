@@ -1,6 +1,7 @@
 //! Readers of the object classes: records, answers, object maps, and the methods on objects whose values are hostile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use ferry_cls::Call;
@@ -126,6 +127,9 @@ pub const LOCK_METHODS: &[&str] = &[
     "assert_locked",
 ];
 
+/// An object with a bit of everything.
+pub(crate) static RICH: LazyLock<Object> = LazyLock::new(rich_object);
+
 /// What decodes is encoded and decoded again: it must be the same.
 fn record<T: Decode + Encode + PartialEq + std::fmt::Debug>(data: &[u8]) {
     if let Ok(value) = T::from_slice(data) {
@@ -215,7 +219,7 @@ pub fn answers(data: &[u8]) {
 /// # Panics
 /// When a method that fails has changed the object.
 pub fn calls(data: &[u8]) {
-    run_calls(rich_object(), Parts(data));
+    run_calls(RICH.clone(), Parts(data));
 }
 
 /// The same on an object that is hostile itself: bytes first, then pairs of omap until an empty key, then requests.
@@ -253,7 +257,7 @@ pub fn stored(data: &[u8]) {
     ];
     let mut parts = Parts(data);
     let mut object = match parts.byte() & 1 {
-        0 => rich_object(),
+        0 => RICH.clone(),
         _ => Object::empty(),
     };
     object.data = parts.part().to_vec();

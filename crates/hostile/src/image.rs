@@ -14,6 +14,7 @@ use ferry_image::{Image, ImageKey, OpenOptions, Progress, fuzzing};
 use ferry_store::memory::MemoryCluster;
 use ferry_store::{IoCtx, PoolOptions, Scope, Store, WriteOp, WriteStep};
 
+use crate::cls::RICH;
 use crate::runtime::block_on;
 use crate::shape::Parts;
 
@@ -30,13 +31,34 @@ async fn pool() -> Option<IoCtx> {
     Some(IoCtx::new(store, Scope::new(id)))
 }
 
+thread_local! {
+    /// A pool for headers alone, which are replaced whole.
+    static HEADERS: Option<IoCtx> = block_on(pool());
+}
+
+/// Puts a header in the place of the one before, and reads it.
+fn with_header(key: HeaderKey, op: WriteOp) {
+    // Taken out of the cell: a runtime runs nothing inside another one.
+    let Some(io) = HEADERS.with(Clone::clone) else {
+        return;
+    };
+    block_on(async {
+        let object = key.object();
+        // Missing at first.
+        let _ = io
+            .write_meta(&object, WriteOp::new().step(WriteStep::Remove))
+            .await;
+        io.write_meta(&object, op).await.ok()?;
+        read_header(&io, key).await
+    });
+}
+
 /// A header of format 2 whose values are hostile: those of a good one, some of them replaced. A value under one of
 /// Ferry's own keys too.
 pub fn header(data: &[u8]) {
     fuzzing::settings(data);
-    let good = ferry_cls::testing::samples::rich_object();
-    let keys: Vec<Bytes> = good.omap.keys().cloned().collect();
-    let mut omap = good.omap;
+    let keys: Vec<Bytes> = RICH.omap.keys().cloned().collect();
+    let mut omap = RICH.omap.clone();
     let mut parts = Parts(data);
     for _ in 0..16 {
         if parts.is_empty() {
@@ -50,23 +72,15 @@ pub fn header(data: &[u8]) {
             omap.insert(key, value);
         }
     }
-    block_on(async {
-        let io = pool().await?;
-        let op = WriteOp::new().step(WriteStep::OmapSet(omap.into_iter().collect::<BTreeMap<_, _>>()));
-        io.write_meta(&format!("rbd_header.{ID}"), op).await.ok()?;
-        read_header(&io, HeaderKey::Id(ID.to_owned())).await
-    });
+    let op = WriteOp::new().step(WriteStep::OmapSet(omap.into_iter().collect::<BTreeMap<_, _>>()));
+    with_header(HeaderKey::Id(ID.to_owned()), op);
 }
 
 /// A header of format 1: all its bytes.
 pub fn header_v1(data: &[u8]) {
     let data = Bytes::copy_from_slice(data);
-    block_on(async {
-        let io = pool().await?;
-        let op = WriteOp::new().step(WriteStep::WriteFull { data });
-        io.write_meta("img.rbd", op).await.ok()?;
-        read_header(&io, HeaderKey::Name("img".to_owned())).await
-    });
+    let op = WriteOp::new().step(WriteStep::WriteFull { data });
+    with_header(HeaderKey::Name("img".to_owned()), op);
 }
 
 async fn read_header(io: &IoCtx, key: HeaderKey) -> Option<()> {
