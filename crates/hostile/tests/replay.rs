@@ -93,7 +93,7 @@ macro_rules! replays {
 replays! {
     cls_records: 5_000,
     cls_answers: 5_000,
-    cls_calls: 2_000,
+    cls_calls: 1_000,
     cls_stored: 2_000,
     object_map: 500,
     image_header: 500,
