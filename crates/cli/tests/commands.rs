@@ -477,9 +477,9 @@ fn settings_of_pools_and_images_are_kept_listed_with_their_source_and_refused_wh
     assert_eq!(store.ok(&format!("config pool get rbd {key}")), "true\n");
     assert_eq!(listed("pool ls rbd"), one("true", "pool"));
     assert_eq!(listed("image ls i"), one("true", "pool"));
-    store.ok(&format!("config image set i {key} no"));
-    assert_eq!(store.ok(&format!("config image get i {key}")), "no\n");
-    assert_eq!(listed("image ls i"), one("no", "image"));
+    store.ok(&format!("config image set i {key} FALSE"));
+    assert_eq!(store.ok(&format!("config image get i {key}")), "FALSE\n");
+    assert_eq!(listed("image ls i"), one("FALSE", "image"));
     assert!(store.ok("image-meta list i").contains(&format!("conf_{key}")));
     store.ok(&format!("config image rm i {key}"));
     store.ok(&format!("config pool rm rbd {key}"));
@@ -492,4 +492,56 @@ fn settings_of_pools_and_images_are_kept_listed_with_their_source_and_refused_wh
     store.fails(&format!("config image set i {key} maybe"), 22);
     assert_eq!(listed("image ls i"), one("false", "config"));
     assert!(store.ok("config image ls i").starts_with("There is 1 value:\n"));
+    assert!(store.ok("config pool ls rbd").starts_with("Name "));
+}
+
+#[test]
+fn settings_of_the_store_hold_for_its_images_until_something_nearer_says_otherwise() {
+    let store = TestStore::new();
+    store.ok("create --size 4M i");
+    let key = "rbd_clone_copy_on_read";
+    let effective = || store.ok("config image list i --format json");
+    let one = |value: &str, source: &str| {
+        format!("[{{\"name\":\"{key}\",\"value\":\"{value}\",\"source\":\"{source}\"}}]\n")
+    };
+    assert_eq!(store.ok("config global list client.admin"), "");
+    store.ok(&format!("config global set global {key} 1"));
+    assert_eq!(store.ok(&format!("config global get global {key}")), "true\n");
+    assert_eq!(effective(), one("true", "config"));
+    let expected = format!("Name                    Value  Section\n{key}  true   global \n");
+    assert_eq!(store.ok("config global list client"), expected);
+
+    store.ok(&format!("config global set client {key} false"));
+    assert_eq!(effective(), one("false", "config"));
+    store.ok(&format!("config global set client.admin {key} true"));
+    assert_eq!(effective(), one("true", "config"));
+    store.ok(&format!("config global set client.other {key} false"));
+    assert_eq!(effective(), one("true", "config"));
+    let listed = |entity: &str| store.ok(&format!("config global list {entity} --format json"));
+    let kept = |value: &str, section: &str| {
+        format!("[{{\"name\":\"{key}\",\"value\":\"{value}\",\"section\":\"{section}\"}}]\n")
+    };
+    assert_eq!(listed("global"), kept("true", "global"));
+    assert_eq!(listed("client"), kept("false", "client"));
+    assert_eq!(listed("client.other"), kept("false", "client.other"));
+    assert_eq!(listed("client.third"), kept("false", "client"));
+    store.ok(&format!("config pool set rbd {key} false"));
+    assert_eq!(effective(), one("false", "pool"));
+
+    for entity in ["global", "client", "client.admin", "client.other"] {
+        store.ok(&format!("config global rm {entity} {key}"));
+        store.ok(&format!("config global rm {entity} {key}"));
+        let gone = store.fails(&format!("config global get {entity} {key}"), 2);
+        assert_eq!(gone, format!("rbd: {key} is not set\n"));
+    }
+    let refused = store.fails(&format!("config global set osd {key} true"), 22);
+    assert_eq!(
+        refused,
+        "rbd: invalid config entity: osd (must be global, client or client.<id>)\n"
+    );
+    store.fails(&format!("config global set client.a/b {key} true"), 22);
+    store.fails(&format!("config global set global {key} banana"), 22);
+    store.fails(&format!("config global set global {key}"), 22);
+    store.fails("config global set global rbd_nope true", 22);
+    store.fails("config global get global", 22);
 }

@@ -21,6 +21,13 @@ const DIFFERS: &[(&str, &str)] = &[
         "bench",
         "`full-seq` goes through the image strictly in order, which Ceph's does only if all requests take equally long",
     ),
+    ("config global get", HONOURED),
+    (
+        "config global list",
+        "lists all that is set, like Ceph's; of it Ferry honours `rbd_clone_copy_on_read`",
+    ),
+    ("config global remove", HONOURED),
+    ("config global set", HONOURED),
     ("config image get", HONOURED),
     ("config image list", HONOURED),
     ("config image remove", HONOURED),

@@ -13,6 +13,7 @@ mod contexts;
 mod copying;
 mod reading;
 mod reply;
+mod settings;
 mod store;
 mod sys;
 mod watches;

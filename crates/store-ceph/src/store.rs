@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
     ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
-    PoolOptions, PoolUsage, ReadOp, ReadReply, ReadStep, Result, Scope, SnapContext, SnapId, SnapSet, Store,
-    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteAround, WriteOp, WriteReply, WriteStep,
-    check_copy, probing,
+    PoolOptions, PoolUsage, ReadOp, ReadReply, ReadStep, Result, Scope, Setting, SnapContext, SnapId,
+    SnapSet, Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteAround, WriteOp, WriteReply,
+    WriteStep, check_copy, probing,
 };
 use parking_lot::Mutex;
 
@@ -22,7 +22,7 @@ use crate::config::{CephConfig, OpenError};
 use crate::contexts::Contexts;
 use crate::sys::{Cluster, Ioctx, OpError, Rc};
 use crate::watches::Watches;
-use crate::{addr, copying, reading, reply, without_cxx, writing};
+use crate::{addr, copying, reading, reply, settings, without_cxx, writing};
 
 /// How often, and how long each time, a shutdown looks whether operations are still under way: 10 s in all.
 const SHUTDOWN_POLLS: u32 = 2000;
@@ -161,6 +161,20 @@ impl CephStore {
             .map_err(|errno| self.failed(errno, what))
     }
 
+    /// The monitors' answer to a command; their own words are in the error.
+    async fn monitors(&self, command: String, what: &str) -> Result<Vec<u8>> {
+        let cluster = self.cluster(&|| what.to_owned())?;
+        let done = tokio::task::spawn_blocking(move || cluster.monitors(&command)).await;
+        match done {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err((errno, words))) => Err(self.failed(errno, &|| match words.is_empty() {
+                true => what.to_owned(),
+                false => format!("{what}: {words}"),
+            })),
+            Err(_) => Err(StoreError::new(Errno::EIO, what.to_owned())),
+        }
+    }
+
     /// The context for reads of heads, and for what needs a pool alone.
     async fn pool(&self, scope: &Scope, what: What<'_>) -> Result<Arc<Ioctx>> {
         let cluster = self.cluster(what)?;
@@ -259,6 +273,31 @@ impl Store for CephStore {
         let what = &|| "oldest release of clients".to_owned();
         self.blocking(what, |cluster| cluster.oldest_client_release())
             .await
+    }
+
+    async fn settings(&self) -> Result<Vec<Setting>> {
+        let what = "list the settings of the cluster";
+        let answer = self.monitors(settings::dump(), what).await?;
+        settings::parse(&answer).ok_or_else(|| {
+            StoreError::new(Errno::EIO, format!("{what}: the monitors' answer makes no sense"))
+        })
+    }
+
+    async fn setting_set(&self, setting: &Setting) -> Result<()> {
+        setting.check()?;
+        let what = format!("set {} for {}", setting.name, setting.section);
+        self.monitors(settings::set(setting), &what).await.map(drop)
+    }
+
+    async fn setting_remove(&self, section: &str, name: &str) -> Result<()> {
+        let what = format!("remove {name} for {section}");
+        self.monitors(settings::remove(section, name), &what)
+            .await
+            .map(drop)
+    }
+
+    async fn setting(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.cluster(&|| format!("look at setting {name}"))?.get(name))
     }
 
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {

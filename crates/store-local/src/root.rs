@@ -1,4 +1,4 @@
-//! The store's root directory: `store.db` (who is who, which pools, who is fenced) and `run/` (what lives now).
+//! The store's root directory: `store.db` (who is who, which pools, who is fenced, settings) and `run/` (what lives now).
 //!
 //! Keeps invariant: ids of clients and pools are never given twice; making, removing and resuming the removal of pools
 //! happen one at a time (a lock on the file `lock`). Every change that running clients must notice raises the epoch, a
@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ferry_store::{ClientInstance, EntityAddr, Errno, PoolId, PoolInfo, PoolOptions, Result, StoreError};
+use ferry_store::{
+    ClientInstance, EntityAddr, Errno, PoolId, PoolInfo, PoolOptions, Result, Setting, StoreError,
+};
 use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::FlockOperation;
 
@@ -38,6 +40,10 @@ const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE pools(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, dir TEXT);
 CREATE TABLE blocklist(gid INTEGER PRIMARY KEY, addr TEXT NOT NULL);
+";
+/// Stores that are older than this table get it when they are opened; programs that are older do not look at it.
+const SETTINGS: &str = "
+CREATE TABLE IF NOT EXISTS settings(section TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY(section, name)) WITHOUT ROWID;
 ";
 
 /// The open root of a store.
@@ -260,6 +266,48 @@ impl Root {
         ))
     }
 
+    /// All settings.
+    pub(crate) fn settings(&self) -> Result<Vec<Setting>> {
+        let reader = self.db.reader()?;
+        let rows = reader
+            .prepare_cached("SELECT section, name, value FROM settings")
+            .and_then(|mut statement| {
+                let rows = statement.query_map([], |row| {
+                    Ok(Setting {
+                        section: row.get(0)?,
+                        name: row.get(1)?,
+                        value: row.get(2)?,
+                    })
+                })?;
+                rows.collect()
+            });
+        rows.at(self.db.path(), "read")
+    }
+
+    /// Keeps a setting. Blocks.
+    pub(crate) fn set_setting(&self, setting: &Setting) -> Result<()> {
+        setting.check()?;
+        let (path, row) = (self.db.path().to_owned(), setting.clone());
+        self.db.write(Commit::Full, move |connection| {
+            let row = (row.section, row.name, row.value);
+            connection
+                .execute("INSERT OR REPLACE INTO settings VALUES(?1, ?2, ?3)", row)
+                .at(&path, "write")
+                .map(|_| ())
+        })
+    }
+
+    /// Gives a setting up. Blocks.
+    pub(crate) fn remove_setting(&self, section: &str, name: &str) -> Result<()> {
+        let (path, row) = (self.db.path().to_owned(), (section.to_owned(), name.to_owned()));
+        self.db.write(Commit::Full, move |connection| {
+            connection
+                .execute("DELETE FROM settings WHERE section = ?1 AND name = ?2", row)
+                .at(&path, "write")
+                .map(|_| ())
+        })
+    }
+
     /// All pools, sorted by name.
     pub(crate) fn pools(&self) -> Result<Vec<PoolInfo>> {
         let reader = self.db.reader()?;
@@ -440,9 +488,11 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .at(path, "read")?;
     if tables > 0 {
-        return check_format(meta_get(connection, path, "format")?, FORMAT, path);
+        check_format(meta_get(connection, path, "format")?, FORMAT, path)?;
+        return connection.execute_batch(SETTINGS).at(path, "make tables in");
     }
     connection.execute_batch(TABLES).at(path, "make tables in")?;
+    connection.execute_batch(SETTINGS).at(path, "make tables in")?;
     let uuid = format!("{:032x}", rand::random::<u128>());
     connection
         .execute("INSERT INTO meta(key, value) VALUES('uuid', ?1)", [uuid])

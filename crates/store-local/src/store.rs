@@ -6,14 +6,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
     ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
-    PoolOptions, PoolUsage, ReadNow, ReadOp, ReadReply, Result, Scope, SnapContext, SnapId, SnapSet, Store,
-    StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply,
+    PoolOptions, PoolUsage, ReadNow, ReadOp, ReadReply, Result, Scope, Setting, SnapContext, SnapId, SnapSet,
+    Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply,
 };
 
 use crate::LocalStore;
 use crate::client::{Client, UnderWay};
 use crate::pool::Pool;
 use crate::pool::key::ObjectKey;
+use crate::root::Root;
 use crate::watch::frame::{PAYLOAD_BYTES_MAX, Request};
 use crate::watch::registry::Target;
 use crate::watch::{self};
@@ -69,6 +70,20 @@ impl LocalStore {
             .blocking(move || {
                 let _held = (hold, under_way);
                 work(&pool, &key)
+            })
+            .await
+    }
+
+    async fn on_root<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let under_way = self.client.begin().await?;
+        let client = self.client.clone();
+        self.client
+            .blocking(move || {
+                let _held = under_way;
+                work(&client.root)
             })
             .await
     }
@@ -147,14 +162,27 @@ impl Store for LocalStore {
     }
 
     async fn pool_list(&self) -> Result<Vec<PoolInfo>> {
-        let under_way = self.client.begin().await?;
-        let client = self.client.clone();
-        self.client
-            .blocking(move || {
-                let _held = under_way;
-                client.root.pools()
-            })
+        self.on_root(Root::pools).await
+    }
+
+    async fn settings(&self) -> Result<Vec<Setting>> {
+        self.on_root(Root::settings).await
+    }
+
+    async fn setting_set(&self, setting: &Setting) -> Result<()> {
+        let setting = setting.clone();
+        self.on_root(move |root| root.set_setting(&setting)).await
+    }
+
+    async fn setting_remove(&self, section: &str, name: &str) -> Result<()> {
+        let (section, name) = (section.to_owned(), name.to_owned());
+        self.on_root(move |root| root.remove_setting(&section, &name))
             .await
+    }
+
+    async fn setting(&self, name: &str) -> Result<Option<String>> {
+        let settings = self.settings().await?;
+        Ok(Setting::effective(&settings, Setting::ADMIN, name).map(str::to_owned))
     }
 
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {

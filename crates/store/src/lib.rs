@@ -16,6 +16,7 @@ pub mod ioctx;
 pub mod memory;
 pub mod op;
 pub mod probing;
+mod setting;
 pub mod types;
 pub mod watch;
 pub mod wrappers;
@@ -32,6 +33,7 @@ pub use op::{
     CopyRange, CopyReply, Durability, ReadOp, ReadReply, ReadResult, ReadStep, WriteOp, WriteReply,
     WriteStep, check_copy,
 };
+pub use setting::Setting;
 pub use types::{
     ClientInstance, CloneInfo, EntityAddr, Extent, Namespace, ObjectRef, PoolId, Scope, SnapContext, SnapId,
     SnapSet, Timestamp,
@@ -150,6 +152,20 @@ pub trait Store: Send + Sync + Debug + 'static {
     async fn oldest_client_release(&self) -> Result<u8> {
         Ok(RELEASE_LUMINOUS)
     }
+
+    /// All settings that the store keeps, in any order.
+    async fn settings(&self) -> Result<Vec<Setting>>;
+
+    /// Keeps a setting, in place of the one of the same section and name. `EINVAL` for another section than [`Setting`]
+    /// names, for names and values of no sensible length, and for what the engine knows to make no sense.
+    async fn setting_set(&self, setting: &Setting) -> Result<()>;
+
+    /// Gives a setting up; one that is not there is not missed.
+    async fn setting_remove(&self, section: &str, name: &str) -> Result<()>;
+
+    /// What a setting is for this client; `None` if nobody says anything. An engine whose clients are configured elsewhere too
+    /// takes that into account, and its own defaults, and may go on with what it knew when the client began.
+    async fn setting(&self, name: &str) -> Result<Option<String>>;
 
     /// Usage of a pool. `ENOENT` without it.
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage>;

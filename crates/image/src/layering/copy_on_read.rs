@@ -1,7 +1,7 @@
 //! Copy-on-read: what a client reads of the parent becomes the clone's own, in the background of its reads.
 //!
-//! Off unless it is asked for when the image is opened, or by a setting of the image or its pool (Ceph's
-//! `rbd_clone_copy_on_read`, see [`config`]). Only a handle that may write without asking anybody does it:
+//! Off unless it is asked for when the image is opened, or by a setting of the image, its pool or the store
+//! (Ceph's `rbd_clone_copy_on_read`, see [`config`]). Only a handle that may write without asking anybody does it:
 //! one that owns the lock. A copy that cannot begin at once, as [`MAX_RUNNING`] run already, is left to the next read; one
 //! that fails is nobody's error.
 
@@ -18,13 +18,11 @@ use crate::layout::{ImageExtent, ImageOffset, ObjectNo};
 const MAX_RUNNING: usize = 4;
 static RUNNING: Semaphore = Semaphore::const_new(MAX_RUNNING);
 
-/// Whether the image or its pool asks for it.
+/// Whether the image, its pool or the store asks for it.
 pub(crate) async fn is_wanted(image: &Image) -> Result<bool> {
-    let value = match config::of_image(image, config::CLONE_COPY_ON_READ).await? {
-        None => config::of_pool(image.io(), config::CLONE_COPY_ON_READ).await?,
-        by_image => by_image,
-    };
-    Ok(value.and_then(|value| config::switch(&value)).unwrap_or(false))
+    let setting = config::effective(image.io(), Some(image), config::CLONE_COPY_ON_READ).await?;
+    let wanted = setting.and_then(|setting| config::switch(&setting.value));
+    Ok(wanted.unwrap_or(false))
 }
 
 /// A client has read this range, and some of it was not the clone's own.

@@ -155,6 +155,51 @@ impl Cluster {
         }
     }
 
+    /// Has the monitors carry out a command in their form of JSON, and gives their answer; of a refusal with their words. Blocks.
+    pub(crate) fn monitors(&self, command: &str) -> Result<Vec<u8>, (Errno, String)> {
+        let command = text(command).map_err(|errno| (errno, String::new()))?;
+        let mut lines = [command.as_ptr()];
+        let (mut answer, mut answer_bytes) = (ptr::null_mut(), 0);
+        let (mut words, mut words_bytes) = (ptr::null_mut(), 0);
+        let functions = &self.library.functions;
+        // SAFETY: one string, no input, and places for two buffers, which are given back below.
+        let (done, answer, words) = unsafe {
+            let done = (functions.rados_mon_command)(
+                self.raw,
+                lines.as_mut_ptr(),
+                lines.len(),
+                ptr::null(),
+                0,
+                &mut answer,
+                &mut answer_bytes,
+                &mut words,
+                &mut words_bytes,
+            );
+            let answer = self.taken(answer, answer_bytes);
+            (done, answer, self.taken(words, words_bytes))
+        };
+        match check(done) {
+            Ok(_) => Ok(answer),
+            Err(errno) => Err((errno, String::from_utf8_lossy(&words).into_owned())),
+        }
+    }
+
+    /// The bytes of a buffer of the library, which is given back.
+    ///
+    /// # Safety
+    /// Null, or a buffer of the library with this many bytes.
+    unsafe fn taken(&self, buffer: *mut c_char, length_bytes: usize) -> Vec<u8> {
+        if buffer.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: the caller's promise; nothing uses the buffer afterwards.
+        unsafe {
+            let copy = std::slice::from_raw_parts(buffer.cast::<u8>(), length_bytes).to_vec();
+            (self.library.functions.rados_buffer_free)(buffer);
+            copy
+        }
+    }
+
     /// Bytes that are still free in the cluster. Blocks.
     pub(crate) fn free_bytes(&self) -> Rc<u64> {
         let mut stat = ClusterStat::default();

@@ -100,6 +100,7 @@ functions! {
         rados_getaddrs(RawCluster, *mut *mut c_char) -> c_int;
         rados_buffer_free(*mut c_char);
         rados_cluster_stat(RawCluster, *mut ClusterStat) -> c_int;
+        rados_mon_command(RawCluster, *mut *const c_char, usize, *const c_char, usize, *mut *mut c_char, *mut usize, *mut *mut c_char, *mut usize) -> c_int;
         rados_wait_for_latest_osdmap(RawCluster) -> c_int;
         rados_get_min_compatible_client(RawCluster, *mut i8, *mut i8) -> c_int;
         rados_pool_list(RawCluster, *mut c_char, usize) -> c_int;

@@ -203,6 +203,8 @@ macro_rules! __conformance_table {
             instances_differ
             after_shutdown_every_operation_fails_and_data_stay
             a_killed_client_leaves_what_it_wrote
+            settings_are_kept_for_each_section_until_they_are_given_up
+            settings_of_unknown_sections_are_refused
         ] }
     };
     (@watches $use:ident $argument:tt $group:ident $flavour:ident) => {

@@ -3,7 +3,7 @@
 use super::fixture::{Fixture, Outcome, content, ensure, ensure_eq, ensure_errno, eventually, head, pattern};
 use crate::op::{Durability, ReadOp, WriteOp};
 use crate::types::{PoolId, Scope, SnapContext, SnapId};
-use crate::{Errno, IoCtx, PoolOptions};
+use crate::{Errno, IoCtx, PoolOptions, Setting};
 
 async fn listing(io: &IoCtx, prefix: &str, start_after: &str, max: usize) -> Outcome<Vec<String>> {
     Ok(io
@@ -341,5 +341,55 @@ pub(super) async fn every_operation_is_shut_down(io: &IoCtx) -> Outcome {
     ensure_errno!(store.notify(object, "late".into(), 1000).await, ESHUTDOWN);
     ensure_errno!(store.list_watchers(object).await, ESHUTDOWN);
     ensure_errno!(store.flush(io.scope(), "").await, ESHUTDOWN);
+    Ok(())
+}
+
+/// A setting for a client that nobody is, as a cluster's settings are shared with others.
+fn setting(section: &str, value: &str) -> Setting {
+    Setting {
+        section: section.to_owned(),
+        name: "rbd_clone_copy_on_read".to_owned(),
+        value: value.to_owned(),
+    }
+}
+
+pub(super) async fn settings_are_kept_for_each_section_until_they_are_given_up(t: Fixture) -> Outcome {
+    let (mine, other) = (unique("client.one"), unique("client.two"));
+    let kept = |all: Vec<Setting>| {
+        let mut kept: Vec<Setting> = all
+            .into_iter()
+            .filter(|one| one.section == mine || one.section == other)
+            .collect();
+        kept.sort();
+        kept
+    };
+    let (a, b) = (t.a.store(), t.b.store());
+    a.setting_set(&setting(&mine, "false")).await?;
+    a.setting_set(&setting(&other, "true")).await?;
+    let both = vec![setting(&mine, "false"), setting(&other, "true")];
+    ensure_eq!(
+        kept(b.settings().await?),
+        both,
+        "settings that another client made"
+    );
+    b.setting_set(&setting(&mine, "true")).await?;
+    let both = vec![setting(&mine, "true"), setting(&other, "true")];
+    ensure_eq!(kept(a.settings().await?), both, "a setting that was changed");
+    a.setting_remove(&mine, "rbd_clone_copy_on_read").await?;
+    a.setting_remove(&mine, "rbd_clone_copy_on_read").await?;
+    ensure_eq!(
+        kept(b.settings().await?),
+        vec![setting(&other, "true")],
+        "after one was given up"
+    );
+    b.setting_remove(&other, "rbd_clone_copy_on_read").await?;
+    ensure_eq!(kept(a.settings().await?), Vec::new(), "after all were given up");
+    Ok(())
+}
+
+pub(super) async fn settings_of_unknown_sections_are_refused(t: Fixture) -> Outcome {
+    for section in ["", "osd.a/b", "client.a/b", "nobody"] {
+        ensure_errno!(t.a.store().setting_set(&setting(section, "true")).await, EINVAL);
+    }
     Ok(())
 }

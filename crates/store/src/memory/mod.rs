@@ -25,6 +25,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::task::JoinHandle;
 
+use crate::Setting;
 use crate::class::ClassRegistry;
 use crate::error::Errno;
 use crate::types::{ClientInstance, EntityAddr, Namespace, PoolId, SnapId};
@@ -74,6 +75,7 @@ struct State {
     last_gid: u64,
     blocklist: HashSet<u64>,
     watches: Watches,
+    settings: Vec<Setting>,
 }
 
 #[derive(Clone)]

@@ -21,7 +21,7 @@ use crate::error::{Errno, Result, StoreError};
 use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply, check_copy};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet, Timestamp};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
-use crate::{PoolInfo, PoolOptions, PoolUsage, Store};
+use crate::{PoolInfo, PoolOptions, PoolUsage, Setting, Store};
 
 impl Place {
     fn of(object: ObjectRef<'_>) -> Self {
@@ -30,6 +30,13 @@ impl Place {
             namespace: object.scope.namespace.clone(),
             name: object.name.to_owned(),
         }
+    }
+}
+
+impl State {
+    fn forget_setting(&mut self, section: &str, name: &str) {
+        self.settings
+            .retain(|one| one.section != section || one.name != name);
     }
 }
 
@@ -176,6 +183,28 @@ impl Store for MemoryStore {
         let mut pools: Vec<_> = pools.collect();
         pools.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(pools)
+    }
+
+    async fn settings(&self) -> Result<Vec<Setting>> {
+        Ok(self.state("list settings")?.settings.clone())
+    }
+
+    async fn setting_set(&self, setting: &Setting) -> Result<()> {
+        setting.check()?;
+        let mut state = self.state("keep a setting")?;
+        state.forget_setting(&setting.section, &setting.name);
+        state.settings.push(setting.clone());
+        Ok(())
+    }
+
+    async fn setting_remove(&self, section: &str, name: &str) -> Result<()> {
+        self.state("give a setting up")?.forget_setting(section, name);
+        Ok(())
+    }
+
+    async fn setting(&self, name: &str) -> Result<Option<String>> {
+        let state = self.state("look at a setting")?;
+        Ok(Setting::effective(&state.settings, Setting::ADMIN, name).map(str::to_owned))
     }
 
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {

@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
-use crate::{PoolInfo, PoolOptions, PoolUsage, Store, WriteAround};
+use crate::{PoolInfo, PoolOptions, PoolUsage, Setting, Store, WriteAround};
 
 pub use faulty::{CountedFault, Fault, Faults, FaultyStore, Moment};
 pub use probing::{Probing, ProbingStore};
@@ -35,6 +35,8 @@ pub enum OpKind {
     PoolRemove,
     PoolList,
     PoolUsage,
+    SettingSet,
+    SettingRemove,
     ListObjects,
     Read,
     Write,
@@ -61,6 +63,8 @@ impl OpKind {
             self,
             Self::PoolCreate
                 | Self::PoolRemove
+                | Self::SettingSet
+                | Self::SettingRemove
                 | Self::Write
                 | Self::CopyInto
                 | Self::Rollback
@@ -272,6 +276,26 @@ impl<H: Hook> Store for Wrapper<H> {
 
     async fn oldest_client_release(&self) -> Result<u8> {
         self.inner.oldest_client_release().await
+    }
+
+    async fn settings(&self) -> Result<Vec<Setting>> {
+        self.inner.settings().await
+    }
+
+    async fn setting_set(&self, setting: &Setting) -> Result<()> {
+        let arguments = Self::arguments(|| format!("for {}", setting.section));
+        let call = elsewhere(OpKind::SettingSet, &setting.name, arguments);
+        self.around(call, self.inner.setting_set(setting)).await
+    }
+
+    async fn setting_remove(&self, section: &str, name: &str) -> Result<()> {
+        let arguments = Self::arguments(|| format!("for {section}"));
+        let call = elsewhere(OpKind::SettingRemove, name, arguments);
+        self.around(call, self.inner.setting_remove(section, name)).await
+    }
+
+    async fn setting(&self, name: &str) -> Result<Option<String>> {
+        self.inner.setting(name).await
     }
 
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {

@@ -16,25 +16,29 @@ const DEVICE_SPEC: Positional = positional(
 );
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::to_come(
+    Command::built(
+        CommandId::ConfigGlobalGet,
         &["config", "global", "get"],
         "Print a setting of all clients or one client.",
     )
     .positionals(&[ENTITY, KEY]),
-    Command::to_come(
+    Command::built(
+        CommandId::ConfigGlobalList,
         &["config", "global", "list"],
         "List the settings of all clients or one client.",
     )
     .aliases(&[&["config", "global", "ls"]])
     .positionals(&[ENTITY])
     .options(&[FORMAT]),
-    Command::to_come(
+    Command::built(
+        CommandId::ConfigGlobalRemove,
         &["config", "global", "remove"],
         "Delete a setting of all clients or one client.",
     )
     .aliases(&[&["config", "global", "rm"]])
     .positionals(&[ENTITY, KEY]),
-    Command::to_come(
+    Command::built(
+        CommandId::ConfigGlobalSet,
         &["config", "global", "set"],
         "Change a setting of all clients or one client.",
     )
