@@ -274,3 +274,36 @@ fn whoever_asks_for_something_else_is_told_so_and_the_server_lives() {
     );
     served.stop();
 }
+
+#[test]
+fn reads_that_the_parent_of_a_clone_answers_are_counted() {
+    let ferry = Ferry::new();
+    ferry.import(
+        &vec![7; (OBJECTS * OBJECT_BYTES) as usize],
+        "rbd/base",
+        &["--object-size", "256K"],
+    );
+    ferry.ok(&["snap", "create", "--no-progress", "rbd/base@s"]);
+    ferry.ok(&["snap", "protect", "rbd/base@s"]);
+    ferry.ok(&["clone", "rbd/base@s", "fast/disk"]);
+    let served = ferry.serve(&["--metrics", "0", "fast/disk"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = connect(&served.socket, "fast/disk").await;
+        for object in 0..4 {
+            client.read(object * OBJECT_BYTES, 4096).await.unwrap();
+        }
+        let data = Bytes::from(vec![9; 512]);
+        client.write(0, data, false).await.unwrap();
+        // The clone's own by now.
+        client.read(0, 4096).await.unwrap();
+        client.read(OBJECT_BYTES, 512).await.unwrap();
+        client.disconnect().await.unwrap();
+    });
+    let seen = Scrape::of(&served);
+    assert_eq!(seen.image("requests_total", "read"), 6);
+    assert_eq!(seen.image("parent_reads_total", ""), 5);
+    assert_eq!(seen.image("parent_read_bytes_total", ""), 4 * 4096 + 512);
+    assert_eq!(seen.image("source_reads_total", ""), 0);
+    served.stop();
+}

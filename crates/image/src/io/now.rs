@@ -87,7 +87,11 @@ impl Image {
         let inside = extent.image_offset.0 + buffer.len() as u64 <= overlap_bytes;
         match self.parent() {
             Some(parent) if inside && !self.inner.read_only && !self.copies_on_read() => {
-                parent.read_now(extent.image_offset.0, buffer)
+                let found = parent.read_now(extent.image_offset.0, buffer);
+                if found == ReadNow::Filled {
+                    self.stats().parent_was_read(buffer.len() as u64);
+                }
+                found
             }
             _ => ReadNow::WouldWait,
         }

@@ -241,7 +241,13 @@ impl View<'_> {
     async fn through_parent(&self, extent: ObjectExtent) -> Result<Found> {
         let overlap_bytes = self.header.parent_overlap_bytes(self.snap);
         match self.parent.filter(|_| overlap_bytes > 0) {
-            Some(parent) => parent.read_through(self.image, extent, overlap_bytes).await,
+            Some(parent) => {
+                let (found, asked_bytes) = parent.read_through(self.image, extent, overlap_bytes).await?;
+                if asked_bytes > 0 {
+                    self.image.stats().parent_was_read(asked_bytes);
+                }
+                Ok(found)
+            }
             None => Ok(Found {
                 runs: Vec::new(),
                 some_absent: true,

@@ -241,7 +241,7 @@ async fn content(
         length_bytes: image.layout().object_size_bytes(),
         image_offset: ImageOffset(first_byte(image, object_no)),
     };
-    let found = parent.read_through(image, whole, overlap_bytes).await?;
+    let (found, _) = parent.read_through(image, whole, overlap_bytes).await?;
     Ok(by_object_offset(image, object_no, found.runs))
 }
 

@@ -66,21 +66,23 @@ impl Parent {
         .await
     }
 
-    /// Reads what the parent shows through an extent of an object of the clone.
+    /// Reads what the parent shows through an extent of an object of the clone, and how many bytes of it it was asked for.
     pub(crate) async fn read_through(
         &self,
         child: &Image,
         extent: ObjectExtent,
         overlap_bytes: u64,
-    ) -> Result<Found> {
+    ) -> Result<(Found, u64)> {
         let mut out = Found::default();
+        let mut asked_bytes = 0;
         for piece in shown(child, extent, overlap_bytes) {
+            asked_bytes += piece.length_bytes;
             let found = self.read(piece.offset.0, piece.length_bytes).await?;
             out.runs.extend(found.runs);
         }
         // Absent in the clone, whatever the parent has.
         out.some_absent = true;
-        Ok(out)
+        Ok((out, asked_bytes))
     }
 
     /// Fills `buffer` from the parent's own object, if that needs no waiting. What the parent does not have itself takes a

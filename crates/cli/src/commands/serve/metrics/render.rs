@@ -250,6 +250,16 @@ impl Out<'_, '_> {
             of_layers(|layer| layer.source_read_bytes),
         )?;
         self.counter(
+            "ferry_image_parent_reads",
+            "Reads of objects that went to the parent of a clone",
+            of_layers(|layer| layer.parent_reads),
+        )?;
+        self.counter(
+            "ferry_image_parent_read_bytes",
+            "Bytes that reads asked the parent of a clone for",
+            of_layers(|layer| layer.parent_read_bytes),
+        )?;
+        self.counter(
             "ferry_image_copied_up_objects",
             "Objects copied from the source of a migration because a client changed them",
             of_layers(|layer| layer.copied_up_objects),
