@@ -5,11 +5,13 @@ mod support;
 
 use ferry_cls::rbd::{feature, flag};
 use ferry_image::admin::create;
+use ferry_image::diff::Diff;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::object_map::rebuild;
 use ferry_image::{Image, ImageKey, OpenOptions, Progress};
 use ferry_store::{Errno, IoCtx, SnapId};
+use futures::StreamExt as _;
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 200_000;
@@ -143,6 +145,39 @@ async fn sparsify_gives_back_zeroes_of_the_head_alone() {
         let bytes = snap.read(0, SIZE).await.unwrap();
         assert!(bytes[..100_000].iter().all(|byte| *byte == 7));
         snap.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sparsify_calls_no_object_changed_that_has_nothing_to_cut() {
+    for engine in [Engine::memory(), Engine::local()] {
+        let io = pool(&engine.connect().await, "rbd").await;
+        let image = image(&io).await;
+        // An object with zeroes of a unit between data, one that ends with some, and one whose unit is zero in part only.
+        let with_zeroes = |range: std::ops::Range<usize>| {
+            let mut bytes = vec![5; 16384];
+            bytes[range].fill(0);
+            bytes::Bytes::from(bytes)
+        };
+        image.write(131_072, with_zeroes(4096..8192)).await.unwrap();
+        image.write(163_840, with_zeroes(10..4106)).await.unwrap();
+        image.snap_create("t", &silent()).await.unwrap();
+        let before = image.read(0, SIZE).await.unwrap();
+        image.sparsify(4096, &silent()).await.unwrap();
+        assert!(image.read(0, SIZE).await.unwrap() == before);
+        assert_eq!(rebuild::verify(&image, &silent()).await.unwrap(), []);
+
+        let newest = *image.header().snaps.keys().next_back().unwrap();
+        let diff = Diff::new(&image, Some(newest), true).await.unwrap();
+        let parts: Vec<_> = diff.extents().collect().await;
+        let changed: Vec<(u64, u64)> = parts
+            .into_iter()
+            .flat_map(Result::unwrap)
+            .map(|extent| (extent.offset.0, extent.length_bytes))
+            .collect();
+        assert_eq!(changed, [(131_072, 32_768)]);
+        drop(diff);
+        image.close().await.unwrap();
     }
 }
 
