@@ -248,6 +248,39 @@ fn each_side_refuses_for_format_1_what_the_other_refuses() {
 }
 
 #[test]
+fn an_image_of_format_1_is_in_no_group_in_the_eyes_of_both_sides() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    let past = Past::new(&ferry, Side::Ferry, 2);
+    let (name, group) = (&past.name, unique("group"));
+    ferry.ok(&["group", "create", &group]);
+    for verb in ["add", "rm"] {
+        let said = Side::BOTH.map(|side| {
+            let done = ferry.run_as(side, &["group", "image", verb, &group, name]);
+            let lines: Vec<&str> = done.stderr.lines().collect();
+            let said = lines.iter().find(|line| line.starts_with("rbd: ")).copied();
+            (done.code, done.stdout.clone(), said.map(str::to_owned))
+        });
+        assert_eq!(said[0], said[1], "{verb}");
+        assert_eq!(said[0].0, 2, "{verb}");
+    }
+    for side in Side::BOTH {
+        assert_eq!(ferry.ok_as(side, &["group", "image", "ls", &group]), "");
+    }
+    past.check(&ferry, name, "after it was refused");
+
+    // As format 2 it may be in one.
+    ferry.ok(&["migration", "prepare", name]);
+    ferry.ok(&["migration", "execute", "--no-progress", name]);
+    ferry.ok(&["migration", "commit", "--no-progress", name]);
+    ferry.ok_as(Side::Ceph, &["group", "image", "add", &group, name]);
+    for side in Side::BOTH {
+        let listed = ferry.ok_as(side, &["group", "image", "ls", &group]);
+        assert_eq!(listed.trim_end(), format!("rbd/{name}"));
+    }
+    ferry.ok(&["group", "rm", &group]);
+}
+
+#[test]
 fn a_migration_from_format_1_changes_hands_at_every_verb() {
     let Some(ferry) = Ferry::on_ceph() else { return };
     for combination in 0..16u64 {

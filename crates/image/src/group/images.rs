@@ -160,7 +160,7 @@ async fn find(io: &IoCtx, name: &str) -> Result<String> {
     let id = directory::listed_id(io, name).await?;
     id.ok_or_else(|| {
         ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image '{name}'"))
-            .hint("'rbd ls' lists the images")
+            .hint("'rbd ls' lists the images; one of format 1 has to be migrated to format 2 first")
     })
 }
 
