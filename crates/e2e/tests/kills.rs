@@ -236,6 +236,7 @@ fn kill_servers(mut traveller: Traveller, count: u32) {
     traveller.check(&served, "at the end");
     served.stop();
     println!("{count} kills of serve, {} migrations", traveller.migrations);
+    println!("campaign: real-kills of=serve kills={count}");
     assert!(traveller.migrations > 0);
 }
 
@@ -305,6 +306,7 @@ fn kill_executes(mut traveller: Traveller, count: u32) {
         assert!(!trash.contains(name), "{trash}");
     }
     println!("{count} kills of execute, {} migrations", traveller.migrations);
+    println!("campaign: real-kills of=execute kills={count}");
 }
 
 /// Runs a verb again until it succeeds or says that it has already been done.
@@ -384,4 +386,5 @@ fn every_verb_killed_at_any_moment_finishes_when_it_is_run_again() {
         assert_eq!(image.len(), (BLOCKS / 4 * BLOCK_BYTES) as usize);
     }
     println!("{killed} kills of verbs");
+    println!("campaign: real-kills of=verbs kills={killed}");
 }

@@ -869,11 +869,11 @@ async fn histories(engine: &str, histories: u64) {
         _ => rand::rng().random::<u32>().into(),
     };
     let first = number("FERRY_SEED", usual);
-    let histories = if std::env::var_os("FERRY_SEED").is_some() {
-        1
-    } else {
-        number("FERRY_HISTORIES", histories)
+    let usual = match std::env::var_os("FERRY_SEED") {
+        Some(_) => 1,
+        None => histories,
     };
+    let histories = number("FERRY_HISTORIES", usual);
     for seed in first..first + histories {
         println!("engine {engine}, FERRY_SEED={seed} FERRY_STEPS={steps}");
         let mut history = History::new(Engine::named(engine), seed).await;
@@ -894,6 +894,7 @@ async fn histories(engine: &str, histories: u64) {
         history.check("at the end").await;
         history.close().await;
     }
+    println!("campaign: model engine={engine} seed={first} histories={histories}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -75,6 +75,31 @@ impl Inode {
         self.sizes.clear();
     }
 
+    /// How many lengths and sectors are not durable.
+    pub(super) fn unsynced(&self) -> u64 {
+        self.history.len() as u64 + u64::from(!self.sizes.is_empty())
+    }
+
+    /// What a power loss makes of it that keeps of each unsynced length and sector either the newest content or the synced one.
+    /// `keeps` is asked for the length with `None`, for a sector with its number.
+    pub(super) fn lose_by(&mut self, keeps: &mut dyn FnMut(Option<u64>) -> bool) {
+        let newest = (self.size, std::mem::take(&mut self.sectors));
+        self.sectors = std::mem::take(&mut self.durable);
+        self.size = self.durable_size;
+        if !std::mem::take(&mut self.sizes).is_empty() && keeps(None) {
+            self.size = newest.0;
+        }
+        for sector in std::mem::take(&mut self.history).into_keys() {
+            if keeps(Some(sector)) {
+                match newest.1.get(&sector) {
+                    Some(bytes) => self.sectors.insert(sector, bytes.clone()),
+                    None => self.sectors.remove(&sector),
+                };
+            }
+        }
+        self.settle();
+    }
+
     /// What a power loss makes of it.
     pub(super) fn lose(&mut self, rng: &mut StdRng) {
         self.size = self.durable_size;
@@ -91,6 +116,11 @@ impl Inode {
                 };
             }
         }
+        self.settle();
+    }
+
+    /// What is there now is what the medium holds.
+    fn settle(&mut self) {
         let (size, inside) = (self.size, (self.size % SECTOR_BYTES) as usize);
         self.sectors.retain(|sector, _| sector * SECTOR_BYTES < size);
         if inside > 0

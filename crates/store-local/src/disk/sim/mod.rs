@@ -42,13 +42,30 @@ pub enum Fault {
     Syncs,
 }
 
+/// What a power loss takes of what was not synced: names, lengths and sectors, in an order that is always the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// All of it.
+    All,
+    /// Nothing.
+    Nothing,
+    /// Only the nth, from 0.
+    Only(u64),
+    /// All but the nth, from 0.
+    AllBut(u64),
+    /// Of each block of 4096 bytes all or nothing, as the seed decides; names and lengths one by one.
+    Blocks(u64),
+    /// Of each sector any content that it had since the sync, and so for lengths and names: what [`SimDisk::crash`] does.
+    Sectors(u64),
+}
+
 /// A simulated disk.
 #[derive(Debug, Clone, Default)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     boot: u64,
     next: u64,
@@ -61,6 +78,7 @@ struct State {
     /// How many more calls go well first, and how many then fail.
     faults: HashMap<Fault, (u64, u64)>,
     writes: u64,
+    loses_syncs: bool,
 }
 
 fn error(errno: ferry_store::Errno) -> io::Error {
@@ -106,6 +124,12 @@ impl State {
         }
     }
 
+    fn unsynced_names(&self) -> Vec<PathBuf> {
+        let paths: BTreeSet<&PathBuf> = self.names.keys().chain(self.durable_names.keys()).collect();
+        let differs = |path: &&&PathBuf| self.names.get(**path) != self.durable_names.get(**path);
+        paths.iter().filter(differs).map(|path| (*path).clone()).collect()
+    }
+
     /// Drops files that no name leads to.
     fn collect(&mut self) {
         let named: BTreeSet<u64> = self.names.values().copied().collect();
@@ -124,6 +148,84 @@ impl SimDisk {
         let disk = Self::default();
         disk.state.lock().reflinks = true;
         disk
+    }
+
+    /// Another disk with the same content, synced and unsynced.
+    pub fn fork(&self) -> Self {
+        let state = self.state.lock().clone();
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Becomes what `other` is, in another boot: files that are open are dead.
+    pub fn restore(&self, other: &Self) {
+        let restored = other.state.lock().clone();
+        let mut state = self.state.lock();
+        let boot = state.boot + 1;
+        *state = restored;
+        state.boot = state.boot.max(boot);
+    }
+
+    /// How many names, lengths and sectors are not synced.
+    pub fn unsynced(&self) -> u64 {
+        let state = self.state.lock();
+        let files: u64 = state.inodes.values().map(Inode::unsynced).sum();
+        state.unsynced_names().len() as u64 + files
+    }
+
+    /// As [`SimDisk::crash`], with a chosen loss.
+    pub fn crash_with(&self, loss: Loss) {
+        let seed = match loss {
+            Loss::Sectors(seed) => return self.crash(seed),
+            Loss::Blocks(seed) => seed,
+            _ => 0,
+        };
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut counter = 0;
+        let mut keeps_next = |rng: &mut StdRng| {
+            let nth = counter;
+            counter += 1;
+            match loss {
+                Loss::All => false,
+                Loss::Nothing => true,
+                Loss::Only(lost) => nth != lost,
+                Loss::AllBut(kept) => nth == kept,
+                Loss::Blocks(_) | Loss::Sectors(_) => rng.random_bool(0.5),
+            }
+        };
+        let mut state = self.state.lock();
+        state.boot += 1;
+        for path in state.unsynced_names() {
+            if !keeps_next(&mut rng) {
+                match state.durable_names.get(&path).copied() {
+                    Some(id) => state.names.insert(path, id),
+                    None => state.names.remove(&path),
+                };
+            }
+        }
+        state.durable_names = state.names.clone();
+        let mut ids: Vec<u64> = state.inodes.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(inode) = state.inodes.get_mut(&id) else {
+                continue;
+            };
+            let mut block = None;
+            inode.lose_by(&mut |sector| match (loss, sector) {
+                (Loss::Blocks(_), Some(sector)) => match block {
+                    Some((of, kept)) if of == sector / BLOCK_SECTORS => kept,
+                    _ => {
+                        let kept = keeps_next(&mut rng);
+                        block = Some((sector / BLOCK_SECTORS, kept));
+                        kept
+                    }
+                },
+                _ => keeps_next(&mut rng),
+            });
+        }
+        state.collect();
+        state.faults.clear();
     }
 
     /// Cuts the power: what was not synced is kept, lost or torn as `seed` decides. Stores on the disk must have ended;
@@ -171,6 +273,11 @@ impl SimDisk {
     /// Lets `before` calls of a kind through and makes the `calls` after them fail; 0 ends it.
     pub fn fail_after(&self, fault: Fault, before: u64, calls: u64) {
         self.state.lock().faults.insert(fault, (before, calls));
+    }
+
+    /// A defect, planted to see who notices: syncs of files succeed and make nothing durable.
+    pub fn lose_syncs(&self, lose: bool) {
+        self.state.lock().loses_syncs = lose;
     }
 
     /// Limits the space; `None` for endless.
@@ -330,6 +437,9 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.with(|state| {
             let outcome = state.fails(Fault::Syncs);
+            if state.loses_syncs {
+                return outcome;
+            }
             let inode = self.inode(state)?;
             match outcome {
                 Ok(()) => inode.sync(),
@@ -441,6 +551,9 @@ impl Disk for SimDisk {
     fn sync_all(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         let outcome = state.fails(Fault::Syncs);
+        if state.loses_syncs {
+            return outcome;
+        }
         let state = &mut *state;
         let ids: Vec<u64> = state
             .names
