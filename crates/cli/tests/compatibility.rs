@@ -123,6 +123,16 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Options that Ceph's command takes without explaining them.
+const UNEXPLAINED: &[(&str, &[&str])] = &[
+    ("clone", &["order"]),
+    ("copy", &["order"]),
+    ("create", &["new-format", "order"]),
+    ("deep copy", &["order"]),
+    ("import", &["image", "new-format", "order", "pool"]),
+    ("migration prepare", &["new-format", "order"]),
+];
+
 fn list() -> BTreeMap<String, BTreeSet<String>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ceph-commands.txt");
     let text = std::fs::read_to_string(path).unwrap();
@@ -161,7 +171,7 @@ fn page() -> String {
          Every command and option of Ceph's `rbd` 16.2.15. This page is made from the command table by `crates/cli/tests/compatibility.rs`,\n\
          which fails if it is out of date; `FERRY_UPDATE=1` writes it anew.\n\n\
          Outputs and exit codes are compared with recorded sessions of Ceph's command (`crates/cli/tests/golden`), files with Ceph's\n\
-         own, byte by byte. What is *to come* or *not supported* is known to the command line, explained by `rbd help`, and exits 95.\n\n\
+         own, byte by byte. An option that a row does not name is taken and does what Ceph's does. What is *to come* or *not supported* is known to the command line, explained by `rbd help`, and exits 95.\n\n\
          | command | state | notes |\n|---|---|---|\n",
     );
     let mut count: BTreeMap<&str, usize> = BTreeMap::new();
@@ -233,4 +243,58 @@ fn what_is_said_to_differ_works() {
         let command = own(name).unwrap();
         assert!(matches!(command.state, State::Built(_)), "{name}: {why}");
     }
+}
+
+/// The options that a text of `rbd help` explains: `  --long arg  what` or `  -s [ --long ] arg  what`.
+fn explained(help: &str) -> BTreeSet<String> {
+    let long = |line: &str| {
+        let line = line.strip_prefix("  ")?;
+        let line = match line.strip_prefix('-') {
+            Some(rest) if !rest.starts_with('-') => rest.get(1..)?.strip_prefix(" [ ")?,
+            _ => line,
+        };
+        let name = line.strip_prefix("--")?;
+        let end = name.find(|c: char| !c.is_ascii_lowercase() && c != '-' && c != '_');
+        Some(name[..end.unwrap_or(name.len())].to_owned())
+    };
+    help.lines().filter_map(long).collect()
+}
+
+/// The list itself is judged by Ceph's command, where it is installed.
+#[test]
+fn the_list_of_commands_and_options_is_the_one_that_ceph_s_command_explains() {
+    let help = |words: &[&str]| {
+        let asked = std::process::Command::new("/usr/bin/rbd")
+            .arg("help")
+            .args(words)
+            .output();
+        asked
+            .ok()
+            .map(|asked| String::from_utf8_lossy(&asked.stdout).into_owned())
+    };
+    let Some(all) = help(&[]).filter(|text| text.contains("mirror pool peer bootstrap create")) else {
+        eprintln!("LEFT OUT: Ceph's rbd is not installed");
+        return;
+    };
+    let rows = all
+        .lines()
+        .filter(|line| line.starts_with("    ") && !line.starts_with("     "));
+    assert_eq!(rows.count(), list().len(), "commands");
+    for (name, options) in list() {
+        let words: Vec<&str> = name.split(' ').collect();
+        let text = help(&words).unwrap();
+        assert!(text.starts_with(&format!("usage: rbd {name}")), "{name}: {text}");
+        let unexplained = UNEXPLAINED.iter().find(|(command, _)| *command == name);
+        let unexplained = unexplained.map_or(&[][..], |(_, options)| *options);
+        let mut expected = explained(&text);
+        expected.extend(unexplained.iter().map(|&option| option.to_owned()));
+        assert_eq!(options, expected, "{name}");
+    }
+}
+
+#[test]
+fn an_option_is_found_in_a_line_of_help_however_it_is_written() {
+    let text = "usage: rbd x [--no]\n  -t [ --device-type ] arg device\n  --show-cookie            x --y\n                  --z\n";
+    let found: Vec<String> = explained(text).into_iter().collect();
+    assert_eq!(found, ["device-type", "show-cookie"]);
 }
