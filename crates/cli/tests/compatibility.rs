@@ -47,8 +47,13 @@ const DIFFERS: &[(&str, &str)] = &[
          in `copy`, `deep copy` and `import`, which make format 2 only",
     ),
     (
+        "clone",
+        "an object size alone means default striping, as for `copy`, unless the parent is striped",
+    ),
+    (
         "deep copy",
-        "an object size alone means default striping, as for `copy`",
+        "an object size alone means default striping, as for `copy`; a clone's copy is of the clone's format, where Ceph's refuses an \
+         unprotected snapshot if new clones are of format 1",
     ),
     (
         "diff",
@@ -97,6 +102,10 @@ const DIFFERS: &[(&str, &str)] = &[
                      too (74); Ceph applies it up to there",
     ),
     (
+        "info",
+        "of a clone: a removed snapshot that clones still show has the name that it had, where Ceph's shows an id",
+    ),
+    (
         "merge-diff",
         "runs that lie outside the image are refused as damaged (22), not as out of order (95)",
     ),
@@ -110,7 +119,8 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
     (
         "rename",
-        "the error for another pool names both pools; an image of format 1 keeps its metadata, and is not renamed while it is open",
+        "the error for another pool names both pools; a new name with a pool but without a namespace is one without a namespace, not \
+         one in the old namespace; an image of format 1 keeps its metadata, and is not renamed while it is open",
     ),
     (
         "snap rollback",

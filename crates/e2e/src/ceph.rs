@@ -91,7 +91,8 @@ impl Ferry {
                     .arg("-c")
                     .arg(self.ceph_conf())
                     .args(words)
-                    .env("TZ", "UTC");
+                    .env("TZ", "UTC")
+                    .envs(self.variables().iter().cloned());
                 command
             }
         }

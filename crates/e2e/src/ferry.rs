@@ -88,6 +88,10 @@ impl Ferry {
         self
     }
 
+    pub(crate) fn variables(&self) -> &[(String, String)] {
+        &self.variables
+    }
+
     /// The directory for files alone.
     pub(crate) fn into_directory(self) -> TempDir {
         self.directory

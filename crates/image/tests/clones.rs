@@ -240,6 +240,40 @@ async fn formats_and_places_follow_their_rules() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clone_is_striped_as_its_parent_unless_told_otherwise() {
+    let io = pool(&Engine::memory().connect().await, "rbd").await;
+    let options = create::CreateOptions {
+        size_bytes: 1 << 20,
+        order: Some(16),
+        stripe_unit_bytes: 4096,
+        stripe_count: 3,
+        ..create::CreateOptions::default()
+    };
+    create::create(&io, "p", &options).await.unwrap();
+    snap(&io, "p", "s").await;
+    for (child, order, striping, wanted) in [
+        ("a", None, None, (16, 4096, 3)),
+        ("b", Some(14), None, (14, 4096, 3)),
+        ("c", Some(14), Some((16384, 1)), (14, 16384, 1)),
+    ] {
+        let options = CloneOptions {
+            order,
+            stripe_unit_bytes: striping.map(|(unit, _)| unit),
+            stripe_count: striping.map(|(_, count)| count),
+            format: Some(CloneFormat::Two),
+            ..CloneOptions::default()
+        };
+        let key = SnapKey::Name("s".to_owned());
+        clone(&io, "p", &key, &io, child, &options).await.unwrap();
+        let image = open_read_only(&io, child).await;
+        let layout = image.layout();
+        let found = (layout.order(), layout.stripe_unit_bytes(), layout.stripe_count());
+        assert_eq!(found, wanted, "{child}");
+        image.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removed_snapshot_serves_its_clones_until_the_last_one_goes() {
     let engine = Engine::memory();
     let io = pool(&engine.connect().await, "rbd").await;

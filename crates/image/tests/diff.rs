@@ -213,8 +213,8 @@ async fn every_byte_that_differs_in_a_clone_of_a_clone_is_told() {
             let TestLayout(order, unit, count) = LAYOUTS[(round + depth) % 3];
             let options = CloneOptions {
                 order: Some(order),
-                stripe_unit_bytes: unit,
-                stripe_count: count,
+                stripe_unit_bytes: Some(unit),
+                stripe_count: Some(count),
                 format: Some(CloneFormat::Two),
                 ..CloneOptions::default()
             };

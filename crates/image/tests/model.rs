@@ -185,8 +185,8 @@ async fn make_clone(
     };
     let options = CloneOptions {
         order: Some(order),
-        stripe_unit_bytes,
-        stripe_count,
+        stripe_unit_bytes: Some(stripe_unit_bytes),
+        stripe_count: Some(stripe_count),
         format: Some(format),
         features: rng.random_bool(0.2).then_some(feature::LAYERING),
         ..CloneOptions::default()

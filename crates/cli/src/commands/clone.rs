@@ -24,8 +24,8 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let format = session.invocation().config_overrides.clone_format();
     let options = CloneOptions {
         order: options.order,
-        stripe_unit_bytes: options.stripe_unit_bytes.unwrap_or(0),
-        stripe_count: options.stripe_count.unwrap_or(0),
+        stripe_unit_bytes: options.stripe_unit_bytes,
+        stripe_count: options.stripe_count,
         data_pool: options.data_pool,
         features: options.features,
         features_clear: options.features_clear,
@@ -46,7 +46,10 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
         &options,
     )
     .await
-    .map_err(|error| error.failed(WHAT))
+    .map_err(|error| match error.errno {
+        Errno::EXDEV => error.said("rbd: clone v2 required for cross-namespace clones."),
+        _ => error.failed(WHAT),
+    })
 }
 
 pub(super) async fn flatten(session: &Session) -> Result<(), Failure> {

@@ -65,7 +65,36 @@ pub const IMPROVEMENTS: &[Improvement] = &[
         document: "docs/compatibility.md",
         words: "snapshots taken on the target are named, and only dropped with `--force`",
     },
+    // Ferry's name is taken where Ceph's shows an id.
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "a removed snapshot that clones still show has the name that it had",
+    },
     // Left out of the sequence.
+    Improvement {
+        document: "docs/migration.md",
+        words: "| abort after a discard on the target | what was discarded is back | it stays zero |",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "a new name with a pool but without a namespace is one without a namespace",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "where Ceph's refuses an unprotected snapshot if new clones are of format 1",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "an image of format 1 keeps its metadata",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "shows images in the trash, at which Ceph's list ends",
+    },
+    Improvement {
+        document: "docs/compatibility.md",
+        words: "changes nothing unless the snapshot is complete and every image has its part",
+    },
     Improvement {
         document: "docs/ceph.md",
         words: "Zeroes are never written where they can be discarded to the byte",
@@ -115,6 +144,8 @@ pub enum Past {
     Otherwise,
     /// Zeroes were written, or changes of a migration target were copied back, and Ferry's objects may hold less for it.
     Less,
+    /// Something was zeroed or removed while it was a migration target.
+    Emptied,
     /// It was larger.
     Shrunk,
     /// It had a limit of snapshots, which a migration takes along, unlike Ceph's.
@@ -161,6 +192,14 @@ impl Known {
                 self.add(spec, Past::Otherwise);
             }
         }
+        let empties =
+            matches!(words[0], "resize" | "sparsify" | "import-diff") || line.starts_with("snap rollback");
+        for spec in specs.iter().filter(|_| empties) {
+            let image = world.image(spec.split('@').next().unwrap_or(spec));
+            if image.is_some_and(|image| image.migration.is_some()) {
+                self.add(spec, Past::Emptied);
+            }
+        }
         match (words[0], words.get(1).copied().unwrap_or(""), &specs[..]) {
             ("clone", _, [from, to]) => self.inherit(to, from),
             ("snap", "rollback", [spec]) | ("migration", "prepare", [spec]) => {
@@ -172,6 +211,13 @@ impl Known {
                 }
             }
             ("snap", "limit", [spec]) => self.add(spec, Past::Limited),
+            ("group", "snap", [spec]) if line.contains(" rollback ") => {
+                let name = spec.split('@').next().unwrap_or(spec);
+                let group = world.groups.iter().find(|group| group.name == name);
+                for image in group.map_or(&[][..], |group| &group.images) {
+                    self.add(image, Past::Otherwise);
+                }
+            }
             ("resize" | "import-diff", ..) => {
                 for spec in &specs {
                     self.add(spec, Past::Shrunk);
@@ -191,8 +237,9 @@ impl Known {
                 let old = words.iter().find_map(|word| word.strip_prefix("trash:"));
                 let new = words.iter().skip_while(|word| **word != "--image").nth(1);
                 if let (Some(old), Some(new)) = (old, new) {
-                    let pool = old.split('/').next().unwrap_or("");
-                    self.inherit(&format!("{pool}/{new}"), old);
+                    let place = old.split('/').next().unwrap_or("");
+                    let new = new.rsplit('.').next().unwrap_or(new);
+                    self.inherit(&format!("{place}/{new}"), old);
                 }
             }
             _ => {}
@@ -231,15 +278,52 @@ impl Known {
         let spec = words.iter().find(|word| is_spec(word));
         let image = spec.and_then(|spec| world.image(spec.split('@').next()?));
         let state = image.and_then(|image| image.migration.as_deref());
-        let names = words.iter().filter(|word| is_spec(word)).count();
+        let specs: Vec<&str> = words.iter().copied().filter(|word| is_spec(word)).collect();
+        let to = specs.get(1).or(specs.first()).copied().unwrap_or("");
+        // Ceph's clone of a clone of format 2 is of format 1, which an unprotected snapshot has not.
+        let unprotected = image.is_some_and(|image| {
+            let parent = image.parent.as_ref();
+            parent.is_some_and(|(name, snap)| {
+                let snaps = world.image(name).map_or(&[][..], |parent| &parent.snaps);
+                !snaps.iter().any(|found| found.name == *snap && found.protected)
+            })
+        });
+        let in_group = image.and_then(|image| world.group_of(&image.name));
+        let without_namespace = |name: &str| name.starts_with("=/");
         match (words[0], words.get(1).copied().unwrap_or("")) {
+            // A file that leaves out what reads as zero is for an image that has nothing there.
+            ("import-diff", _) if self.reads_loose(line) => true,
+            ("deep", _) if unprotected && !line.contains("--flatten") => true,
+            ("migration", "prepare") if unprotected => true,
+            // Ceph's crashes.
+            ("migration", "prepare")
+                if in_group.is_some_and(|group| without_namespace(&group.name) != without_namespace(to)) =>
+            {
+                true
+            }
+            // Ceph's loses its metadata.
+            ("mv", _) if image.is_some_and(|image| image.old && image.has_metadata) => true,
+            ("mv", _)
+                if specs
+                    .iter()
+                    .any(|name| without_namespace(name) != without_namespace(to)) =>
+            {
+                true
+            }
+            ("migration", "abort") if spec.is_some_and(|spec| self.has(spec, Past::Emptied)) => true,
+            // Ceph's list of a group ends there.
+            ("trash", "mv") if in_group.is_some() => true,
+            ("group", _) => Self::is_left_out_of_groups(line, &specs, world),
             // Ceph's abort loses it.
             ("image-meta", "set" | "remove") | ("snap", "rename") => state.is_some(),
             ("flatten", _) => state.is_some(),
             ("trash", "mv") => state == Some("executed"),
-            // In place.
             ("migration", "prepare") => {
-                names == 1 || state.is_some() || spec.is_some_and(|spec| self.has(spec, Past::Limited))
+                // In place.
+                let in_place = specs.len() == 1 || specs[0] == to;
+                in_place && !without_namespace(to)
+                    || state.is_some()
+                    || spec.is_some_and(|spec| self.has(spec, Past::Limited))
             }
             ("snap", "limit") => state.is_some(),
             // Ceph's execute crashes.
@@ -249,11 +333,37 @@ impl Known {
             _ => false,
         }
     }
+    fn is_left_out_of_groups(line: &str, specs: &[&str], world: &World) -> bool {
+        let name = specs[0].split('@').next().unwrap_or(specs[0]);
+        let place = |name: &str| name.split('/').next() == Some("=");
+        match specs {
+            // Two namespaces.
+            [group, image] if line.contains(" add ") => place(group) != place(image),
+            // Ceph's rolls back those that have a part.
+            [spec] if line.contains(" rollback ") => {
+                let snap = spec.split_once('/').map_or("", |(_, snap)| snap);
+                let has_part =
+                    |image: &&crate::world::Image| image.group_snaps.iter().any(|part| part == snap);
+                let mut parts: Vec<&str> = world
+                    .images
+                    .iter()
+                    .filter(has_part)
+                    .map(|image| &*image.name)
+                    .collect();
+                parts.sort_unstable();
+                !world
+                    .groups
+                    .iter()
+                    .any(|group| group.name == name && group.images == parts)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Whether a word names an image or snapshot.
 pub fn is_spec(word: &str) -> bool {
-    word.starts_with('/') || word.starts_with("+/")
+    ["/", "+/", "=/"].iter().any(|place| word.starts_with(place))
 }
 
 fn verb(line: &str) -> &str {

@@ -1,7 +1,7 @@
 //! The random sequence: what is done next, given what there is.
 //!
 //! Every name is used once, so that what is known of an image stays true when it is renamed or lies in the trash. In the words
-//! of a command, `/NAME` is an image in the pool `rbd`, `+/NAME` one in `other`; `>FILE` is a file that the command writes, which
+//! of a command, `/NAME` is an image in the pool `rbd`, `+/NAME` one in `other`, `=/NAME` one without a namespace; `>FILE` is a file that the command writes, which
 //! must be the same from both sides, `<FILE` one that it reads; `trash:NAME` is the id of an image in the trash;
 //! `{force}` is `--force` where that is Ferry's own.
 
@@ -47,19 +47,33 @@ impl Steps {
         &mut self.rng
     }
 
-    fn one_in(&mut self, times: u32) -> bool {
+    pub(super) fn one_in(&mut self, times: u32) -> bool {
         self.rng.random_range(0..times) == 0
     }
 
-    fn of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
+    pub(super) fn of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
         (!all.is_empty()).then(|| &all[self.rng.random_range(0..all.len())])
     }
 
     /// A name that was never used.
     fn new_name(&mut self) -> String {
+        let sign = self.sign();
+        format!("{sign}/i{}", self.number())
+    }
+
+    /// Where something new is.
+    pub(super) fn sign(&mut self) -> &'static str {
+        match self.rng.random_range(0..8) {
+            0..4 => "",
+            4..6 => "+",
+            _ => "=",
+        }
+    }
+
+    /// A number that was never used.
+    pub(super) fn number(&mut self) -> u32 {
         self.names += 1;
-        let sign = if self.one_in(3) { "+" } else { "" };
-        format!("{sign}/i{}", self.names)
+        self.names
     }
 
     /// A name for something new, rarely one that is taken.
@@ -121,7 +135,7 @@ impl Steps {
     }
 
     /// An image, and what becomes of it if there is none.
-    fn image<'a>(&mut self, world: &'a World) -> Option<&'a Image> {
+    pub(super) fn image<'a>(&mut self, world: &'a World) -> Option<&'a Image> {
         self.of(&world.images)
     }
 
@@ -179,6 +193,14 @@ impl Steps {
     }
 
     fn create(&mut self) -> String {
+        if self.one_in(8) {
+            let (size, name) = (self.size(), self.number());
+            let order = self.rng.random_range(14..20);
+            return format!(
+                "create --image-format 1 --size {size}B --object-size {} =/i{name}",
+                1 << order
+            );
+        }
         let (size, layout, features, name) = (self.size(), self.layout(), self.features(), self.new_name());
         format!("create --size {size}B{layout}{features} {name}")
     }
@@ -201,7 +223,8 @@ impl Steps {
         let line = match self.rng.random_range(0..100) {
             0..20 => return self.write(world),
             20..24 => self.create(),
-            24..54 => self.of_snapshots(world)?,
+            24..30 => self.of_groups(world)?,
+            30..54 => self.of_snapshots(world)?,
             54..64 => self.of_files(world)?,
             64..80 => self.of_migration(world)?,
             80..84 => self.of_trash(world)?,
@@ -285,7 +308,7 @@ impl Steps {
                     1 => " --rbd-default-clone-format 2",
                     _ => "",
                 };
-                let (layout, features) = (self.layout(), self.features());
+                let (layout, features) = (self.layout_of_copy(), self.features());
                 format!("clone{format}{layout}{features} {snap} {target}")
             }
         })
@@ -382,9 +405,10 @@ impl Steps {
             1 => format!("trash mv --expires-at 2099-01-01 {}", self.image(world)?.name),
             2 => format!("trash restore trash:{}", entry?.0),
             3 => {
-                let (_, new) = (entry?, self.new_name());
-                let name = new.rsplit('/').next()?;
-                format!("trash restore --image {name} trash:{}", entry?.0)
+                let name = format!("i{}", self.number());
+                let entry = &entry?.0;
+                let prefix = if entry.starts_with('=') { "{ns}." } else { "" };
+                format!("trash restore --image {prefix}{name} trash:{entry}")
             }
             4 => format!("trash rm --no-progress trash:{}", entry?.0),
             _ => format!("trash rm --no-progress --force trash:{}", entry?.0),

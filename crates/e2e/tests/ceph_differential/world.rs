@@ -1,6 +1,7 @@
 //! What there is on a side, in the eyes of one reader: Ceph's librbd through `tests/python/world.py`.
 //!
-//! Names of images say their pool: `/NAME` is in the pool `rbd`, `+/NAME` in the pool `other`, both in the side's namespace.
+//! Names of images and groups say their place: `/NAME` is in the pool `rbd`, `+/NAME` in the pool `other`, both in the side's
+//! namespace; `=/NAME` is in the pool `rbd` without a namespace (images of format 1 have none), where its name begins with the side's.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -124,6 +125,15 @@ pub struct Request {
 #[derive(Debug, Clone)]
 pub struct Snap {
     pub name: String,
+    pub protected: bool,
+}
+
+/// A group.
+#[derive(Debug, Clone)]
+pub struct Group {
+    pub name: String,
+    pub images: Vec<String>,
+    pub snaps: Vec<String>,
 }
 
 /// An image that can be opened.
@@ -136,6 +146,13 @@ pub struct Image {
     pub migration: Option<String>,
     /// Source of its migration.
     pub source: Option<String>,
+    /// Image and snapshot that it is a clone of.
+    pub parent: Option<(String, String)>,
+    /// Whether it is of format 1.
+    pub old: bool,
+    /// Snapshots of groups, `GROUP@SNAP`, that it has a part of; groups without their places.
+    pub group_snaps: Vec<String>,
+    pub has_metadata: bool,
 }
 
 /// The images and the trash of a side.
@@ -144,6 +161,7 @@ pub struct World {
     pub images: Vec<Image>,
     /// Names of images in the trash that are the user's, and their ids.
     pub trash: Vec<(String, String)>,
+    pub groups: Vec<Group>,
 }
 
 impl World {
@@ -156,27 +174,57 @@ impl World {
                 snaps: said["snaps"].as_array()?.iter().filter_map(snap).collect(),
                 migration: said["migration"]["state"].as_str().map(str::to_owned),
                 source: said["migration"]["source"].as_str().map(str::to_owned),
+                parent: said["parent"]["image"]
+                    .as_str()
+                    .map(|image| (image.to_owned(), word(&said["parent"]["snap"]))),
+                old: said["old"] == true,
+                group_snaps: said["group_snaps"].as_array()?.iter().map(word).collect(),
+                has_metadata: said["metadata"].as_object().is_some_and(|all| !all.is_empty()),
             })
         });
         let trash = shape["trash"].as_array().unwrap().iter();
         let trash = trash.filter(|entry| entry["source"] == "user").map(|entry| {
-            let word = |key: &str| entry[key].as_str().unwrap().to_owned();
-            (format!("{}/{}", word("pool"), word("name")), word("id"))
+            let name = format!("{}/{}", word(&entry["pool"]), word(&entry["name"]));
+            (name, word(&entry["id"]))
+        });
+        let groups = shape["groups"].as_object().unwrap().iter();
+        let groups = groups.map(|(name, said)| Group {
+            name: name.clone(),
+            images: said["images"].as_array().unwrap().iter().map(word).collect(),
+            snaps: said["snaps"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|snap| word(&snap[0]))
+                .collect(),
         });
         Self {
             images: images.collect(),
             trash: trash.collect(),
+            groups: groups.collect(),
         }
     }
 
     pub fn image(&self, name: &str) -> Option<&Image> {
         self.images.iter().find(|image| image.name == name)
     }
+
+    /// The group that an image is in.
+    pub fn group_of(&self, image: &str) -> Option<&Group> {
+        self.groups
+            .iter()
+            .find(|group| group.images.iter().any(|name| name == image))
+    }
+}
+
+fn word(said: &Value) -> String {
+    said.as_str().unwrap_or("").to_owned()
 }
 
 fn snap(said: &Value) -> Option<Snap> {
     Some(Snap {
         name: said["name"].as_str()?.to_owned(),
+        protected: said["protected"] == true,
     })
 }
 

@@ -2,12 +2,13 @@
 
 usage: world.py CEPH_CONF
 
-    ["shape", NAMESPACE]           images and trash of the pools rbd and other: sizes, snapshots, parents, migrations
+    ["shape", NAMESPACE]           images, groups and trash of the side's places: sizes, snapshots, parents, migrations
     ["contents", NAMESPACE]        digests of the bytes of all versions of all images
     ["changes", NAMESPACE, IMAGE, SNAP or null, SNAP or null]   blocks that differ between two versions, as offsets in bytes
     ["write", NAMESPACE, IMAGE, [[KIND, OFFSET, LENGTH, BYTE], ...]]     KIND is write, discard or zero
 
-Images are named `/IMAGE` in the pool rbd and `+/IMAGE` in the other one. Answers are `["ok", ANSWER]` or `["error", ERRNO, MESSAGE]`.
+Images are named `/IMAGE` in the pool rbd and `+/IMAGE` in the other one, both in the namespace, and `=/IMAGE` in the pool rbd without
+a namespace, where their names begin with NAMESPACE and a dot. So are groups. Answers are `["ok", ANSWER]` or `["error", ERRNO, MESSAGE]`.
 """
 import hashlib
 import json
@@ -17,7 +18,7 @@ import sys
 import rados
 import rbd
 
-POOLS = {"": "rbd", "+": "other"}
+POOLS = {"": "rbd", "+": "other", "=": "rbd"}
 MIGRATING = 512
 BLOCK = 512
 STATES = {
@@ -34,24 +35,46 @@ cluster.conf_set("rbd_skip_partial_discard", "false")
 cluster.connect(timeout=30)
 
 
-class Pools:
-    """The two pools in a namespace."""
+class Place:
+    """Where a side has images: a pool, a namespace or none, and how names begin there."""
+
+    def __init__(self, sign, namespace):
+        self.sign = sign
+        self.prefix = f"{namespace}." if sign == "=" else ""
+        self.context = cluster.open_ioctx(POOLS[sign])
+        self.context.set_namespace("" if sign == "=" else namespace)
+
+    def names(self, all_names):
+        """The side's own among them, without the prefix."""
+        return sorted(name[len(self.prefix) :] for name in all_names if name.startswith(self.prefix))
+
+    def open(self, name, read_only=True):
+        return rbd.Image(self.context, self.prefix + name, read_only=read_only)
+
+
+class Places:
+    """All places of a side."""
 
     def __init__(self, namespace):
-        self.contexts = {}
-        for sign, pool in POOLS.items():
-            self.contexts[sign] = cluster.open_ioctx(pool)
-            self.contexts[sign].set_namespace(namespace)
+        self.all = [Place(sign, namespace) for sign in POOLS]
 
     def __enter__(self):
-        return self.contexts.items()
+        return self.all
 
     def __exit__(self, *_):
-        for context in self.contexts.values():
-            context.close()
+        for place in self.all:
+            place.context.close()
+
+
+def find(places, name):
+    """Place and bare name of an image."""
+    sign, _, bare = name.partition("/")
+    return next(place for place in places if place.sign == sign), bare
 
 
 def signed(pool, namespace, name):
+    if not namespace and "." in name:
+        return "=/" + name.split(".", 1)[1]
     for sign, known in POOLS.items():
         if pool == known:
             return f"{sign}/{name}"
@@ -75,13 +98,13 @@ def parent(image):
     }
 
 
-def migration(context, name, features):
-    if not features & MIGRATING:
+def migration(place, name, features, old):
+    if not features & MIGRATING and not old:
         return None
     try:
-        status = rbd.RBD().migration_status(context, name)
+        status = rbd.RBD().migration_status(place.context, place.prefix + name)
     except rbd.Error as error:
-        return {"state": "error", "errno": error.errno}
+        return {"state": "error", "errno": error.errno} if features & MIGRATING else None
     return {
         "state": STATES[status["state"]],
         "source": signed_by_id(status, "source"),
@@ -94,9 +117,20 @@ def signed_by_id(status, end):
     return signed(pool, status[f"{end}_pool_namespace"], status[f"{end}_image_name"])
 
 
-def describe(context, name):
+def group_snaps(image):
+    """Snapshots of groups that the image has a part of."""
+    found = []
+    for snap in image.list_snaps():
+        if snap["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_GROUP:
+            group = image.snap_get_group_namespace(snap["id"])
+            found.append(f"{bare(group['name'])}@{group['snap_name']}")
+    return found
+
+
+def describe(place, name):
     try:
-        with rbd.Image(context, name, read_only=True) as image:
+        with place.open(name) as image:
+            old = image.old_format()
             features = image.features()
             snaps = []
             for snap in user_snaps(image):
@@ -105,7 +139,7 @@ def describe(context, name):
                     {
                         "name": snap["name"],
                         "size": snap["size"],
-                        "protected": image.is_protected_snap(snap["name"]),
+                        "protected": not old and image.is_protected_snap(snap["name"]),
                         "children": sorted(
                             signed(child["pool"], child["pool_namespace"], child["image"])
                             for child in image.list_children2()
@@ -115,32 +149,55 @@ def describe(context, name):
             image.set_snap(None)
             return {
                 "size": image.size(),
+                "old": old,
                 "order": image.stat()["order"],
                 "features": features,
                 "flags": image.flags(),
                 "snaps": snaps,
+                "group_snaps": group_snaps(image),
                 "hidden": len(list(image.list_snaps())) - len(snaps),
                 "parent": parent(image),
                 "metadata": dict(image.metadata_list()),
-                "migration": migration(context, name, features),
+                "migration": migration(place, name, features, old),
             }
     except rbd.Error as error:
-        return {"unreadable": str(error), "migration": migration(context, name, MIGRATING)}
+        return {"unreadable": str(error), "migration": migration(place, name, MIGRATING, False)}
 
 
 SOURCES = {0: "user", 1: "mirroring", 2: "migration", 3: "removing"}
 
 
+def bare(name):
+    """A group's name without the prefix of its place."""
+    return name.rsplit(".", 1)[-1]
+
+
+def group(place, name):
+    with_group = rbd.Group(place.context, place.prefix + name)
+    images = []
+    for member in with_group.list_images():
+        pool = cluster.pool_reverse_lookup(member["pool"])
+        sign = "=" if place.sign == "=" else ("+" if pool == "other" else "")
+        images.append(f"{sign}/{bare(member['name'])}")
+    return {
+        "images": sorted(images),
+        "snaps": [[snap["name"], snap["state"]] for snap in with_group.list_snaps()],
+    }
+
+
 def shape(namespace):
-    images, trash = {}, []
-    with Pools(namespace) as pools:
-        for sign, context in pools:
-            for name in sorted(rbd.RBD().list(context)):
-                images[f"{sign}/{name}"] = describe(context, name)
-            for number, source, name in trash_entries(context):
-                trash.append({"pool": sign, "name": name, "source": SOURCES.get(source, "?"), "id": number})
+    images, trash, groups = {}, [], {}
+    with Places(namespace) as places:
+        for place in places:
+            for name in place.names(rbd.RBD().list(place.context)):
+                images[f"{place.sign}/{name}"] = describe(place, name)
+            for number, source, name in trash_entries(place.context):
+                for mine in place.names([name]):
+                    trash.append({"pool": place.sign, "name": mine, "source": SOURCES.get(source, "?"), "id": number})
+            for name in place.names(rbd.RBD().group_list(place.context)):
+                groups[f"{place.sign}/{name}"] = group(place, name)
     trash.sort(key=lambda entry: (entry["pool"], entry["name"]))
-    return {"images": images, "trash": trash}
+    return {"images": images, "trash": trash, "groups": groups}
 
 
 def trash_entries(context):
@@ -162,14 +219,16 @@ def digest(image):
     return [size, hashlib.sha256(image.read(0, size)).hexdigest() if size else ""]
 
 
-def versions(context, name):
+def versions(place, name):
+    """Also of the snapshots that are not the user's, which have numbers for names."""
     found = {}
     try:
-        with rbd.Image(context, name, read_only=True) as image:
+        with place.open(name) as image:
             found[""] = digest(image)
-            for snap in user_snaps(image):
-                image.set_snap(snap["name"])
-                found[snap["name"]] = digest(image)
+            for number, snap in enumerate(image.list_snaps()):
+                user = snap["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER
+                image.set_snap_by_id(snap["id"])
+                found[snap["name"] if user else f"#{number}"] = digest(image)
     except rbd.Error as error:
         found["unreadable"] = str(error)
     return found
@@ -177,10 +236,10 @@ def versions(context, name):
 
 def contents(namespace):
     found = {}
-    with Pools(namespace) as pools:
-        for sign, context in pools:
-            for name in sorted(rbd.RBD().list(context)):
-                found[f"{sign}/{name}"] = versions(context, name)
+    with Places(namespace) as places:
+        for place in places:
+            for name in place.names(rbd.RBD().list(place.context)):
+                found[f"{place.sign}/{name}"] = versions(place, name)
     return found
 
 
@@ -191,18 +250,18 @@ def at(image, snap):
 
 
 def changes(namespace, name, before, now):
-    with Pools(namespace) as pools:
-        sign, _, bare = name.partition("/")
-        with rbd.Image(dict(pools)[sign], bare, read_only=True) as image:
+    with Places(namespace) as places:
+        place, bare_name = find(places, name)
+        with place.open(bare_name) as image:
             new = at(image, now)
             old = (at(image, before) if before else b"").ljust(len(new), b"\0")
     return [start for start in range(0, len(new), BLOCK) if new[start : start + BLOCK] != old[: len(new)][start : start + BLOCK]]
 
 
 def write(namespace, name, requests):
-    with Pools(namespace) as pools:
-        sign, _, bare = name.partition("/")
-        with rbd.Image(dict(pools)[sign], bare) as image:
+    with Places(namespace) as places:
+        place, bare_name = find(places, name)
+        with place.open(bare_name, read_only=False) as image:
             for kind, offset, length, byte in requests:
                 if kind == "write":
                     image.write(bytes([byte]) * length, offset)

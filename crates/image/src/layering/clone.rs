@@ -13,6 +13,7 @@ use crate::admin::staged;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::header::{self, SnapRecord};
 use crate::image::{SnapKey, find_snap};
+use crate::layout::Layout;
 use crate::names;
 
 /// What a clone may be told; all else it has from its parent.
@@ -20,10 +21,10 @@ use crate::names;
 pub struct CloneOptions {
     /// Object size exponent; `None`: the parent's.
     pub order: Option<u8>,
-    /// Stripe unit in bytes; 0: the object size.
-    pub stripe_unit_bytes: u64,
-    /// Stripe count; 0: 1.
-    pub stripe_count: u64,
+    /// Stripe unit in bytes, with the count; `None`: the parent's if that is striped, else the object size.
+    pub stripe_unit_bytes: Option<u64>,
+    /// Stripe count.
+    pub stripe_count: Option<u64>,
     /// Pool of the data objects, if not that of the image.
     pub data_pool: Option<String>,
     /// Feature bits; `None`: the parent's.
@@ -49,12 +50,20 @@ pub async fn clone(
     let parent_id = header::find_id(parent_io, parent_name).await?;
     let of = Of::look(parent_io, &parent_id, parent_name, snap).await?;
     let format = format(&of, child_io, options).await?;
+    let inherited = of.layout.is_striped() && options.stripe_unit_bytes.is_none();
+    let (stripe_unit_bytes, stripe_count) = match inherited {
+        true => (of.layout.stripe_unit_bytes(), of.layout.stripe_count()),
+        false => (
+            options.stripe_unit_bytes.unwrap_or(0),
+            options.stripe_count.unwrap_or(0),
+        ),
+    };
     let created = CreateOptions {
         format_1: false,
         size_bytes: of.snap.size_bytes,
-        order: Some(options.order.unwrap_or(of.order)),
-        stripe_unit_bytes: options.stripe_unit_bytes,
-        stripe_count: options.stripe_count,
+        order: Some(options.order.unwrap_or(of.layout.order())),
+        stripe_unit_bytes,
+        stripe_count,
         data_pool: options.data_pool.clone(),
         features: Some(of.features(options)?),
     };
@@ -86,7 +95,7 @@ struct Of {
     id: String,
     name: String,
     snap: SnapRecord,
-    order: u8,
+    layout: Layout,
     image_features: u64,
 }
 
@@ -115,7 +124,7 @@ impl Of {
             id: id.to_owned(),
             name: name.to_owned(),
             snap: header.snaps[&snap].clone(),
-            order: fixed.layout.order(),
+            layout: fixed.layout,
             image_features: header.features,
         };
         if matches!(of.snap.namespace, SnapshotNamespace::Trash { .. }) {
