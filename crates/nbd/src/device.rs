@@ -15,6 +15,9 @@ use crate::proto;
 /// Bytes read at a time when a range is only to be cached.
 const CACHE_STEP_BYTES: u64 = 1 << 20;
 
+/// What a request does next ([`BlockDevice::go_on_here`]). It never blocks.
+pub type Next = Box<dyn FnOnce() + Send>;
+
 /// Something with bytes to serve.
 ///
 /// Calls run concurrently, from one connection and from several. A call that was answered is complete for every
@@ -78,6 +81,13 @@ pub trait BlockDevice: Send + Sync {
     /// server calls [`flush`](BlockDevice::flush).
     fn flush_here(&self) -> Option<Result<(), DeviceError>> {
         None
+    }
+
+    /// Asked when a request that waited for this device is woken, on the thread that wakes it: takes what is to be done
+    /// next if that thread will do it very soon, with nothing held, and has the time to encode and send a reply. Otherwise
+    /// it gives it back, and it becomes a task of the runtime.
+    fn go_on_here(&self, next: Next) -> Result<(), Next> {
+        Err(next)
     }
 
     /// Writes `data` at `offset`; with `fua` it is durable before the call returns.

@@ -54,7 +54,7 @@ mod transmission;
 mod wire;
 
 pub use device::{
-    BlockDevice, BlockSizes, BlockSizesError, DeviceError, Errno, Extent, QuickRead, ReadExtent,
+    BlockDevice, BlockSizes, BlockSizesError, DeviceError, Errno, Extent, Next, QuickRead, ReadExtent,
 };
 pub use exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
 pub use inherited::InheritedError;

@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 
 use crate::error::{ImageError, Result, optional};
 use crate::image::Image;
+use crate::io::background;
 use crate::layout::{ImageExtent, ImageOffset};
 
 /// Most writes of one image on their way; librados makes whoever asks for more than 1024 operations wait.
@@ -352,7 +353,7 @@ impl Image {
         let Some(write) = around.begin(self, offset, data) else {
             return Some(guard);
         };
-        tokio::spawn(async move {
+        background::start(async move {
             let image = write.image.clone();
             let _client = image.inner.activity.begin();
             // Its error waits for the next flush.

@@ -7,6 +7,7 @@
 //! it; a write to an object that has not been copied copies it first, with its history.
 
 pub(crate) mod around;
+pub(crate) mod background;
 pub mod known;
 pub mod now;
 pub mod read;

@@ -13,7 +13,7 @@ use futures::FutureExt;
 use tracing::{debug, error};
 
 use super::{Agreement, Bounds, MIN_SKIPPED_PAYLOAD_BYTES, TransmissionError};
-use crate::device::{BlockDevice, DeviceError, Errno, Extent, QuickRead, ReadExtent};
+use crate::device::{BlockDevice, DeviceError, Errno, Extent, Next, QuickRead, ReadExtent};
 use crate::proto::{Framing, RequestHeader};
 use crate::reply::{Reply, ReplyBody, Tag, put_data_head};
 use crate::request::{Command, Limits, Violation, validate};
@@ -143,6 +143,11 @@ impl Session {
             Err(_) => Err(panicked("a flush")),
         };
         Some(flushed.map_or_else(failed, |()| ReplyBody::Done))
+    }
+
+    /// Leaves to this thread what a request does next, if the device knows that it has the time.
+    pub(super) fn go_on_here(&self, next: Next) -> Result<(), Next> {
+        self.agreement.device.go_on_here(next)
     }
 
     /// Carries out a request that was judged good. `data` is the payload of a write.

@@ -2,7 +2,8 @@
 //!
 //! Invariants: the memory that an operation writes to (`state`) belongs to the completion from the submission until its
 //! callback runs, wherever the future is; each completion serves one operation (two are a known crash); the callback
-//! never blocks.
+//! never blocks: what it wakes may go on in it ([`ferry_store::here`]), but starts no operation there, as the library
+//! lets whoever has many under way wait.
 
 #![allow(unsafe_code)]
 
@@ -10,6 +11,7 @@ use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::task::Poll;
 
 use ferry_store::Errno;
 use tokio::sync::oneshot;
@@ -61,9 +63,24 @@ pub(super) async fn run<T: Send + 'static>(
     state: Box<T>,
     start: impl FnOnce(*mut T, RawCompletion) -> c_int,
 ) -> Rc<Done<T>> {
+    leave_the_callback().await;
     let waiting = submit(functions, ioctx, state, start)?;
     // The sender goes without an answer only when the library is torn down.
     waiting.await.map_err(|_| Errno::ESHUTDOWN)
+}
+
+/// Goes on on a thread of the runtime, if this is one that calls back.
+async fn leave_the_callback() {
+    let mut left = !ferry_store::here::is_hurried();
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut left, true) {
+            return Poll::Ready(());
+        }
+        let waker = context.waker().clone();
+        tokio::spawn(async move { waker.wake() });
+        Poll::Pending
+    })
+    .await;
 }
 
 fn submit<T: Send + 'static>(
@@ -126,6 +143,8 @@ unsafe extern "C" fn finished<T: Send>(completion: RawCompletion, argument: *mut
     };
     // Before the answer: whoever has all answers may end the connection.
     drop(ioctx);
-    // Whoever asked has gone: the state goes here, unread.
-    let _ = answer.send(done);
+    ferry_store::here::bringing(|| {
+        // Whoever asked has gone: the state goes here, unread.
+        let _ = answer.send(done);
+    });
 }

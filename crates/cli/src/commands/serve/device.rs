@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_image::{Image, ImageError};
-use ferry_nbd::{BlockDevice, BlockSizes, DeviceError, Errno, Extent, QuickRead, ReadExtent};
+use ferry_nbd::{BlockDevice, BlockSizes, DeviceError, Errno, Extent, Next, QuickRead, ReadExtent};
 use ferry_store::ReadNow;
 
 /// Bytes looked at in one step of a block status.
@@ -101,6 +101,10 @@ impl BlockDevice for ImageDevice {
         let runtime = tokio::runtime::Handle::current();
         let flushed = ferry_store::here::blocking(|| runtime.block_on(self.image.flush()));
         Some(flushed.map_err(device_error))
+    }
+
+    fn go_on_here(&self, next: Next) -> Result<(), Next> {
+        ferry_store::here::next(next)
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {

@@ -3,7 +3,8 @@
 //! The promise is the one of the [module above](super). The thread waits in one blocking call for requests, carries
 //! out on the spot what the device can do at once, and sends all replies with one call when nothing more has
 //! arrived; so a request that the page cache answers costs its system calls and little else. What has to wait
-//! becomes a task of the runtime when it can go on, and the task sends its reply itself.
+//! goes on where it is woken, if that thread has the time, or becomes a task of the runtime then, and sends its reply
+//! itself.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -59,12 +60,17 @@ pub(crate) async fn serve<H: Send + 'static>(
     shutdown: &mut Shutdown,
 ) -> Result<End, TransmissionError> {
     let outbox = Arc::new(Outbox::new(socket, session.bounds()));
+    let session = Arc::new(session);
+    let go_on_here = {
+        let session = Arc::clone(&session);
+        move |next| session.go_on_here(next)
+    };
     let mut lane = Lane {
         inbox: Inbox::new(Arc::clone(&outbox), &early),
         outbox: Arc::clone(&outbox),
         outgoing: Outgoing::default(),
-        session: Arc::new(session),
-        tasks: Tasks::new(Handle::current()),
+        session,
+        tasks: Tasks::new(Handle::current(), go_on_here),
         runtime: Handle::current(),
         lone_requests: 0,
     };

@@ -1,8 +1,11 @@
 //! The requests of a lane that have to wait.
 //!
-//! The promise: a request that waits costs no task and no thread until what it waits for has come; then it becomes a task of
-//! the runtime, which ends it. So of the threads of the runtime one is woken once for each request, not twice. Whatever
-//! waits or runs here ends when the connection is given up.
+//! The promise: a request that waits costs no task and no thread until what it waits for has come. Then it goes on on the
+//! thread that woke it, if the device says that this one has the time ([`BlockDevice::go_on_here`]), or it becomes a task of
+//! the runtime, which ends it. So a thread is woken for a request once, or not at all. Whatever waits or runs here ends
+//! when the connection is given up.
+//!
+//! [`BlockDevice::go_on_here`]: crate::device::BlockDevice::go_on_here
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,13 +18,23 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use crate::device::Next;
+
 type Request = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// See the module's text. What is in it is bounded by what the connection's requests may hold.
-#[derive(Debug)]
 pub(super) struct Tasks {
     runtime: Handle,
+    go_on_here: Box<dyn Fn(Next) -> Result<(), Next> + Send + Sync>,
     state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tasks")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]
@@ -42,9 +55,13 @@ impl std::fmt::Debug for State {
 }
 
 impl Tasks {
-    pub(super) fn new(runtime: Handle) -> Arc<Self> {
+    pub(super) fn new(
+        runtime: Handle,
+        go_on_here: impl Fn(Next) -> Result<(), Next> + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             runtime,
+            go_on_here: Box::new(go_on_here),
             state: Mutex::default(),
         })
     }
@@ -94,6 +111,18 @@ impl Tasks {
         Begun::Waits
     }
 
+    /// Goes on with a request that was woken.
+    fn go_on(self: &Arc<Self>, request: Request) {
+        let tasks = Arc::clone(self);
+        let next = Box::new(move || {
+            let _runtime = tasks.runtime.enter();
+            let (Begun::Done(()) | Begun::Waits) = tasks.begin(request, |()| ());
+        });
+        if let Err(next) = (self.go_on_here)(next) {
+            self.spawn(Box::pin(async move { next() }));
+        }
+    }
+
     /// Ends everything.
     pub(super) fn abort(&self) {
         let waiting = {
@@ -130,9 +159,9 @@ impl Wake for Alarm {
         if self.rung.swap(true, Ordering::SeqCst) {
             return;
         }
-        let mut state = self.tasks.state.lock();
-        if let Some(request) = state.waiting.remove(&self.id) {
-            self.tasks.spawn_locked(&mut state, request);
+        let request = self.tasks.state.lock().waiting.remove(&self.id);
+        if let Some(request) = request {
+            self.tasks.go_on(request);
         }
     }
 }
@@ -145,14 +174,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_need_not_wait_is_done_on_the_spot() {
-        let tasks = Tasks::new(Handle::current());
+        let tasks = Tasks::new(Handle::current(), Err);
         let begun = tasks.begin(Box::pin(async { 7 }), |_| panic!("done already"));
         assert!(matches!(begun, Begun::Done(7)));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_waits_goes_on_when_it_is_woken() {
-        let tasks = Tasks::new(Handle::current());
+        let tasks = Tasks::new(Handle::current(), Err);
         let (send, receive) = oneshot::channel();
         let (done, ended) = mpsc::channel();
         let begun = tasks.begin(Box::pin(receive), move |got| done.send(got).unwrap());
@@ -168,7 +197,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_request_that_is_woken_while_it_begins_is_not_lost() {
-        let tasks = Tasks::new(Handle::current());
+        let tasks = Tasks::new(Handle::current(), Err);
         let (done, ended) = mpsc::channel();
         let mut polls = 0;
         let request = std::future::poll_fn(move |context| {
@@ -187,8 +216,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_waits_goes_on_where_it_is_woken_if_that_thread_has_the_time() {
+        let left = Arc::new(Mutex::new(Vec::<Next>::new()));
+        let tasks = Tasks::new(Handle::current(), {
+            let left = Arc::clone(&left);
+            move |next| {
+                left.lock().push(next);
+                Ok(())
+            }
+        });
+        let ((first, one), (second, two)) = (oneshot::channel(), oneshot::channel());
+        let (done, ended) = mpsc::channel();
+        let request = async move { (one.await, two.await) };
+        tasks.begin(Box::pin(request), move |got| done.send(got).unwrap());
+        for (send, ends) in [(first, false), (second, true)] {
+            send.send(7).unwrap();
+            let [next] = <[Next; 1]>::try_from(std::mem::take(&mut *left.lock()))
+                .unwrap_or_else(|next| panic!("{} pieces of work", next.len()));
+            next();
+            assert_eq!(ended.try_recv().is_ok(), ends);
+        }
+        assert!(tasks.state.lock().running.is_empty(), "no task was needed");
+    }
+
+    #[tokio::test]
     async fn what_waits_ends_with_the_connection() {
-        let tasks = Tasks::new(Handle::current());
+        let tasks = Tasks::new(Handle::current(), Err);
         let (send, receive) = oneshot::channel::<()>();
         tasks.begin(Box::pin(receive), |_| ());
         tasks.abort();
