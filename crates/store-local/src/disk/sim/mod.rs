@@ -158,13 +158,21 @@ impl SimDisk {
         }
     }
 
-    /// Becomes what `other` is, in another boot: files that are open are dead.
-    pub fn restore(&self, other: &Self) {
-        let restored = other.state.lock().clone();
-        let mut state = self.state.lock();
-        let boot = state.boot + 1;
-        *state = restored;
-        state.boot = state.boot.max(boot);
+    /// The same in another boot, and with everything below `from` moved to below `to`.
+    pub fn fork_at(&self, from: &Path, to: &Path) -> Self {
+        let moved = |path: &PathBuf| match path.strip_prefix(from) {
+            Ok(rest) => to.join(rest),
+            Err(_) => path.clone(),
+        };
+        let mut state = self.state.lock().clone();
+        state.boot += 1;
+        for names in [&mut state.names, &mut state.durable_names] {
+            *names = names.iter().map(|(path, id)| (moved(path), *id)).collect();
+        }
+        state.dirs = state.dirs.iter().map(moved).collect();
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     /// How many names, lengths and sectors are not synced.
