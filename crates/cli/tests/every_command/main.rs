@@ -24,8 +24,10 @@ use ferry_cli::grammar::table::{State, commands};
 use rows::{GROUPS, Row};
 
 /// What reads and shows, or writes elsewhere than into the store.
-const CHANGE_NOTHING: [CommandId; 27] = [
+const CHANGE_NOTHING: [CommandId; 29] = [
     CommandId::Children,
+    CommandId::ConfigGlobalGet,
+    CommandId::ConfigGlobalList,
     CommandId::ConfigImageGet,
     CommandId::ConfigImageList,
     CommandId::ConfigPoolGet,
@@ -115,6 +117,30 @@ groups! {
     properties: "properties";
     migrations: "migrations";
     servers: "servers";
+}
+
+/// The second abort found the source as the first had left it, wrote nothing, and so had nothing to flush; then it took the
+/// target's objects away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_abort_had_copied_back_was_lost_with_the_power_after_the_next() {
+    let aborts = group("migrations")
+        .iter()
+        .filter(|row| row.line.starts_with("migration abort"));
+    for row in aborts {
+        tools::second_run_cut_short_by_a_power_loss(row).await;
+    }
+}
+
+/// The same with a removal: objects came back when nothing named them any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_that_a_killed_removal_had_taken_away_came_back_with_a_power_loss_after_the_next() {
+    let removals = GROUPS
+        .iter()
+        .flat_map(|(_, rows)| rows.iter())
+        .filter(|row| row.line.starts_with("rm ") || row.line.starts_with("migration commit"));
+    for row in removals {
+        tools::second_run_cut_short_by_a_power_loss(row).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -345,6 +345,17 @@ const PROPERTIES: &[Row] = &[
     )
     .after(&["config image set vm rbd_clone_copy_on_read true"]),
     row(
+        CommandId::ConfigGlobalSet,
+        "config global set client rbd_clone_copy_on_read true",
+        &[],
+    ),
+    row(
+        CommandId::ConfigGlobalRemove,
+        "config global remove client rbd_clone_copy_on_read",
+        &[],
+    )
+    .after(&["config global set client rbd_clone_copy_on_read true"]),
+    row(
         CommandId::ConfigPoolSet,
         "config pool set rbd rbd_clone_copy_on_read true",
         &[],

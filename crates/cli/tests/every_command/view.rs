@@ -30,6 +30,11 @@ pub async fn everything(store: &Arc<dyn Store>, random_bytes_of: &str, when: &st
     let mut out = Vec::new();
     let mut names = Names::new();
     let mut places = Vec::new();
+    let mut settings = store.settings().await.unwrap();
+    // With it, running clients of Ceph's are told that something changed; it is a time.
+    settings.retain(|setting| setting.name != "rbd_config_pool_override_update_timestamp");
+    settings.sort_by(|one, other| (&one.section, &one.name).cmp(&(&other.section, &other.name)));
+    out.extend(settings.iter().map(|setting| format!("{setting:?}")));
     for pool in store.pool_list().await.unwrap() {
         let io = IoCtx::new(store.clone(), Scope::new(pool.id));
         out.push(format!("pool {}", pool.name));

@@ -292,6 +292,8 @@ async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
     remove_data(image, progress).await?;
     // Durable before the header goes: without it nobody would find what is left.
     image.flush().await?;
+    // Also what a removal that was killed had taken away, and this one therefore did not find.
+    image.sync_all_data().await?;
     let io = image.io().clone();
     let key = image.key().clone();
     let header_object = image.inner.header_object.clone();

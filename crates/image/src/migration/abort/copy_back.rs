@@ -56,7 +56,9 @@ async fn with_source(source: &Image, pair: &Pair, progress: &Progress) -> Result
         target: &target,
     };
     each(&objects, |n| both.copy(n), progress, 0, total).await?;
+    // Also what an abort that was killed had written, and this one therefore found equal: the target's objects go next.
     source.flush().await?;
+    source.sync_all_data().await?;
     each(
         &objects,
         |n| both.verify(n),
