@@ -131,18 +131,6 @@ async fn what_a_killed_abort_had_copied_back_was_lost_with_the_power_after_the_n
     }
 }
 
-/// The same with a removal: objects came back when nothing named them any more.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn objects_that_a_killed_removal_had_taken_away_came_back_with_a_power_loss_after_the_next() {
-    let removals = GROUPS
-        .iter()
-        .flat_map(|(_, rows)| rows.iter())
-        .filter(|row| row.line.starts_with("rm ") || row.line.starts_with("migration commit"));
-    for row in removals {
-        tools::second_run_cut_short_by_a_power_loss(row).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn canary_a_step_that_the_store_lost_is_noticed() {
     tools::canary_of_a_lost_step(group("images")).await;
