@@ -4,9 +4,13 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use ferry_cls::rbd::ObjectState;
 use ferry_image::admin::create::{self, CreateOptions};
-use ferry_image::object_map::snap;
+use ferry_image::migration::execute::execute;
+use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::object_map::{rebuild, snap};
 use ferry_image::{Image, ImageKey, OpenOptions, Progress};
 use ferry_store::wrappers::{Fault, FaultyStore, OpKind, Record, RecordingStore};
 use ferry_store::{Errno, IoCtx, Scope, SnapId};
@@ -71,8 +75,8 @@ async fn first_writes_that_come_together_are_marked_together_and_before_they_are
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_map_that_cannot_be_read_when_its_snapshot_goes_leaves_the_next_one_declared_invalid() {
+/// A store that can fail, with an image of four objects.
+async fn faulty() -> (Arc<FaultyStore>, IoCtx) {
     let engine = Engine::memory();
     let store = FaultyStore::new(engine.connect().await);
     let io = IoCtx::new(
@@ -84,9 +88,48 @@ async fn a_map_that_cannot_be_read_when_its_snapshot_goes_leaves_the_next_one_de
         ..CreateOptions::default()
     };
     create::create(&io, "image", &options).await.unwrap();
-    let image = Image::open(&io, ImageKey::Name("image"), OpenOptions::read_write())
+    (store, io)
+}
+
+async fn open(io: &IoCtx, name: &str) -> Image {
+    Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
         .await
-        .unwrap();
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshots_map_that_execute_could_not_read_did_not_hear_of_the_copies_and_was_believed() {
+    let (store, io) = faulty().await;
+    let silent = Progress::silent();
+    let image = open(&io, "image").await;
+    image.write(0, vec![1; 4096].into()).await.unwrap();
+    image.snap_create("snap", &silent).await.unwrap();
+    image.write(0, vec![2; 4096].into()).await.unwrap();
+    image.close().await.unwrap();
+    let options = PrepareOptions::default();
+    prepare(&io, "image", &io, "target", &options).await.unwrap();
+    let target = open(&io, "target").await;
+    let snap = target.header().snap_by_name("snap").unwrap().id;
+    let map = format!("rbd_object_map.{}.{:016x}", target.id(), snap.0);
+    target.close().await.unwrap();
+    store
+        .hook()
+        .add(Fault::new(OpKind::Read, Errno::EIO).on(&map).times(1));
+    execute(&io, "target", &silent).await.unwrap();
+    let target = open(&io, "target").await;
+    assert!(
+        !target.header().object_map_valid(snap),
+        "it knows nothing of the copy"
+    );
+    rebuild::rebuild(&target, &silent).await.unwrap();
+    assert!(rebuild::verify(&target, &silent).await.unwrap().is_empty());
+    target.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_map_that_cannot_be_read_when_its_snapshot_goes_leaves_the_next_one_declared_invalid() {
+    let (store, io) = faulty().await;
+    let image = open(&io, "image").await;
     let silent = Progress::silent();
     image.snap_create("old", &silent).await.unwrap();
     image.write(0, vec![1; 4096].into()).await.unwrap();

@@ -160,11 +160,20 @@ async fn raise_snap(image: &Image, snap: SnapId, states: &States) -> Result<()> 
     change_snap(image, snap, |map| states.raise(map)).await
 }
 
-/// Changes the map of a snapshot, if it has one that can be believed.
+/// Changes the map of a snapshot, if it has one that can be believed. One that cannot be read just now must not be believed
+/// later, without the change.
 async fn change_snap(image: &Image, snap: SnapId, change: impl FnOnce(&mut BitVector) -> bool) -> Result<()> {
+    if !image.header().object_map_valid(snap) {
+        return Ok(());
+    }
     let _one_at_a_time = image.inner.head_map.updating.lock().await;
     let Some(mut map) = snap::load(image, snap).await? else {
-        return Ok(());
+        tracing::error!(
+            image = image.name(),
+            snap = snap.0,
+            "the object map of a snapshot cannot be read"
+        );
+        return snap::invalidate(image, snap).await;
     };
     if change(&mut map) {
         snap::save(image, snap, &map).await?;
