@@ -11,9 +11,6 @@ use crate::exit::{EINVAL, Failure};
 use crate::grammar::ImageOptions;
 use crate::spec::{Check, ImageQuery, ImageSpec};
 
-/// Bytes written at a time with `--thick-provision`.
-const THICK_STEP_BYTES: u64 = 4 << 20;
-
 pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let args = session.args();
     let spec = args.image(ImageQuery::source().check(Check::Full))?;
@@ -109,14 +106,7 @@ async fn fill(session: &Session, spec: &ImageSpec) -> Result<(), Failure> {
     let image = session.image(spec, OpenOptions::read_write()).await?;
     let task = session.bytes_task("Thick provisioning");
     let written = async {
-        let size_bytes = image.size_bytes();
-        let mut at = 0;
-        while at < size_bytes {
-            let step = THICK_STEP_BYTES.min(size_bytes - at);
-            image.write_zeroes(at, step, true).await?;
-            at += step;
-            task.update(at, size_bytes);
-        }
+        create::fill(&image, &task.library()).await?;
         image.flush().await
     }
     .await;

@@ -15,7 +15,7 @@ use crate::layout::{DEFAULT_ORDER, Layout, MAX_ORDER, MIN_ORDER};
 use crate::names;
 use crate::progress::Progress;
 
-/// Bytes written at a time by [`create_thick`].
+/// Bytes written at a time by [`fill`].
 const THICK_STEP_BYTES: u64 = 4 << 20;
 /// Largest image: what file offsets and block devices can say.
 pub const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
@@ -105,19 +105,22 @@ pub async fn create_thick(
         name,
         options,
         |_| Ok(()),
-        async |image: &Image| {
-            let size_bytes = image.size_bytes();
-            let mut at = 0;
-            while at < size_bytes {
-                let step = THICK_STEP_BYTES.min(size_bytes - at);
-                image.write_zeroes(at, step, true).await?;
-                at += step;
-                progress.update(at, size_bytes);
-            }
-            Ok(())
-        },
+        async |image: &Image| fill(image, progress).await,
     )
     .await
+}
+
+/// Makes all objects of an image exist.
+pub async fn fill(image: &Image, progress: &Progress) -> Result<()> {
+    let size_bytes = image.size_bytes();
+    let mut at = 0;
+    while at < size_bytes {
+        let step = THICK_STEP_BYTES.min(size_bytes - at);
+        image.write_zeroes(at, step, true).await?;
+        at += step;
+        progress.update(at, size_bytes);
+    }
+    Ok(())
 }
 
 async fn create_format_1(io: &IoCtx, name: &str, options: &CreateOptions) -> Result<()> {
