@@ -119,6 +119,10 @@ async fn mark(pair: &mut Pair) -> Result<()> {
 
 /// Removes the target, whatever there is of it, and puts the source back. Used by abort and by a failed prepare.
 pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
+    if pair.source.spec.as_ref().is_some_and(pair::was_prepared) {
+        // Its target was not yet. A prepared source without a target would be taken for what a commit left, and removed.
+        pair.source.set_state(MigrationState::Preparing, "").await?;
+    }
     if pair.target_exists {
         super::relink::to_source(&pair).await?;
         let (source, target) = (&pair.source, &pair.target);

@@ -131,7 +131,7 @@ fn names(other: &MigrationSpec, spec: &MigrationSpec, side: &Side) -> bool {
 }
 
 /// Whether clients may have used the target.
-fn was_prepared(source: &MigrationSpec) -> bool {
+pub(super) fn was_prepared(source: &MigrationSpec) -> bool {
     matches!(
         source.state,
         MigrationState::Prepared | MigrationState::Executing | MigrationState::Executed
