@@ -133,8 +133,9 @@ pub async fn remove_of_pool(io: &IoCtx, name: &str) -> Result<bool> {
     let call = client::metadata_remove(&key(name));
     if was_set {
         absent_is_fine(ferry_cls::exec_write(&io.with_namespace(""), names::INFO, call).await)?;
-        tell_running_clients(io).await;
     }
+    // Also where there is none: who took it away may have been killed before this.
+    tell_running_clients(io).await;
     Ok(was_set)
 }
 
