@@ -545,3 +545,102 @@ fn settings_of_the_store_hold_for_its_images_until_something_nearer_says_otherwi
     store.fails("config global set global rbd_nope true", 22);
     store.fails("config global get global", 22);
 }
+
+#[test]
+fn devices_of_another_kind_and_options_that_nobody_honours_are_refused_before_anything_is_done() {
+    let store = TestStore::new();
+    for (line, code, start) in [
+        (
+            "device list -t krbd",
+            95,
+            "rbd: device type krbd is not supported: ",
+        ),
+        ("map -t krbd i", 95, "rbd: device type krbd is not supported: "),
+        (
+            "device list -t ggate",
+            95,
+            "rbd: ggate is only supported on FreeBSD",
+        ),
+        (
+            "device list -t bogus",
+            1,
+            "rbd: the argument for option '--device-type' is invalid",
+        ),
+        ("device list extra", 1, "rbd: too many arguments"),
+        ("device map -t nbd", 22, "rbd: image name was not specified"),
+        ("device map nosuch", 2, "rbd: error opening image nosuch: (2)"),
+        ("map nosuch@s", 2, "rbd: error opening image nosuch: (2)"),
+        (
+            "device map i --exclusive",
+            95,
+            "rbd: option '--exclusive' is not implemented",
+        ),
+        (
+            "device map i --cookie c",
+            95,
+            "rbd: option '--cookie' is not implemented",
+        ),
+        (
+            "device map i -o noudev",
+            22,
+            "rbd: unknown device option 'noudev'",
+        ),
+        ("device unmap", 22, "rbd: image name was not specified"),
+        (
+            "device unmap i",
+            22,
+            "rbd: rbd/i: not a mapped image, snapshot or device",
+        ),
+        (
+            "unmap /dev/nbd4095",
+            22,
+            "rbd: /dev/nbd4095: not a mapped image, snapshot or device",
+        ),
+        (
+            "device attach i --device /dev/nbd0",
+            95,
+            "rbd: device attach is not supported: ",
+        ),
+        (
+            "device detach /dev/nbd0",
+            95,
+            "rbd: device detach is not supported: ",
+        ),
+    ] {
+        let said = store.fails(line, code);
+        assert!(said.starts_with(start), "{line}: {said}");
+    }
+    assert!(!store.root().join("pools/1/data").exists() || store.ok("ls").is_empty());
+}
+
+/// Elsewhere the list has what this machine shows.
+#[test]
+fn without_a_driver_no_device_is_listed_and_none_is_made() {
+    if ferry_nbd::kernel::KernelNbd::open().is_ok() {
+        eprintln!("LEFT OUT: this kernel has nbd");
+        return;
+    }
+    let store = TestStore::new();
+    for (line, listed) in [
+        ("device list", ""),
+        ("device ls -t nbd", ""),
+        ("showmapped", ""),
+        ("device list --format json", "[]\n"),
+        ("showmapped --format json --pretty-format", "[]\n"),
+        ("device list --format xml", "<devices></devices>\n"),
+    ] {
+        assert_eq!(store.ok(line), listed, "{line}");
+    }
+    store.ok("create --size 1M i");
+    let said = store.fails("device map -t nbd i", 19);
+    assert!(said.starts_with("rbd: nbd: the kernel has no driver"), "{said}");
+    assert!(
+        said.contains("modprobe nbd") && said.contains("rbd serve"),
+        "{said}"
+    );
+    assert_eq!(
+        store.ok("status i"),
+        "Watchers: none\n",
+        "no server is left behind"
+    );
+}

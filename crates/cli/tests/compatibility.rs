@@ -56,6 +56,18 @@ const DIFFERS: &[(&str, &str)] = &[
          unprotected snapshot if new clones are of format 1",
     ),
     (
+        "device list",
+        "lists what Ferry has mapped on this machine, of all stores; `nbd` is the kind that is meant and the only one, others are refused (95); no cookies",
+    ),
+    (
+        "device map",
+        "`nbd` is the kind that is meant and the only one, others are refused (95); `-o` takes `timeout`, `io-timeout` and `try-netlink`; not yet run on a kernel that has nbd",
+    ),
+    (
+        "device unmap",
+        "as `device map`; a device that is mounted is refused (16) without `-o force`, the only option of `-o`",
+    ),
+    (
         "diff",
         "with `--whole-object` and object maps, objects that a shrink took away are told too, which Ceph forgets; on a local store \
               differences within an object are told in whole blocks of 4 KiB",

@@ -309,7 +309,7 @@ fn what_is_not_built_says_so_with_95() {
     let version = ferry_cli::VERSION;
     let table = [
         ("encryption format i luks1 p", "encryption format is"),
-        ("map x", "device map is"),
+        ("map x --exclusive", "option '--exclusive' is"),
         ("create x -s 1 --journal-pool p", "option '--journal-pool' is"),
     ];
     for (line, what) in table {

@@ -393,3 +393,63 @@ fn without_verification_any_client_that_speaks_tls_gets_in_and_no_other() {
         .rbd(&["serve", "--tls-certificates", &directory, "rbd/disk"])
         .fails(22, "server-key.pem");
 }
+
+/// What `rbd device map` gives to the kernel, which then speaks for itself: plain requests, simple replies.
+#[test]
+fn a_connection_that_is_handed_over_answers_plain_requests_with_simple_replies() {
+    use std::io::{Read as _, Write as _};
+
+    let ferry = Ferry::new();
+    ferry.import(&[7; 1 << 20], "rbd/disk", &[]);
+    let served = ferry.serve(&["rbd/disk"]);
+    let mut stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+    stream.set_read_timeout(Some(ferry_e2e::process::LIMIT)).unwrap();
+    let ours = stream.try_clone().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let details = runtime.block_on(async {
+        ours.set_nonblocking(true).unwrap();
+        let ours = tokio::net::UnixStream::from_std(ours).unwrap();
+        let (reader, writer) = tokio::io::split(ours);
+        let config = ferry_nbd::client::ClientConfig {
+            structured_replies: false,
+            extended_headers: false,
+            block_status: false,
+            ..Default::default()
+        };
+        let negotiation = ferry_nbd::client::Negotiation::over(reader, writer, config).await;
+        negotiation.unwrap().hand_over("").await.unwrap()
+    });
+    drop(runtime);
+    stream.set_nonblocking(false).unwrap();
+    assert_eq!(details.size_bytes, 1 << 20);
+    assert!(!details.read_only());
+
+    let mut exchange = |kind: u16, handle: u64, offset: u64, length: u32, data: &[u8], answer: usize| {
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend(0u16.to_be_bytes());
+        request.extend(kind.to_be_bytes());
+        request.extend(handle.to_be_bytes());
+        request.extend(offset.to_be_bytes());
+        request.extend(length.to_be_bytes());
+        request.extend(data);
+        stream.write_all(&request).unwrap();
+        let mut reply = vec![0; 16 + answer];
+        stream.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
+        assert_eq!(reply[4..8], [0; 4], "no error");
+        assert_eq!(reply[8..16], handle.to_be_bytes());
+        reply.split_off(16)
+    };
+    assert_eq!(exchange(0, 1, 4096, 512, &[], 512), [7; 512]);
+    exchange(1, 2, 4096, 512, &[9; 512], 0);
+    exchange(3, 3, 0, 0, &[], 0);
+    assert_eq!(exchange(0, 4, 4096, 512, &[], 512), [9; 512]);
+    // The kernel's farewell.
+    let mut farewell = 0x2560_9513_u32.to_be_bytes().to_vec();
+    farewell.extend([0, 0, 0, 2]);
+    farewell.extend([0; 20]);
+    stream.write_all(&farewell).unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the server hangs up");
+    served.stop();
+    assert_eq!(ferry.export("rbd/disk")[4096..4608], [9; 512]);
+}

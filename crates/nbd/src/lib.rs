@@ -24,6 +24,7 @@
 //! | `listen.rs`, `inherited.rs`, `server.rs`, `connection.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
 //! | `tls.rs` | certificates and the upgrade of a connection, both ends |
 //! | `client/` | the client: negotiation, then concurrent requests |
+//! | `kernel/` | the Linux kernel's client: a negotiated connection becomes a block device |
 //! | `testing.rs` | a device in memory with faults to order, for tests of this and other crates |
 //! | `fuzzing.rs` | doors for tests that hand any bytes to the parsers |
 //!
@@ -38,6 +39,7 @@ mod exports;
 pub mod fuzzing;
 mod handshake;
 mod inherited;
+pub mod kernel;
 mod listen;
 mod option;
 pub mod proto;

@@ -11,6 +11,7 @@ mod clone;
 mod config;
 mod copy;
 mod create;
+mod device;
 mod diff;
 mod diff_files;
 mod error;
@@ -123,6 +124,9 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::Copy => copy::run(session, false).await,
         CommandId::Create => create::run(session).await,
         CommandId::DeepCopy => copy::run(session, true).await,
+        CommandId::DeviceList => device::list(session),
+        CommandId::DeviceMap => device::map(session).await,
+        CommandId::DeviceUnmap => device::unmap(session).await,
         CommandId::Diff => diff::run(session).await,
         CommandId::DiskUsage => usage::run(session).await,
         CommandId::Export => transfer::export(session).await,

@@ -192,12 +192,15 @@ impl Args {
 
     /// The next positional, if there is one and it is not empty.
     pub fn next_positional(&self) -> Option<&str> {
-        let positional = self
-            .positionals
-            .get(self.next.load(Ordering::Relaxed))
-            .filter(|text| !text.is_empty())?;
+        let positional = self.peek_positional()?;
         self.next.fetch_add(1, Ordering::Relaxed);
         Some(positional)
+    }
+
+    /// The same, which stays the next one.
+    pub fn peek_positional(&self) -> Option<&str> {
+        let positional = self.positionals.get(self.next.load(Ordering::Relaxed))?;
+        Some(positional.as_str()).filter(|text| !text.is_empty())
     }
 
     /// The next positional, which must be there; `what` names it: `metadata key`, `path`, `lock id`.

@@ -177,6 +177,30 @@ impl Globals {
         })
     }
 
+    /// The words that say the same to another `rbd`; the environment says the rest.
+    pub fn to_words(&self) -> Vec<String> {
+        let given = [
+            ("--conf", &self.conf),
+            ("--cluster", &self.cluster),
+            ("--id", &self.id),
+            ("--name", &self.name),
+            ("--mon_host", &self.mon_host),
+            ("--keyfile", &self.keyfile),
+            ("--keyring", &self.keyring),
+            ("--store", &self.store),
+        ];
+        let mut words = Vec::new();
+        for (option, value) in given {
+            if let Some(value) = value {
+                words.extend([option.to_owned(), value.clone()]);
+            }
+        }
+        if let Some(seconds) = self.connect_timeout_s {
+            words.extend(["--connect-timeout".to_owned(), seconds.to_string()]);
+        }
+        words
+    }
+
     /// Where sockets and other things of this user's running programs lie: the store's own directory, or
     /// `$XDG_RUNTIME_DIR/ferry` when the images are on a cluster.
     ///
@@ -271,6 +295,21 @@ mod tests {
         assert_eq!(config.name.as_deref(), Some("client.me"));
         assert_eq!(config.conf, Some("/c".into()));
         assert_eq!(config.connect_timeout, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn words_for_another_command_name_the_same_store_and_user() {
+        let globals = Globals {
+            store: Some("ceph".into()),
+            id: Some("me".into()),
+            connect_timeout_s: Some(3),
+            ..Globals::default()
+        };
+        assert_eq!(
+            globals.to_words(),
+            ["--id", "me", "--store", "ceph", "--connect-timeout", "3"]
+        );
+        assert!(Globals::default().to_words().is_empty());
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Opt {
         self
     }
 
-    const fn to_come(mut self) -> Self {
+    pub(super) const fn to_come(mut self) -> Self {
         self.built = false;
         self
     }
@@ -437,7 +437,7 @@ pub(super) const DEVICE: Opt = Opt::text("device", "path of the device").need(Ne
 pub(super) const DEVICE_OPTIONS: Opt = Opt::text("options", "options of the device type").short('o');
 pub(super) const DEVICE_TYPE: Opt = Opt::text(
     "device-type",
-    "kind of device: krbd, nbd or ggate [default: krbd]",
+    "kind of device: nbd, which is the default; krbd and ggate are not supported",
 )
 .short('t');
 pub(super) const DIRECTION: Opt = Opt::new(

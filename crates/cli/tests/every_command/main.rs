@@ -24,7 +24,7 @@ use ferry_cli::grammar::table::{State, commands};
 use rows::{GROUPS, Row};
 
 /// What reads and shows, or writes elsewhere than into the store.
-const CHANGE_NOTHING: [CommandId; 29] = [
+const CHANGE_NOTHING: [CommandId; 32] = [
     CommandId::Children,
     CommandId::ConfigGlobalGet,
     CommandId::ConfigGlobalList,
@@ -32,6 +32,7 @@ const CHANGE_NOTHING: [CommandId; 29] = [
     CommandId::ConfigImageList,
     CommandId::ConfigPoolGet,
     CommandId::ConfigPoolList,
+    CommandId::DeviceList,
     CommandId::Diff,
     CommandId::DiskUsage,
     CommandId::Export,
@@ -53,8 +54,10 @@ const CHANGE_NOTHING: [CommandId; 29] = [
     CommandId::Status,
     CommandId::TrashList,
     CommandId::Watch,
-    // Has rows of its own, in which a client does what a server does for one.
+    // Has rows of its own, in which a client does what a server does for one; a device is a client of such a server.
     CommandId::Serve,
+    CommandId::DeviceMap,
+    CommandId::DeviceUnmap,
 ];
 
 #[test]

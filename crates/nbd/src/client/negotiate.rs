@@ -216,6 +216,23 @@ impl Negotiation {
         ))
     }
 
+    /// Enters the export for somebody who speaks the rest on the connection himself, with simple replies; the streams of this
+    /// negotiation are dropped.
+    ///
+    /// # Errors
+    /// As [`Negotiation::go`]; [`ClientError::Protocol`] if anything else was agreed on or the server has spoken unasked.
+    pub async fn hand_over(mut self, name: &str) -> Result<ExportDetails, ClientError> {
+        check_name(name)?;
+        let config = self.config.clone();
+        let (details, framing, _) = within(&config, self.agree(name)).await?;
+        if framing != Framing::Simple || self.frames.buffered() > 0 {
+            return Err(ClientError::Protocol(
+                "more than simple replies was agreed on, or the server spoke unasked".into(),
+            ));
+        }
+        Ok(details)
+    }
+
     /// Leaves politely.
     ///
     /// # Errors

@@ -15,6 +15,14 @@ const DEVICE_SPEC: Positional = positional(
     "image, snapshot or path of the device, as [POOL/[NAMESPACE/]]IMAGE[@SNAP] or PATH",
 );
 
+const NO_SHOW_COOKIE: Opt = SHOW_COOKIE.to_come();
+const NO_COOKIE: Opt = COOKIE.to_come();
+const NO_EXCLUSIVE: Opt = EXCLUSIVE.to_come();
+const NO_QUIESCE: Opt = QUIESCE.to_come();
+const NO_QUIESCE_HOOK: Opt = QUIESCE_HOOK.to_come();
+
+const ONE_SERVER: &str = "a device stays with the server that it was mapped with; unmap it and map it again";
+
 pub(super) const COMMANDS: &[Command] = &[
     Command::built(
         CommandId::ConfigGlobalGet,
@@ -100,52 +108,75 @@ pub(super) const COMMANDS: &[Command] = &[
         "Change a setting of a pool.",
     )
     .positionals(&[POOL_NAME, KEY, VALUE]),
-    Command::to_come(&["device", "attach"], "Connect an image to a device that exists.")
-        .positionals(&[IMAGE_OR_SNAP_SPEC])
-        .options(&[
-            &[DEVICE_TYPE],
-            SNAP_NAMES,
-            &[
-                DEVICE,
-                SHOW_COOKIE,
-                COOKIE,
-                READ_ONLY,
-                FORCE,
-                EXCLUSIVE,
-                QUIESCE,
-                QUIESCE_HOOK,
-                DEVICE_OPTIONS,
-            ],
-        ]),
-    Command::to_come(
+    Command::unsupported(
+        ONE_SERVER,
+        &["device", "attach"],
+        "Connect an image to a device that exists.",
+    )
+    .positionals(&[IMAGE_OR_SNAP_SPEC])
+    .options(&[
+        &[DEVICE_TYPE],
+        SNAP_NAMES,
+        &[
+            DEVICE,
+            SHOW_COOKIE,
+            COOKIE,
+            READ_ONLY,
+            FORCE,
+            EXCLUSIVE,
+            QUIESCE,
+            QUIESCE_HOOK,
+            DEVICE_OPTIONS,
+        ],
+    ]),
+    Command::unsupported(
+        ONE_SERVER,
         &["device", "detach"],
         "Disconnect an image from its device, which stays.",
     )
     .positionals(&[DEVICE_SPEC])
     .options(&[&[DEVICE_TYPE, POOL, IMAGE, SNAP, DEVICE_OPTIONS]]),
-    Command::to_come(&["device", "list"], "List the devices that show images.")
-        .aliases(&[&["device", "ls"], &["showmapped"]])
-        .options(&[&[DEVICE_TYPE], FORMAT]),
-    Command::to_come(&["device", "map"], "Show an image as a block device.")
-        .aliases(&[&["map"]])
-        .positionals(&[IMAGE_OR_SNAP_SPEC])
-        .options(&[
-            &[DEVICE_TYPE],
-            SNAP_NAMES,
-            &[
-                SHOW_COOKIE,
-                COOKIE,
-                READ_ONLY,
-                EXCLUSIVE,
-                QUIESCE,
-                QUIESCE_HOOK,
-                DEVICE_OPTIONS,
-            ],
-        ]),
-    Command::to_come(&["device", "unmap"], "Take away the block device of an image.")
-        .aliases(&[&["unmap"]])
-        .positionals(&[DEVICE_SPEC])
-        .options(&[&[DEVICE_TYPE], SNAP_NAMES, &[DEVICE_OPTIONS]]),
+    Command::built(
+        CommandId::DeviceList,
+        &["device", "list"],
+        "List the devices that show images.",
+    )
+    .aliases(&[&["device", "ls"], &["showmapped"]])
+    .options(&[&[DEVICE_TYPE], FORMAT])
+    .notes(&["Those that 'rbd device map' of Ferry has made on this machine, of all stores."]),
+    Command::built(
+        CommandId::DeviceMap,
+        &["device", "map"],
+        "Show an image as a block device.",
+    )
+    .aliases(&[&["map"]])
+    .positionals(&[IMAGE_OR_SNAP_SPEC])
+    .options(&[
+        &[DEVICE_TYPE],
+        SNAP_NAMES,
+        &[
+            NO_SHOW_COOKIE,
+            NO_COOKIE,
+            READ_ONLY,
+            NO_EXCLUSIVE,
+            NO_QUIESCE,
+            NO_QUIESCE_HOOK,
+            DEVICE_OPTIONS,
+        ],
+    ])
+    .notes(&[
+        "An 'rbd serve' of its own is started for the image, and the kernel becomes its client; the driver nbd must be loaded (modprobe nbd), and only root may do this.",
+        "-o takes timeout=SECONDS (or io-timeout): after that time without an answer the kernel fails a request.",
+    ]),
+    Command::built(
+        CommandId::DeviceUnmap,
+        &["device", "unmap"],
+        "Take away the block device of an image.",
+    )
+    .aliases(&[&["unmap"]])
+    .positionals(&[DEVICE_SPEC])
+    .options(&[&[DEVICE_TYPE], SNAP_NAMES, &[DEVICE_OPTIONS]])
+    .notes(&["A device that is mounted is refused (16) unless -o force is given."]),
     Command::to_come(&["encryption", "format"], "Prepare an image for encryption.")
         .positionals(&[
             IMAGE_SPEC,
