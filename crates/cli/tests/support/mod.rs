@@ -15,8 +15,10 @@
 #![allow(dead_code, reason = "every test binary uses its own part of the support code")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
+pub mod differences;
 pub mod line;
 pub mod nbd;
+pub mod session;
 pub mod store;
 
 use std::collections::HashMap;
@@ -263,8 +265,14 @@ fn replace_word(word: &str, before: &str, ids: &mut HashMap<String, String>) -> 
     // Names of data objects hold the id behind a dot. Ids without a letter are only known by what stands before them, which
     // in lists of the trash is nothing.
     let named = ["id:", "id\":\"", "id\": \"", "id>", "(", "_data", "_header"];
-    let named =
-        before.is_empty() || named.iter().any(|prefix| before.ends_with(prefix)) || word.starts_with("data.");
+    // The same in names of group snapshots: `.group.POOL_GROUP_SNAP`.
+    let in_group_name = before
+        .rfind(".group.")
+        .is_some_and(|at| !before[at..].contains([' ', '"', '<']));
+    let named = in_group_name
+        || before.is_empty()
+        || named.iter().any(|prefix| before.ends_with(prefix))
+        || word.starts_with("data.");
     let replace = |part: &str| {
         if is_id(part, named) {
             numbered_id(part, ids)

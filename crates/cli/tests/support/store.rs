@@ -7,10 +7,13 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// A fresh store, and a directory to run commands in.
+/// A store, and a directory to run commands in.
 #[derive(Debug)]
 pub struct TestStore {
     directory: TempDir,
+    /// Whose command is run, and what only it hears of.
+    program: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 /// What a command printed and how it ended.
@@ -23,9 +26,24 @@ pub struct Ran {
 }
 
 impl TestStore {
+    /// A fresh local store.
     pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let environment = vec![("FERRY_STORE", directory.path().join("store"))];
         Self {
-            directory: tempfile::tempdir().unwrap(),
+            directory,
+            program: env!("CARGO_BIN_EXE_rbd").into(),
+            environment,
+        }
+    }
+
+    /// The cluster of this configuration, worked on with `program`, if it is another than ours.
+    pub fn on_ceph(conf: &Path, program: Option<&Path>) -> Self {
+        let environment = vec![("FERRY_STORE", "ceph".into()), ("CEPH_CONF", conf.to_owned())];
+        Self {
+            program: program.map_or_else(|| env!("CARGO_BIN_EXE_rbd").into(), Path::to_owned),
+            environment,
+            ..Self::new()
         }
     }
 
@@ -41,11 +59,15 @@ impl TestStore {
 
     /// The command, with nothing said about its input and output.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rbd"));
+        self.command_of(&self.program, words)
+    }
+
+    fn command_of(&self, program: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(words)
             .current_dir(self.directory())
-            .env("FERRY_STORE", self.root())
+            .envs(self.environment.iter().cloned())
             .env("TZ", "UTC")
             .stdin(Stdio::null());
         command
@@ -85,13 +107,24 @@ impl TestStore {
         ran.output
     }
 
-    /// Starts `rbd serve` with these words and waits until it listens.
+    /// Starts our `rbd serve` with these words and waits until it listens.
     #[track_caller]
     pub fn serve(&self, line: &str) -> Served {
+        let on_ceph = self.environment.iter().any(|(_, value)| value == "ceph");
+        // The default socket of a cluster's images is the user's, not the store's.
+        let own = self.directory().join("nbd.sock");
         let mut words = vec!["serve"];
         words.extend(line.split_whitespace());
+        if on_ceph {
+            words.extend(["--socket", own.to_str().unwrap()]);
+        }
+        let socket = if on_ceph {
+            own.clone()
+        } else {
+            self.root().join("run/nbd.sock")
+        };
         let mut child = self
-            .command(&words)
+            .command_of(Path::new(env!("CARGO_BIN_EXE_rbd")), &words)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -104,7 +137,7 @@ impl TestStore {
             child,
             stderr,
             first,
-            socket: self.root().join("run/nbd.sock"),
+            socket,
         }
     }
 }
@@ -116,7 +149,7 @@ pub struct Served {
     stderr: BufReader<std::process::ChildStderr>,
     /// The line that said it listens.
     pub first: String,
-    /// The default socket.
+    /// Where it listens.
     pub socket: PathBuf,
 }
 

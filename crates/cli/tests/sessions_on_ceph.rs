@@ -1,0 +1,173 @@
+//! The recorded sessions on a real cluster: the same commands to Ceph's `rbd` and to ours, each on fresh pools, and both say
+//! the same, but for the differences that are listed. Where Ceph's command crashes (the `execute` of 16.2.15 does it now and then,
+//! by an assertion of its own), what was recorded of it stands for the rest of the session.
+//!
+//! `FERRY_TEST_CEPH` says that there may be clusters; this test starts one of its own, as the sessions list whole pools.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail their test")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use ferry_e2e::ceph::OwnCluster;
+use support::Case;
+use support::differences::difference;
+use support::session::{Session, Step, bare, steps};
+use support::store::{Ran, TestStore};
+
+/// Ceph's own command.
+const CEPH_RBD: &str = "/usr/bin/rbd";
+
+/// Makes the named pools anew, and gives up all settings of images.
+const FRESH: &str = "
+import json, rados, sys
+with rados.Rados(conffile=sys.argv[1]) as cluster:
+    def ask(**words):
+        code, answer, said = cluster.mon_command(json.dumps(words), b'')
+        assert code == 0, (words, said)
+        return answer
+    for pool in sys.argv[2:]:
+        if cluster.pool_exists(pool):
+            cluster.delete_pool(pool)
+        cluster.create_pool(pool)
+        ask(prefix='osd pool application enable', pool=pool, app='rbd', yes_i_really_mean_it=True)
+    for one in json.loads(ask(prefix='config dump', format='json')):
+        if one['name'].startswith('rbd_'):
+            ask(prefix='config rm', who=one['section'], name=one['name'])
+";
+
+/// The sessions.
+const SESSIONS: &[&str] = &[
+    "session-1.txt",
+    "session-2.txt",
+    "session-3.txt",
+    "session-4.txt",
+    "session-5.txt",
+    "session-6.txt",
+    "session-7.txt",
+    "session-8.txt",
+    "session-copy.txt",
+    "session-diff.txt",
+    "session-files.txt",
+    "session-groups.txt",
+    "session-locks.txt",
+];
+
+/// The pools that a session uses: the first one and those that its preparations make.
+fn pools(steps: &[Step]) -> BTreeSet<String> {
+    let made = steps.iter().filter_map(|step| match step {
+        Step::Setup(words) => match words.as_slice() {
+            [pool, create, name] if pool == "pool" && create == "create" => Some(name.clone()),
+            _ => None,
+        },
+        _ => None,
+    });
+    made.chain(["rbd".to_owned()]).collect()
+}
+
+/// What one side says to each command.
+fn taken(conf: &Path, program: Option<&Path>, steps: &[Step]) -> Vec<Ran> {
+    let pools = pools(steps);
+    let mut fresh = Command::new("/usr/bin/python3");
+    let made = fresh.args(["-c", FRESH]).arg(conf).args(&pools).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let store = TestStore::on_ceph(conf, program);
+    let mut session = Session::new(&store);
+    let makes_pool = |step: &Step| matches!(step, Step::Setup(words) if words.starts_with(&["pool".to_owned(), "create".to_owned()]));
+    steps
+        .iter()
+        .filter(|step| !makes_pool(step))
+        .filter_map(|step| session.take(step))
+        .collect()
+}
+
+/// What is compared: pools that were made anew have other ids.
+fn said(output: &str, code: i32) -> (String, i32) {
+    let mut text = bare(output);
+    for (mark, end) in [
+        ("rbd_data.", '.'),
+        (".group.", '_'),
+        ("\"snapshot_id\": ", ','),
+        ("<snapshot_id>", '<'),
+    ] {
+        let mut out = String::new();
+        let mut rest = text.as_str();
+        while let Some(found) = rest.find(mark) {
+            let (before, after) = rest.split_at(found + mark.len());
+            out.push_str(before);
+            let number = after.split(end).next().unwrap_or_default();
+            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            // Ids of snapshots are compared, but with what was recorded of another pool.
+            let shown = if mark.contains("snapshot_id") { "N" } else { "POOL" };
+            out.push_str(if is_number { shown } else { number });
+            rest = &after[number.len()..];
+        }
+        out.push_str(rest);
+        text = out;
+    }
+    (text, code)
+}
+
+/// What is wrong with what our command said, if anything.
+fn compared(file: &str, case: &Case, theirs: Option<&Ran>, ours: &Ran) -> Option<String> {
+    let command = case.command();
+    let ours = said(&ours.output, ours.code);
+    let allowed = difference(file, &command).map(|one| said(one.output, one.code));
+    let (whose, theirs) = match theirs {
+        Some(theirs) => ("Ceph's", said(&theirs.output, theirs.code)),
+        None => ("as it was recorded", said(&case.output, case.code)),
+    };
+    if ours == theirs || allowed.as_ref() == Some(&ours) {
+        return None;
+    }
+    let ((theirs, their_code), (ours, our_code)) = (theirs, ours);
+    Some(format!(
+        "{file}:{} $ {command}\n--- {whose}\n{theirs}[rc={their_code}]\n--- ours\n{ours}[rc={our_code}]",
+        case.line
+    ))
+}
+
+#[test]
+fn recorded_sessions_read_the_same_of_ceph_s_command_and_of_ours() {
+    if std::env::var_os("FERRY_TEST_CEPH").is_none() || !Path::new(CEPH_RBD).is_file() {
+        eprintln!("LEFT OUT: FERRY_TEST_CEPH is not set, or Ceph's rbd is not installed");
+        return;
+    }
+    let cluster = OwnCluster::new();
+    let mut wrong = Vec::new();
+    let (mut beside, mut by_recording) = (0, 0);
+    for file in SESSIONS {
+        let steps = steps(file);
+        let theirs = taken(&cluster.conf(), Some(Path::new(CEPH_RBD)), &steps);
+        let ours = taken(&cluster.conf(), None, &steps);
+        let cases = steps.iter().filter_map(|step| match step {
+            Step::Command(case) => Some(case),
+            _ => None,
+        });
+        let mut has_crashed = false;
+        for ((case, theirs), ours) in cases.zip(theirs).zip(ours) {
+            if theirs.code < 0 && !has_crashed {
+                has_crashed = true;
+                eprintln!(
+                    "{file}:{}: Ceph's command crashed; from here on the recording counts",
+                    case.line
+                );
+            }
+            let theirs = (!has_crashed).then_some(&theirs);
+            *if has_crashed {
+                &mut by_recording
+            } else {
+                &mut beside
+            } += 1;
+            wrong.extend(compared(file, case, theirs, &ours));
+        }
+    }
+    assert!(wrong.is_empty(), "{} commands\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        beside > 450 && by_recording < beside / 10,
+        "{beside} beside, {by_recording} by recording"
+    );
+}
