@@ -38,11 +38,13 @@ mod watch;
 use std::future::Future;
 use std::sync::Arc;
 
+use ferry_nbd::kernel::Link;
 use ferry_store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{EIO, Failure};
 use crate::grammar::{CommandId, Invocation};
+pub use device::Machine;
 use session::Session;
 
 /// Runs a command to its end.
@@ -87,6 +89,34 @@ pub async fn run_on(invocation: Box<Invocation>, store: Arc<dyn Store>) -> Resul
     result.and(closed)
 }
 
+/// Runs `device list`, `map` or `unmap` on another machine than this one, and gives what they print.
+///
+/// # Errors
+/// The [`Failure`] to report and exit with; `EOPNOTSUPP` for other commands.
+pub async fn run_device_on<L: Link>(
+    invocation: Box<Invocation>,
+    machine: &Machine<L>,
+) -> Result<String, Failure> {
+    let command = invocation.command;
+    let session = Session::new(invocation);
+    let result = device_body(&session, command, machine).await;
+    let closed = session.close().await;
+    result.and_then(|said| closed.map(|()| said))
+}
+
+async fn device_body<L: Link>(
+    session: &Session,
+    command: CommandId,
+    machine: &Machine<L>,
+) -> Result<String, Failure> {
+    match command {
+        CommandId::DeviceList => device::list(session, machine),
+        CommandId::DeviceMap => device::map(session, machine).await,
+        CommandId::DeviceUnmap => device::unmap(session, machine).await.map(|()| String::new()),
+        _ => Err(Failure::not_supported("this command", "it makes no devices")),
+    }
+}
+
 async fn in_session(invocation: Box<Invocation>) -> Result<(), Failure> {
     if let Some(objects) = invocation.config_overrides.concurrent_management_ops() {
         ferry_image::migration::execute::set_concurrent_objects(objects as usize);
@@ -124,9 +154,9 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::Copy => copy::run(session, false).await,
         CommandId::Create => create::run(session).await,
         CommandId::DeepCopy => copy::run(session, true).await,
-        CommandId::DeviceList => device::list(session),
-        CommandId::DeviceMap => device::map(session).await,
-        CommandId::DeviceUnmap => device::unmap(session).await,
+        CommandId::DeviceList | CommandId::DeviceMap | CommandId::DeviceUnmap => {
+            session::say(&device_body(session, command, &Machine::this()?).await?)
+        }
         CommandId::Diff => diff::run(session).await,
         CommandId::DiskUsage => usage::run(session).await,
         CommandId::Export => transfer::export(session).await,

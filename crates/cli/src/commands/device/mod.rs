@@ -3,6 +3,8 @@
 //! `map` starts `rbd serve` for the image in a process of its own, negotiates a connection to it, hands that to the kernel
 //! ([`ferry_nbd::kernel`]) and ends. `unmap` has the kernel give the connection up, and ends the server, which flushes.
 //!
+//! What it does not know: the machine that it works on ([`Machine`]), which tests replace.
+//!
 //! | file | what it holds |
 //! |---|---|
 //! | `records.rs` | which device shows which image, and by which process |
@@ -13,23 +15,78 @@ mod server;
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ferry_image::{OpenOptions, SnapKey};
-use ferry_nbd::kernel::{Attach, KernelError, KernelNbd};
+use ferry_nbd::kernel::{Attach, KernelError, KernelNbd, Link, NetlinkSocket};
 use ferry_store::Errno;
 use rustix::fs::{Mode, OFlags};
 
-use super::session::{Session, say};
+use super::session::Session;
 use crate::exit::{EBUSY, EINVAL, EIO, Failure};
 use crate::grammar::Args;
-use crate::output::{Align, Document, Node, TextTable};
+use crate::output::{Align, Document, Node, OutputFormat, TextTable};
 use crate::spec::{ImageQuery, ImageSpec, SnapRule};
 use records::{Mapped, Records};
 use server::Server;
 
 /// `ENODEV`.
 const NO_DEVICE: i32 = 19;
+
+/// What devices are made with: the kernel's driver, what is known of its devices, and the program that serves.
+pub struct Machine<L = NetlinkSocket> {
+    kernel: Box<dyn Fn() -> Result<KernelNbd<L>, KernelError> + Send + Sync>,
+    records: Records,
+    program: PathBuf,
+}
+
+impl<L> std::fmt::Debug for Machine<L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine")
+            .field("records", &self.records)
+            .field("program", &self.program)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// The one that this process runs on.
+    pub(super) fn this() -> Result<Self, Failure> {
+        let program = std::env::current_exe().map_err(|error| {
+            Failure::errno(
+                "cannot find the program itself",
+                error.raw_os_error().unwrap_or(EIO),
+            )
+        })?;
+        Ok(Self {
+            kernel: Box::new(KernelNbd::open),
+            records: Records::of_machine(),
+            program,
+        })
+    }
+}
+
+impl<L> Machine<L> {
+    /// One whose driver is found by `kernel`, whose devices stand in `directory` and are connected when `blocks/nbdN/pid` exists, and
+    /// whose `rbd` is `program`.
+    pub fn new(
+        kernel: impl Fn() -> Result<KernelNbd<L>, KernelError> + Send + Sync + 'static,
+        directory: &Path,
+        blocks: &Path,
+        program: &Path,
+    ) -> Self {
+        Self {
+            kernel: Box::new(kernel),
+            records: Records::at(directory, blocks),
+            program: program.to_owned(),
+        }
+    }
+
+    fn driver(&self) -> Result<KernelNbd<L>, Failure> {
+        (self.kernel)().map_err(kernel_failed)
+    }
+}
 
 /// Only `nbd`, which is also what is meant when nothing is said.
 fn check_type(args: &Args) -> Result<(), Failure> {
@@ -118,13 +175,17 @@ fn kernel_failed(error: KernelError) -> Failure {
     Failure::message(format!("rbd: nbd: {error}"), code).with_line(format_args!("rbd: note: {what_now}"))
 }
 
-pub(super) fn list(session: &Session) -> Result<(), Failure> {
+/// Gives what is to be printed.
+pub(super) fn list<L>(session: &Session, machine: &Machine<L>) -> Result<String, Failure> {
     let args = session.args();
     check_type(args)?;
     let format = args.output_format()?;
     args.finish()?;
-    let mapped = Records::of_machine().connected().map_err(records_failed)?;
-    session.print(format, || table(&mapped), || document(&mapped))
+    let mapped = machine.records.connected().map_err(records_failed)?;
+    Ok(match format {
+        OutputFormat::Plain => table(&mapped),
+        shown => document(&mapped).render(shown),
+    })
 }
 
 fn table(mapped: &[Mapped]) -> String {
@@ -165,7 +226,8 @@ fn document(mapped: &[Mapped]) -> Document {
     Document::new("devices", list)
 }
 
-pub(super) async fn map(session: &Session) -> Result<(), Failure> {
+/// Gives what is to be printed.
+pub(super) async fn map<L: Link>(session: &Session, machine: &Machine<L>) -> Result<String, Failure> {
     let args = session.args();
     check_type(args)?;
     let image = args.image(ImageQuery::source().snap(SnapRule::Optional))?;
@@ -178,11 +240,11 @@ pub(super) async fn map(session: &Session) -> Result<(), Failure> {
         None => opening,
     };
     session.image(&image, opening).await?;
-    let mut kernel = KernelNbd::open().map_err(kernel_failed)?;
-    let records = Records::of_machine();
-    let mut server = Server::start(session, &records, &image, read_only)?;
+    let mut kernel = machine.driver()?;
+    let records = &machine.records;
+    let mut server = Server::start(session, machine, &image, read_only)?;
     let (connection, details) = server.connect().await?;
-    let process = server.process(&records);
+    let process = server.process(records);
     let process = process.ok_or_else(|| Failure::errno("the server of the image ended", EIO))?;
     let name = image.to_string();
     let attached = kernel.attach(&Attach {
@@ -204,7 +266,7 @@ pub(super) async fn map(session: &Session) -> Result<(), Failure> {
         return detached.and(Err(Failure::errno(what, error.raw_os_error().unwrap_or(EIO))));
     }
     server.keep();
-    say(&format!("{}\n", mapped.device()))
+    Ok(format!("{}\n", mapped.device()))
 }
 
 /// What is to be taken away.
@@ -268,13 +330,13 @@ fn is_in_use(device: &str) -> Result<bool, Failure> {
     }
 }
 
-pub(super) async fn unmap(session: &Session) -> Result<(), Failure> {
+pub(super) async fn unmap<L: Link>(session: &Session, machine: &Machine<L>) -> Result<(), Failure> {
     let args = session.args();
     check_type(args)?;
     let wanted = Wanted::of(args)?;
     let options = Options::parse(args.text("options").unwrap_or_default(), false)?;
     args.finish()?;
-    let records = Records::of_machine();
+    let records = &machine.records;
     let mapped = wanted.find(records.all().map_err(records_failed)?)?;
     let device = mapped.device();
     if records.is_connected(mapped.index) {
@@ -282,7 +344,7 @@ pub(super) async fn unmap(session: &Session) -> Result<(), Failure> {
             return Err(Failure::errno(format_args!("{device} is in use"), EBUSY)
                 .with_line("rbd: note: unmount it first; '-o force' takes it away nevertheless"));
         }
-        let mut kernel = KernelNbd::open().map_err(kernel_failed)?;
+        let mut kernel = machine.driver()?;
         match kernel.detach(mapped.index) {
             // It may have come loose in this very moment.
             Err(KernelError::Refused { source, .. })
@@ -290,7 +352,7 @@ pub(super) async fn unmap(session: &Session) -> Result<(), Failure> {
             detached => detached.map_err(kernel_failed)?,
         }
     }
-    server::end(&records, mapped.server).await?;
+    server::end(records, mapped.server).await?;
     records.forget(&mapped).map_err(records_failed)
 }
 

@@ -85,9 +85,14 @@ pub(super) struct Records {
 impl Records {
     /// Those of this machine. Devices belong to the machine, so there is one place for all users and stores.
     pub(super) fn of_machine() -> Self {
+        Self::at(Path::new("/run/ferry/devices"), Path::new("/sys/block"))
+    }
+
+    /// Those in `directory`, of devices that the kernel shows in `blocks`.
+    pub(super) fn at(directory: &Path, blocks: &Path) -> Self {
         Self {
-            directory: "/run/ferry/devices".into(),
-            blocks: "/sys/block".into(),
+            directory: directory.to_owned(),
+            blocks: blocks.to_owned(),
             processes: "/proc".into(),
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ferry_nbd::client::{ClientConfig, ExportDetails, Negotiation};
 
 use super::super::session::Session;
+use super::Machine;
 use super::records::{Process, Records};
 use crate::exit::{EIO, Failure};
 use crate::spec::ImageSpec;
@@ -49,13 +50,13 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Failur
 
 impl Server {
     /// Starts a server of one image. Its messages go to a file.
-    pub(super) fn start(
+    pub(super) fn start<L>(
         session: &Session,
-        records: &Records,
+        machine: &Machine<L>,
         image: &ImageSpec,
         read_only: bool,
     ) -> Result<Self, Failure> {
-        let directory = records.directory();
+        let directory = machine.records.directory();
         fs::create_dir_all(directory)
             .map_err(failed(format_args!("cannot make '{}'", directory.display())))?;
         let files = format!("server-{:016x}", rand::random::<u64>());
@@ -65,10 +66,9 @@ impl Server {
         );
         let messages = OpenOptions::new().write(true).create_new(true).open(&log);
         let messages: File = messages.map_err(failed(format_args!("cannot make '{}'", log.display())))?;
-        let program = std::env::current_exe().map_err(failed("cannot find the program itself"))?;
         let settings = session.invocation().config_overrides.entries().iter();
         let settings = settings.map(|(name, value)| format!("--{name}={value}"));
-        let mut command = Command::new(program);
+        let mut command = Command::new(&machine.program);
         command
             .args(session.invocation().globals.to_words())
             .args(settings)
