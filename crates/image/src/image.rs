@@ -22,7 +22,9 @@ use crate::client_activity::ClientActivity;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::ExclusiveLock;
 use crate::header::{self, Fixed, Header, HeaderKey};
+use crate::io::ahead::{self, Ahead};
 use crate::io::around::{self, Around};
+use crate::io::gather::Gathered;
 use crate::io::known::KnownObjects;
 use crate::layering::parent::{ImageId, Parent};
 use crate::layout::Layout;
@@ -81,6 +83,9 @@ pub struct OpenOptions {
     /// How writes may be acknowledged early; `None`: as the store has it ([`ferry_store::Store::write_around`]). The image's
     /// metadata may forbid it, or allow less.
     pub write_around: Option<WriteAround>,
+    /// Whether reads that follow one another are read ahead of; `None`: as the store has it ([`ferry_store::Store::reads_ahead`]).
+    /// The image's metadata may forbid it.
+    pub read_ahead: Option<bool>,
     /// The images that this one is opened for as a parent, the nearest last.
     pub(crate) serves: Vec<ImageId>,
 }
@@ -117,6 +122,12 @@ impl OpenOptions {
         self
     }
 
+    /// With or without reading ahead; `None`: as the store has it.
+    pub fn reading_ahead(mut self, ahead: Option<bool>) -> Self {
+        self.read_ahead = ahead;
+        self
+    }
+
     /// At a snapshot.
     pub fn at(mut self, snap: SnapKey) -> Self {
         self.snap = Some(snap);
@@ -146,7 +157,9 @@ pub(crate) struct Inner {
     pub serves: Vec<ImageId>,
     pub read_snap: SnapId,
     pub gate: Arc<tokio::sync::RwLock<()>>,
+    pub ahead: Ahead,
     pub around: Around,
+    pub gathered: Gathered,
     pub watch: ImageWatch,
     pub lock: ExclusiveLock,
     pub head_map: HeadMap,
@@ -198,10 +211,21 @@ impl Image {
             Some(pool) => io.with_pool(pool),
             None => io.clone(),
         };
-        let around = match options.write_around.or_else(|| io.store().write_around()) {
-            Some(around) if !read_only => around::as_the_image_says(io, &key.object(), around).await?,
-            _ => None,
+        let around = async {
+            match options.write_around.or_else(|| io.store().write_around()) {
+                Some(around) if !read_only => around::as_the_image_says(io, &key.object(), around).await,
+                _ => Ok(None),
+            }
         };
+        let reads_ahead = async {
+            let wanted = options.read_ahead.unwrap_or_else(|| io.store().reads_ahead());
+            // Without a lock, others may write at any time.
+            match wanted && !(read_only && read_snap.is_head()) {
+                true => ahead::as_the_image_says(io, &key.object()).await,
+                false => Ok(false),
+            }
+        };
+        let (around, reads_ahead) = futures::try_join!(around, reads_ahead)?;
         let inner = Arc::new(Inner {
             header_object: key.object(),
             io: io.clone(),
@@ -213,7 +237,9 @@ impl Image {
             serves: options.serves,
             read_snap,
             gate: Arc::default(),
+            ahead: Ahead::new(reads_ahead),
             around: Around::new(around),
+            gathered: Gathered::default(),
             watch: ImageWatch::default(),
             lock: ExclusiveLock::default(),
             head_map: HeadMap::default(),
@@ -450,6 +476,7 @@ impl Image {
             }
         }
         *self.inner.header.write() = Arc::new(header);
+        self.inner.ahead.clear();
         self.inner.refresh_done.store(wanted, Ordering::SeqCst);
         Ok(())
     }

@@ -292,7 +292,10 @@ impl History {
                 max_bytes: 256 << 10,
                 until_flush: self.rng.random(),
             });
-            let options = OpenOptions::read_write().writing_around(around);
+            let ahead = self.rng.random_bool(0.5).then_some(true);
+            let options = OpenOptions::read_write()
+                .writing_around(around)
+                .reading_ahead(ahead);
             self.client = Some(Image::open(&io, key, options).await.unwrap());
         }
         self.client.clone().unwrap()
@@ -359,6 +362,23 @@ impl History {
         }
     }
 
+    /// Requests that follow one another, up to the end or to somewhere before.
+    async fn read_on(&mut self, mut offset: u64) {
+        let size = self.reference.head.len() as u64;
+        let request = self.rng.random_range(500..20_000);
+        let client = self.client().await;
+        for _ in 0..self.rng.random_range(4..24) {
+            let length = request.min(size - offset);
+            let got = client.read(offset, length).await.unwrap();
+            let expected = &self.reference.head[offset as usize..][..length as usize];
+            assert!(
+                got == expected,
+                "read of {length} bytes at {offset} while reading on"
+            );
+            offset += length;
+        }
+    }
+
     async fn discard(&mut self) {
         let (offset, length) = self.range();
         let client = self.client().await;
@@ -398,6 +418,9 @@ impl History {
 
     async fn read(&mut self) {
         let (offset, length) = self.range();
+        if self.rng.random_bool(0.5) {
+            return self.read_on(offset).await;
+        }
         let got = self.client().await.read(offset, length).await.unwrap();
         assert_eq!(got, self.reference.head[offset as usize..][..length as usize]);
     }

@@ -5,6 +5,8 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,9 +20,13 @@ use tokio::sync::Semaphore;
 
 const BLOCK: u64 = 4096;
 
-/// Data are written only as far as the test lets them.
+/// Data are written only as far as the test lets them, and only if it lets them.
 #[derive(Debug)]
-struct Held(Semaphore);
+struct Held {
+    permits: Semaphore,
+    /// Writes that fail, once they are let go.
+    failures: AtomicUsize,
+}
 
 #[async_trait]
 impl Hook for Held {
@@ -28,7 +34,11 @@ impl Hook for Held {
 
     async fn before(&self, call: &Call<'_>) -> Result<(), StoreError> {
         if call.kind == OpKind::Write && call.name.starts_with("rbd_data") {
-            self.0.acquire().await.unwrap().forget();
+            self.permits.acquire().await.unwrap().forget();
+            let one_less = |failures: usize| failures.checked_sub(1);
+            if self.failures.fetch_update(SeqCst, SeqCst, one_less).is_ok() {
+                return Err(StoreError::new(Errno::ENOSPC, "refused by the test"));
+            }
         }
         Ok(())
     }
@@ -70,7 +80,14 @@ async fn image_of<S: Store>(wrap: impl FnOnce(Arc<dyn Store>) -> Arc<S>) -> (IoC
 }
 
 async fn held() -> (IoCtx, IoCtx, Arc<HeldStore>) {
-    image_of(|store| HeldStore::with_hook(store, Held(Semaphore::new(0)))).await
+    image_of(|store| {
+        let held = Held {
+            permits: Semaphore::new(0),
+            failures: AtomicUsize::new(0),
+        };
+        HeldStore::with_hook(store, held)
+    })
+    .await
 }
 
 #[tokio::test]
@@ -90,7 +107,7 @@ async fn a_write_is_acknowledged_before_the_store_has_it_and_flushes_and_readers
         assert!(poll!(&mut durable).is_pending());
         let mut buffer = [0; 8];
         assert_eq!(image.read_now(0, &mut buffer), ferry_store::ReadNow::WouldWait);
-        store.hook().0.add_permits(1);
+        store.hook().permits.add_permits(1);
         assert_eq!(&reading.await.unwrap()[..], [1, 0]);
         flushing.await.unwrap();
         durable.await.unwrap();
@@ -107,7 +124,7 @@ async fn a_write_waits_for_one_of_the_same_range_and_comes_after_it() {
     {
         let mut second = Box::pin(image.write(1, block(2)));
         assert!(poll!(&mut second).is_pending());
-        store.hook().0.add_permits(2);
+        store.hook().permits.add_permits(2);
         second.await.unwrap();
     }
     image.flush().await.unwrap();
@@ -125,7 +142,7 @@ async fn a_snapshot_has_what_was_acknowledged_before_it_and_nothing_after() {
         let progress = Progress::silent();
         let mut taking = Box::pin(image.snap_create("s", &progress));
         assert!(poll!(&mut taking).is_pending());
-        store.hook().0.add_permits(100);
+        store.hook().permits.add_permits(100);
         taking.await.unwrap();
     }
     image.write(0, block(2)).await.unwrap();
@@ -147,7 +164,7 @@ async fn what_is_on_its_way_is_bounded_and_nothing_is_before_the_first_flush_if_
     {
         let mut first = Box::pin(image.write(0, block(1)));
         assert!(poll!(&mut first).is_pending());
-        store.hook().0.add_permits(1);
+        store.hook().permits.add_permits(1);
         first.await.unwrap();
     }
     image.flush().await.unwrap();
@@ -156,7 +173,7 @@ async fn what_is_on_its_way_is_bounded_and_nothing_is_before_the_first_flush_if_
     {
         let mut third = Box::pin(image.write(2 * BLOCK, block(2)));
         assert!(poll!(&mut third).is_pending());
-        store.hook().0.add_permits(3);
+        store.hook().permits.add_permits(3);
         third.await.unwrap();
     }
     image.close().await.unwrap();
@@ -177,7 +194,7 @@ async fn an_image_whose_metadata_forbid_it_acknowledges_nothing_early() {
         {
             let mut writing = Box::pin(image.write(0, block(1)));
             assert!(poll!(&mut writing).is_pending(), "{key}");
-            store.hook().0.add_permits(1);
+            store.hook().permits.add_permits(1);
             writing.await.unwrap();
         }
         metadata::remove(&image, key).await.unwrap();
@@ -234,4 +251,108 @@ async fn after_the_lock_is_given_up_a_failed_write_is_never_made_and_the_handle_
     let other = open(&plain, OpenOptions::read_only()).await;
     assert_eq!(other.read(0, BLOCK).await.unwrap(), block(2));
     assert_eq!(image.close().await.unwrap_err().errno, Errno::EIO);
+}
+
+/// Far more than anything here takes: what hangs fails.
+const SOON: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn writes_of_one_object_go_together_while_another_is_on_its_way_there() {
+    let (plain, io, store) = held().await;
+    let image = open(&io, around(AROUND)).await;
+    // Not in order, two next to each other, and one in another object.
+    for (at, byte) in [(2, 1), (7, 2), (4, 3), (6, 4), (20, 5)] {
+        image.write(at * BLOCK, block(byte)).await.unwrap();
+    }
+    // The first, all that came behind it, and that of the other object.
+    store.hook().permits.add_permits(3);
+    tokio::time::timeout(SOON, image.flush()).await.unwrap().unwrap();
+    assert_eq!(store.hook().permits.available_permits(), 0);
+    let other = open(&plain, OpenOptions::read_only()).await;
+    for (at, byte) in [
+        (1, 0),
+        (2, 1),
+        (3, 0),
+        (4, 3),
+        (5, 0),
+        (6, 4),
+        (7, 2),
+        (8, 0),
+        (20, 5),
+    ] {
+        assert_eq!(
+            other.read(at * BLOCK, BLOCK).await.unwrap(),
+            block(byte),
+            "block {at}"
+        );
+    }
+    image.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_went_together_and_failed_is_tried_again_each_for_itself() {
+    let (plain, io, store) = held().await;
+    let image = open(&io, around(AROUND)).await;
+    for at in 0..4 {
+        image.write(at * BLOCK, block(1)).await.unwrap();
+    }
+    store.hook().failures.store(3, SeqCst);
+    store.hook().permits.add_permits(3);
+    // The first write and what came behind it fail, and the first that is tried again.
+    let flushed = tokio::time::timeout(SOON, image.flush()).await.unwrap();
+    assert_eq!(flushed.unwrap_err().errno, Errno::ENOSPC);
+    assert_eq!(store.hook().permits.available_permits(), 0);
+    store.hook().permits.add_permits(4);
+    tokio::time::timeout(SOON, image.flush()).await.unwrap().unwrap();
+    let other = open(&plain, OpenOptions::read_only()).await;
+    for at in 0..4 {
+        assert_eq!(
+            other.read(at * BLOCK, BLOCK).await.unwrap(),
+            block(1),
+            "block {at}"
+        );
+    }
+    image.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_that_finds_no_room_waits_for_some_and_is_acknowledged_early_then() {
+    let (_, io, store) = held().await;
+    let bounded = WriteAround {
+        max_bytes: 2 * BLOCK,
+        until_flush: false,
+    };
+    let image = open(&io, around(bounded)).await;
+    image.write(0, block(1)).await.unwrap();
+    image.write(20 * BLOCK, block(1)).await.unwrap();
+    {
+        let mut third = Box::pin(image.write(BLOCK, block(1)));
+        assert!(poll!(&mut third).is_pending());
+        store.hook().permits.add_permits(1);
+        // Its own write is still held.
+        tokio::time::timeout(SOON, third).await.unwrap().unwrap();
+    }
+    store.hook().permits.add_permits(2);
+    image.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn where_failed_writes_have_all_the_room_a_write_waits_for_its_own_end() {
+    let (_, io, store) = held().await;
+    let bounded = WriteAround {
+        max_bytes: BLOCK,
+        until_flush: false,
+    };
+    let image = open(&io, around(bounded)).await;
+    store.hook().failures.store(1, SeqCst);
+    store.hook().permits.add_permits(2);
+    image.write(0, block(1)).await.unwrap();
+    tokio::time::timeout(SOON, image.write(20 * BLOCK, block(1)))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(store.hook().permits.available_permits(), 0);
+    store.hook().permits.add_permits(1);
+    image.flush().await.unwrap();
+    image.close().await.unwrap();
 }

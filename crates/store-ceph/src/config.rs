@@ -181,6 +181,13 @@ impl CephConfig {
         })
     }
 
+    /// Ceph's options that allow reading ahead. How far and for how long is not theirs: here it goes on as long as the client
+    /// does.
+    pub(crate) fn reads_ahead(handle: &Cluster) -> bool {
+        let is = |option, value: &str| handle.get(option).is_some_and(|found| found == value);
+        is("rbd_cache", "true") && !is("rbd_readahead_max_bytes", "0")
+    }
+
     fn read_files(&self, handle: &Cluster) -> Result<(), OpenError> {
         match (handle.read_conf(self.conf.as_deref()), &self.conf) {
             (Ok(()), _) => Ok(()),

@@ -60,6 +60,7 @@ pub struct CephStore {
     /// What librados exports for C++ only is left alone.
     c_interface_only: bool,
     write_around: Option<WriteAround>,
+    reads_ahead: bool,
     /// The cluster has said that this client is fenced; it is never let in again.
     fenced: AtomicBool,
 }
@@ -81,10 +82,13 @@ impl CephStore {
                 OpenError::Connect(what, Errno::EOPNOTSUPP)
             })?;
             let gid = cluster.instance_id();
-            let write_around = CephConfig::write_around(&cluster);
-            Ok((cluster, ClientInstance { gid, addr }, write_around))
+            let cache = (
+                CephConfig::write_around(&cluster),
+                CephConfig::reads_ahead(&cluster),
+            );
+            Ok((cluster, ClientInstance { gid, addr }, cache))
         });
-        let (cluster, instance, write_around) = connected
+        let (cluster, instance, (write_around, reads_ahead)) = connected
             .await
             .map_err(|error| OpenError::Connect(error.to_string(), Errno::EIO))??;
         Ok(Arc::new(Self {
@@ -94,6 +98,7 @@ impl CephStore {
             watches: Watches::default(),
             c_interface_only,
             write_around,
+            reads_ahead,
             fenced: AtomicBool::new(false),
         }))
     }
@@ -199,6 +204,10 @@ impl Store for CephStore {
 
     fn write_around(&self) -> Option<WriteAround> {
         self.write_around
+    }
+
+    fn reads_ahead(&self) -> bool {
+        self.reads_ahead
     }
 
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {

@@ -138,6 +138,12 @@ pub trait Store: Send + Sync + Debug + 'static {
         None
     }
 
+    /// Whether images should read ahead of clients that read on and on, as the store's configuration says. Not where the
+    /// bytes are at hand anyway.
+    fn reads_ahead(&self) -> bool {
+        false
+    }
+
     /// Creates a pool. `EEXIST` if the name is taken, `EINVAL` for a name that is empty or has `/` or `@`.
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId>;
 

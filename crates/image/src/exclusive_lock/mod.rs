@@ -365,6 +365,7 @@ pub(crate) async fn release(image: &Image) -> Result<()> {
     let flushed = image.flush_data().await;
     image.inner.around.give_up();
     image.inner.lock.owner.store(false, Ordering::SeqCst);
+    image.inner.ahead.clear();
     let unloaded = crate::object_map::head::unload(image).await;
     let unlocked = match image.inner.watch.cookie() {
         Some(cookie) => unlock(image, cookie).await,
@@ -404,6 +405,7 @@ pub(crate) async fn rename_after_rewatch(image: &Image, old: Option<WatchCookie>
         let _gate = image.inner.gate.write().await;
         image.inner.around.give_up();
         image.inner.lock.owner.store(false, Ordering::SeqCst);
+        image.inner.ahead.clear();
         image.inner.head_map.clear();
         image.inner.present.clear();
     }

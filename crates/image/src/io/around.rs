@@ -9,7 +9,8 @@
 //!   fail with its error. No flush succeeds over it. When the lock is given up it is dropped, and every write and flush of
 //!   the handle fails from then on: its range may be another's by now.
 //!
-//! Bounds: [`WriteAround::max_bytes`] and [`MAX_WRITES`]; a write that finds no room waits for its own end instead.
+//! Bounds: [`WriteAround::max_bytes`] and [`MAX_WRITES`]; a write that finds no room waits for some, and where none will come
+//! (writes that failed have it) for its own end. Those of one object go together ([`super::gather`]).
 //!
 //! Ceph's settings of the cache decide: those of the store, and those in the image's metadata (`conf_rbd_cache`,
 //! `conf_rbd_cache_policy`, `conf_rbd_cache_max_dirty`, `conf_rbd_cache_writethrough_until_flush`). What it does not know: how
@@ -26,12 +27,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::error::{ImageError, Result, optional};
+use crate::exclusive_lock::WriteGuard;
 use crate::image::Image;
 use crate::io::background;
-use crate::layout::{ImageExtent, ImageOffset};
+use crate::io::gather::{self, Piece, Turn};
+use crate::layout::{ImageExtent, ImageOffset, ObjectNo};
 
-/// Most writes of one image on their way; librados makes whoever asks for more than 1024 operations wait.
-const MAX_WRITES: usize = 512;
+/// Most writes of one image on their way.
+const MAX_WRITES: usize = 8192;
 /// Shorter data are copied: they may lie in a large buffer that they would keep.
 const COPIED_BYTES: usize = 32 << 10;
 
@@ -106,6 +109,10 @@ impl State {
         self.writes.len() + usize::from(self.lost.is_some())
     }
 
+    fn is_full(&self, limits: WriteAround, length_bytes: u64) -> bool {
+        self.bytes + length_bytes > limits.max_bytes || self.writes.len() >= MAX_WRITES
+    }
+
     fn find(&self, range: Range) -> Found {
         let mut found = Found::Nothing;
         for (_, write) in self.overlapping(range) {
@@ -144,14 +151,13 @@ impl Around {
         let limits = self.limits.filter(|_| self.armed.load(Ordering::Relaxed))?;
         let length_bytes = data.len() as u64;
         let mut state = self.state.lock();
-        let full = state.bytes + length_bytes > limits.max_bytes || state.writes.len() >= MAX_WRITES;
         let taken = || {
             state
                 .overlapping(Range::new(offset, length_bytes))
                 .next()
                 .is_some()
         };
-        if full || length_bytes == 0 || state.lost.is_some() || taken() {
+        if state.is_full(limits, length_bytes) || length_bytes == 0 || state.lost.is_some() || taken() {
             return None;
         }
         let data = match data.len() {
@@ -200,24 +206,38 @@ impl Around {
         })
     }
 
-    fn end(&self, offset: u64, result: Result<()>) {
+    fn end(&self, offsets: impl Iterator<Item = u64>, result: &Result<()>) {
         let mut state = self.state.lock();
-        let Some(write) = state.writes.get_mut(&offset) else {
-            return;
-        };
-        let number = write.number;
-        match result {
-            Ok(()) => {
-                let length_bytes = write.data.len() as u64;
-                state.writes.remove(&offset);
-                state.bytes -= length_bytes;
+        for offset in offsets {
+            let Some(write) = state.writes.get_mut(&offset) else {
+                continue;
+            };
+            let number = write.number;
+            match result {
+                Ok(()) => {
+                    let length_bytes = write.data.len() as u64;
+                    state.writes.remove(&offset);
+                    state.bytes -= length_bytes;
+                }
+                Err(error) => write.failed = Some(error.clone()),
             }
-            Err(error) => write.failed = Some(error),
+            state.under_way.remove(&number);
         }
-        state.under_way.remove(&number);
         self.count.store(state.count(), Ordering::SeqCst);
         drop(state);
         self.ended.notify_waiters();
+    }
+
+    /// Waits until there is room for a write, or none can be hoped for.
+    async fn wait_for_room(&self, length_bytes: u64) {
+        let Some(limits) = self.limits.filter(|_| self.armed.load(Ordering::Relaxed)) else {
+            return;
+        };
+        if length_bytes > limits.max_bytes {
+            return;
+        }
+        self.wait_until(|state| !state.is_full(limits, length_bytes) || state.under_way.is_empty())
+            .await;
     }
 
     /// Waits until none of those that are under way now is.
@@ -314,7 +334,7 @@ pub(crate) async fn as_the_image_says(
 }
 
 /// One that is under way. Dropped before its end, it counts as failed.
-struct UnderWay {
+pub(crate) struct UnderWay {
     image: Image,
     offset: u64,
     data: Bytes,
@@ -322,12 +342,23 @@ struct UnderWay {
 }
 
 impl UnderWay {
+    pub(crate) fn data(&self) -> &Bytes {
+        &self.data
+    }
+
     /// Writes it, with the gate held.
     async fn carry_out(mut self) -> Result<()> {
         let result = self.image.write_through(self.offset, self.data.clone()).await;
         self.ended = true;
-        self.image.inner.around.end(self.offset, result.clone());
+        self.image.inner.around.end([self.offset].into_iter(), &result);
         result
+    }
+}
+
+impl std::fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { offset, data, .. } = self;
+        write!(f, "{} bytes at {offset}", data.len())
     }
 }
 
@@ -338,29 +369,70 @@ impl Drop for UnderWay {
                 Errno::EINTR,
                 format!("write of {} bytes at {}", self.data.len(), self.offset),
             );
-            self.image.inner.around.end(self.offset, Err(error));
+            self.image
+                .inner
+                .around
+                .end([self.offset].into_iter(), &Err(error));
         }
     }
 }
 
 impl Image {
     /// Acknowledges a write early: it goes on in the background, with the guard. Gives the guard back if it must not.
-    pub(crate) fn write_around<G: Send + 'static>(&self, offset: u64, data: &Bytes, guard: G) -> Option<G> {
+    pub(crate) fn write_around(&self, offset: u64, data: &Bytes, guard: WriteGuard) -> Option<WriteGuard> {
         let around = &self.inner.around;
-        if !around.armed.load(Ordering::Relaxed) || self.may_need_copies(offset, data.len() as u64) {
+        let length_bytes = data.len() as u64;
+        if !around.armed.load(Ordering::Relaxed) || self.may_need_copies(offset, length_bytes) {
+            return Some(guard);
+        }
+        let extent = self.layout().map_one(ImageOffset(offset), length_bytes);
+        let gathered = &self.inner.gathered;
+        if !gathered.has_room(extent.map(|extent| extent.object_no)) {
             return Some(guard);
         }
         let Some(write) = around.begin(self, offset, data) else {
             return Some(guard);
         };
-        background::start(async move {
-            let image = write.image.clone();
-            let _client = image.inner.activity.begin();
-            // Its error waits for the next flush.
+        let Some(extent) = extent else {
+            let apart = gathered.apart(self);
+            background::start(async move {
+                let image = write.image.clone();
+                let _client = image.inner.activity.begin();
+                // Its error waits for the next flush.
+                let _ = write.carry_out().await;
+                drop((apart, guard));
+            });
+            return None;
+        };
+        let piece = Piece { extent, write, guard };
+        if let Turn::First(draining, piece) = gathered.add(self, piece) {
+            background::start(draining.run(piece));
+        }
+        None
+    }
+
+    /// Writes pieces of one object, whose errors wait for the next flush.
+    pub(crate) async fn write_pieces(&self, object_no: ObjectNo, mut pieces: Vec<Piece>) {
+        if pieces.len() == 1
+            && let Some(Piece { write, guard, .. }) = pieces.pop()
+        {
             let _ = write.carry_out().await;
             drop(guard);
-        });
-        None
+            return;
+        }
+        let result = self.write_runs(object_no, gather::runs(&pieces)).await;
+        for piece in &mut pieces {
+            piece.write.ended = true;
+        }
+        let offsets = pieces.iter().map(|piece| piece.write.offset);
+        self.inner.around.end(offsets, &result);
+    }
+
+    /// Waits for room among the writes that are acknowledged early. Not to be called with the gate held.
+    pub(crate) async fn room_around(&self, length_bytes: u64) {
+        if !self.inner.around.is_empty() {
+            self.inner.around.wait_for_room(length_bytes).await;
+        }
     }
 
     /// An error of a copy belongs to who made it necessary.

@@ -1,13 +1,16 @@
 //! Reading and writing an open image.
 //!
 //! [`read`] and [`write`] are what clients see, [`now`] their short cut where nothing has to be waited for, [`around`] the
-//! writes that are acknowledged before they are done; [`trim`] removes whole runs of objects; [`known`] remembers which
+//! writes that are acknowledged before they are done, [`gather`] how those of one object go together, [`ahead`] what is
+//! read before anybody asks; [`trim`] removes whole runs of objects; [`known`] remembers which
 //! objects of a migration target hold all of their history, and which objects of a clone exist. Invariants: a read of an
 //! absent object shows what the image is laid over (the migration source, the parent of a clone), never zeros instead of
 //! it; a write to an object that has not been copied copies it first, with its history.
 
+pub(crate) mod ahead;
 pub(crate) mod around;
 pub(crate) mod background;
+pub(crate) mod gather;
 pub mod known;
 pub mod now;
 pub mod read;

@@ -175,6 +175,7 @@ impl Image {
             return false;
         }
         let object = self.data_object(extent.object_no.0);
+        let _changing = self.changing(offset, length_bytes);
         self.inner
             .data_io
             .write_now(&object, &header.snapc, extent.offset.0, data)

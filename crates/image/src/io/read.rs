@@ -59,6 +59,12 @@ impl Image {
 
     async fn read_for_client(&self, offset: u64, length_bytes: u64) -> Result<Found> {
         self.settle(offset, length_bytes).await?;
+        if let Some(runs) = self.read_ahead(offset, length_bytes).await {
+            return Ok(Found {
+                runs,
+                some_absent: false,
+            });
+        }
         let found = self
             .read_found(offset, length_bytes, self.inner.read_snap)
             .await?;

@@ -27,7 +27,9 @@ impl Image {
         let _client = self.inner.activity.begin();
         let length_bytes = data.len() as u64;
         self.settle(offset, length_bytes).await?;
+        self.room_around(length_bytes).await;
         let guard = self.begin_write().await?;
+        let _changing = self.changing(offset, length_bytes);
         self.check_range(&self.header(), offset, length_bytes, MAX_WRITE_BYTES)?;
         let Some(_guard) = self.write_around(offset, &data, guard) else {
             return Ok(());
@@ -60,11 +62,33 @@ impl Image {
             .await
     }
 
+    /// Writes runs of one object in one operation, with the gate held.
+    pub(crate) async fn write_runs(
+        &self,
+        object_no: ObjectNo,
+        runs: Vec<(ObjectOffset, Bytes)>,
+    ) -> Result<()> {
+        let header = self.header();
+        let source = self.source();
+        let writer = Writer::new(self, &header, source.as_deref());
+        writer.prepare(object_no).await?;
+        let mut op = WriteOp::buffered().alloc_hint(writer.object_size());
+        let runs = runs.into_iter();
+        op.steps.extend(runs.map(|(offset, data)| WriteStep::Write {
+            offset: offset.0,
+            data,
+        }));
+        writer.submit(object_no, op).await?;
+        writer.note_present(object_no);
+        Ok(())
+    }
+
     /// Makes a range read as zero and gives its space back.
     pub async fn discard(&self, offset: u64, length_bytes: u64) -> Result<()> {
         let _client = self.inner.activity.begin();
         self.settle(offset, length_bytes).await?;
         let _guard = self.begin_write().await?;
+        let _changing = self.changing(offset, length_bytes);
         let header = self.header();
         self.check_range(&header, offset, length_bytes, u64::MAX)?;
         let source = self.source();
@@ -121,6 +145,7 @@ impl Image {
         let length_bytes = data.len() as u64;
         self.settle(offset, length_bytes).await?;
         let _guard = self.begin_write().await?;
+        let _changing = self.changing(offset, length_bytes);
         let header = self.header();
         self.check_range(&header, offset, length_bytes, MAX_WRITE_BYTES)?;
         let extents = self.layout().map(ImageExtent {

@@ -30,6 +30,7 @@ pub(crate) async fn roll_back_here(image: &Image, snap: SnapId, progress: &Progr
         crate::resize::still_ours(image)?;
         image.refresh_if_needed().await?;
         let size_bytes = size_of(image, snap)?;
+        let _changing = image.changing_all();
         objects(image, snap, size_bytes, progress).await?;
         image.flush_data().await?;
     }

@@ -183,6 +183,14 @@ functions! {
         mapext = "_ZN8librados7v14_2_05IoCtx6mapextERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEEmmRSt3mapImmSt4lessImESaISt4pairIKmmEEE"
             (*mut c_void, *const c_void, u64, usize, *mut c_void) -> c_int;
         delete_cxx = "_ZdlPv" (*mut c_void);
+        // Buffer lists: see `cxx_buffer`.
+        read_into_list_step = "_ZN8librados7v14_2_019ObjectReadOperation4readEmmPN4ceph6buffer7v15_2_04listEPi"
+            (*mut c_void, u64, u64, *mut c_void, *mut c_int);
+        list_c_str = "_ZN4ceph6buffer7v15_2_04list5c_strEv" (*mut c_void) -> *mut u8;
+        list_append = "_ZN4ceph6buffer7v15_2_04list6appendEPKcj" (*mut c_void, *const u8, u32);
+        list_substr_of = "_ZN4ceph6buffer7v15_2_04list9substr_ofERKS2_jj" (*mut c_void, *const c_void, u32, u32);
+        // A variable, of which only the address is asked; never called.
+        list_no_carriage = "_ZN4ceph6buffer7v15_2_04list17always_empty_bptrE" ();
     }
 }
 

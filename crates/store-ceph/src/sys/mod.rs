@@ -8,6 +8,7 @@ mod allocator;
 mod cluster;
 mod completion;
 mod cxx;
+mod cxx_buffer;
 mod cxx_copy;
 mod ioctx;
 mod library;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use ferry_store::{Errno, ReadStep};
 
 use super::completion;
+use super::cxx_buffer::{self, BufferList};
 use super::ioctx::{Ioctx, Raw};
 use super::library::{Functions, RawIter, RawOp};
 use super::{errno_of, text};
@@ -69,6 +70,8 @@ enum Slot {
         length: usize,
         got: usize,
     },
+    /// Data that stay the library's.
+    Lent(Option<BufferList>),
     Output {
         bytes: *mut c_char,
         length: usize,
@@ -171,7 +174,7 @@ impl State {
     fn new(functions: &'static Functions, steps: &[ReadStep]) -> Result<Box<Self>, Errno> {
         // SAFETY: no arguments.
         let op = unsafe { (functions.rados_create_read_op)() };
-        let slots = steps.iter().map(|step| (0, Slot::of(step))).collect();
+        let slots = steps.iter().map(|step| (0, Slot::of(step, functions))).collect();
         let mut state = Box::new(Self { functions, op, slots });
         for (index, step) in steps.iter().enumerate() {
             state.add(index, step)?;
@@ -216,6 +219,10 @@ impl State {
                         returned,
                     );
                 }
+                (
+                    ReadStep::Read { offset, length_bytes } | ReadStep::SparseRead { offset, length_bytes },
+                    Slot::Lent(Some(list)),
+                ) => list.read_into(op, *offset, *length_bytes, returned),
                 (
                     ReadStep::OmapGetVals {
                         start_after,
@@ -284,6 +291,7 @@ impl State {
                 unsafe { data.set_len((*got).min(*length)) };
                 StepAnswer::Data(data.into())
             }
+            Slot::Lent(list) => StepAnswer::Data(list.take().map_or_else(Bytes::new, BufferList::into_bytes)),
             Slot::Output { bytes, length } if bytes.is_null() || *length == 0 => {
                 StepAnswer::Data(Bytes::new())
             }
@@ -302,7 +310,7 @@ impl State {
 }
 
 impl Slot {
-    fn of(step: &ReadStep) -> Self {
+    fn of(step: &ReadStep, functions: &Functions) -> Self {
         match step {
             ReadStep::AssertExists | ReadStep::AssertVersion(_) | ReadStep::CompareExtent { .. } => {
                 Slot::Nothing
@@ -314,6 +322,12 @@ impl Slot {
             }
             ReadStep::Read { length_bytes, .. } | ReadStep::SparseRead { length_bytes, .. } => {
                 let length = usize::try_from((*length_bytes).min(READ_BYTES_MAX)).unwrap_or(0);
+                if length >= cxx_buffer::LENT_FROM_BYTES
+                    && *length_bytes <= READ_BYTES_MAX
+                    && let Some(list) = BufferList::new(functions)
+                {
+                    return Slot::Lent(Some(list));
+                }
                 Slot::Data {
                     buffer: Vec::with_capacity(length),
                     length,

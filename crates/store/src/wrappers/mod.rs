@@ -255,6 +255,10 @@ impl<H: Hook> Store for Wrapper<H> {
         self.inner.write_around()
     }
 
+    fn reads_ahead(&self) -> bool {
+        self.inner.reads_ahead()
+    }
+
     async fn pool_create(&self, name: &str, options: PoolOptions) -> Result<PoolId> {
         let call = elsewhere(
             OpKind::PoolCreate,

@@ -79,6 +79,10 @@ impl Inbox {
 
     fn receive_some(&mut self) -> io::Result<usize> {
         let target = &mut self.buffer[self.end..];
+        // The device has requests that wait: what comes next waits for them, and they for the processor.
+        if !self.outbox.is_idle() {
+            return receive(&self.outbox, target);
+        }
         let begin = Instant::now();
         if let Some(looking) = self.patience.look() {
             loop {

@@ -3,7 +3,8 @@
 //! A client that waits for each reply sends its next request some microseconds after it, sooner than a thread falls
 //! asleep and is woken again. So a lane whose last requests came that soon looks a little while longer, giving way to
 //! whoever else wants the processor; one whose client takes its time sleeps at once. At most half of the processors
-//! are spent so, by all lanes of the process together.
+//! are spent so, by all lanes of the process together, and none while requests of the lane wait for the device: that may need
+//! the processor.
 
 use std::num::NonZero;
 use std::sync::OnceLock;
