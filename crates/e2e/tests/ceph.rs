@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ferry_e2e::ceph::unique;
-use ferry_e2e::{Background, Ferry, History, Shape, Side};
+use ferry_e2e::{Ferry, History, Shape, Side};
 
 const IMAGE_BYTES: usize = 9 << 20;
 
@@ -149,78 +148,4 @@ fn without_librados_the_program_says_what_to_install() {
         .args(["--store", "ceph", "ls"])
         .env("FERRY_LIBRADOS", "librados-of-nowhere.so");
     ferry_e2e::run(&mut command).fails(2, "package 'librados2'");
-}
-
-/// fio's job on 9 MiB: each block once, in an order that `seed` gives, with checksums.
-fn fio(ferry: &Ferry, seed: u32, words: &[&str]) -> Command {
-    let mut command = Command::new("fio");
-    let seed = format!("--randseed={seed}");
-    let job = [
-        "--name=job",
-        "--bs=4k",
-        "--size=9M",
-        "--iodepth=4",
-        "--rw=randwrite",
-        "--thread=1",
-    ];
-    command
-        .args(job)
-        .args(["--verify=crc32c", "--verify_state_save=0", &seed]);
-    command.args(words).current_dir(ferry.path(""));
-    command.env("CEPH_CONF", ferry.ceph_conf());
-    command
-}
-
-#[test]
-fn clients_of_either_side_keep_their_data_under_the_other_s_execute_and_after_a_kill() {
-    let Some(ferry) = Ferry::on_ceph() else { return };
-    for executor in Side::BOTH {
-        let source = source(&ferry, executor, 11);
-        let name = unique("target");
-        let target = format!("other/{name}");
-        ferry.ok_as(executor.other(), &["migration", "prepare", &source.name, &target]);
-        let served = ferry.serve(&[&target]);
-        let nbd = format!("--uri={}", served.uri(&target.replace('/', "%2f")));
-        let librbd = [
-            "--ioengine=rbd",
-            "--clientname=admin",
-            "--pool=other",
-            "--rbdname",
-            &name,
-        ];
-        let nbd = ["--ioengine=nbd", nbd.as_str()];
-        // The other side's client has the lock and writes.
-        let (writer, reader) = match executor {
-            Side::Ferry => (&librbd[..], &nbd[..]),
-            Side::Ceph => (&nbd[..], &librbd[..]),
-        };
-        let slowly = [writer, &["--rate_iops=800,800"]].concat();
-        let mut load = Background::start(&mut fio(&ferry, 7, &slowly), &ferry.path(""), "load");
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(load.is_running(), "{}", load.stderr());
-        ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
-        load.finish().ok();
-        ferry_e2e::run(&mut fio(&ferry, 7, &[reader, &["--verify_only"]].concat())).ok();
-        // Now the other way, and then the server is killed.
-        ferry_e2e::run(&mut fio(&ferry, 9, reader)).ok();
-        served.kill();
-        ferry_e2e::run(&mut fio(&ferry, 9, &[&librbd[..], &["--verify_only"]].concat())).ok();
-        let words = [
-            "bench",
-            "--io-type",
-            "write",
-            "--io-size",
-            "4096",
-            "--io-total",
-            "65536",
-            &target,
-        ];
-        ferry.ok_as(executor, &words);
-        for (snap, expected) in &source.versions[..2] {
-            let spec = format!("{target}@{snap}");
-            assert!(ferry.export_as(executor, &spec) == *expected, "{spec}");
-        }
-        ferry.ok_as(executor, &["object-map", "check", "--no-progress", &target]);
-        ferry.ok_as(executor, &["migration", "commit", "--no-progress", &target]);
-    }
 }
