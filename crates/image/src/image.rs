@@ -169,6 +169,8 @@ pub(crate) struct Inner {
     pub present: KnownObjects,
     /// Second of the last note in the header that the image was written to; 0: none by this handle.
     pub modify_noted: AtomicU64,
+    /// Whether what earlier handles had written and not flushed has been made durable.
+    pub others_synced: AtomicBool,
     pub stats: Arc<ImageStats>,
     pub activity: ClientActivity,
     pub execution: Execution,
@@ -246,6 +248,7 @@ impl Image {
             complete: KnownObjects::default(),
             present: KnownObjects::default(),
             modify_noted: AtomicU64::new(0),
+            others_synced: AtomicBool::new(false),
             stats: Arc::default(),
             activity: ClientActivity::default(),
             execution: Execution::default(),

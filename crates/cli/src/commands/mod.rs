@@ -117,6 +117,12 @@ async fn device_body<L: Link>(
     }
 }
 
+/// All images of a store as `rbd serve` shows them, for a server that the caller runs: how tests put failing and dying
+/// stores under it.
+pub fn exports_of(store: Arc<dyn Store>) -> Arc<dyn ferry_nbd::Exports> {
+    serve::exports_of(store)
+}
+
 async fn in_session(invocation: Box<Invocation>) -> Result<(), Failure> {
     if let Some(objects) = invocation.config_overrides.concurrent_management_ops() {
         ferry_image::migration::execute::set_concurrent_objects(objects as usize);

@@ -5,6 +5,7 @@
 //! * Between "is owner" turning true and turning false, the lock on the header names this handle's watch.
 //! * It turns false only with the gate held exclusively: no write of this handle is under way at that moment, and
 //!   all that was written is flushed.
+//! * What a dead owner had written is durable before the lock is another's.
 //! * The head's object map is loaded exactly while the lock is owned.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -313,6 +314,9 @@ async fn take_from_dead(image: &Image, seen: &LockInfo, who: &str) -> Result<()>
     {
         io.store().blocklist_add(&instance).await?;
     }
+    // It can write no more, and whoever owns the lock next flushes only what it writes itself. While the lock is the dead
+    // one's, so that whoever comes after a kill here does it again.
+    image.sync_all_data().await?;
     let call = lock::client::break_lock(names::LOCK, id.entity, &id.cookie);
     absent_is_fine(ferry_cls::exec_write(io, object, call).await)
 }

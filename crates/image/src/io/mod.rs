@@ -18,6 +18,8 @@ pub mod sparsify;
 pub mod trim;
 pub mod write;
 
+use std::sync::atomic::Ordering;
+
 use crate::error::Result;
 use crate::image::Image;
 use crate::layout::ImageOffset;
@@ -26,13 +28,26 @@ use crate::layout::ImageOffset;
 pub(crate) const CONCURRENT_OBJECTS: usize = 16;
 
 impl Image {
-    /// Makes durable all that was written through this handle.
+    /// Makes durable all that was written through this handle, and what those had written who were killed before it was opened:
+    /// a client that lost its server goes on with the next one, and flushes there what the first one had acknowledged.
     pub async fn flush(&self) -> Result<()> {
         let _client = self.inner.activity.begin();
         self.check_open()?;
         self.inner.around.arm();
         self.settle_all().await?;
+        self.sync_what_others_left().await?;
         self.flush_data().await
+    }
+
+    /// Once. An owner of the lock has done it when it took the lock from a dead one.
+    async fn sync_what_others_left(&self) -> Result<()> {
+        let inner = &self.inner;
+        if inner.read_only || inner.others_synced.load(Ordering::SeqCst) || inner.lock.is_owner() {
+            return Ok(());
+        }
+        self.sync_all_data().await?;
+        inner.others_synced.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Makes durable what was written through this handle to the objects of a range, and maybe more.

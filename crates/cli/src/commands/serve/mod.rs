@@ -87,6 +87,20 @@ pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), 
     result.and(closed)
 }
 
+/// See [`super::exports_of`].
+pub(super) fn exports_of(store: Arc<dyn Store>) -> Arc<dyn Exports> {
+    let options = ExportOptions {
+        place: PoolSpec {
+            pool: "rbd".to_owned(),
+            namespace: String::new(),
+        },
+        scope: Scope::Store,
+        read_only: false,
+        metrics: None,
+    };
+    StoreExports::new(store, options)
+}
+
 /// Waits until the store has fenced this client. Nothing can be served from then on.
 async fn fenced(store: &dyn Store) {
     let mut ticks = tokio::time::interval(FENCE_POLL);

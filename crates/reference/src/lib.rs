@@ -1,0 +1,21 @@
+//! What an image must show: the model that tests judge reads by.
+//!
+//! The promise: [`History`] accepts every read that an image may answer while several clients use it, through resizes,
+//! snapshots, clones, migrations, kills and power losses, and no other. Each byte that a client writes carries the
+//! write's [`Tag`], so that a lost, a stale, a torn and a misplaced write are told apart; a [`Violation`] says which it was.
+//!
+//! What it does not know: images, stores, NBD. Who drives an image tells it when each request begins and ends.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`tag`] | tags, and the bytes of a write |
+//! | [`version`] | for each byte of one version of an image, the writes that it may come from |
+//! | [`history`] | an image with its snapshots and its migration under several clients |
+
+pub mod history;
+pub mod tag;
+pub mod version;
+
+pub use history::{Clock, History};
+pub use tag::Tag;
+pub use version::{Version, Violation};

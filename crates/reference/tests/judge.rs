@@ -1,0 +1,189 @@
+//! What the judge of histories accepts, and what it must not.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+use ferry_reference::{Clock, History};
+
+const SIZE: u64 = 64 << 10;
+
+fn written(history: &mut History, offset: u64, length: u64) -> Vec<u8> {
+    let write = history.begin_write(offset, length, false);
+    let bytes = write.bytes();
+    history.end_write(write, false);
+    bytes
+}
+
+fn reads(history: &mut History, offset: u64, bytes: &[u8]) -> bool {
+    let read = history.begin_read(offset, bytes.len() as u64);
+    history.end_read(read, bytes).is_ok()
+}
+
+#[test]
+fn one_wrong_byte_a_lost_write_and_a_misplaced_one_are_noticed() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    assert!(reads(&mut history, 0, &[0; 8192]));
+    let mut bytes = written(&mut history, 1000, 5000);
+    assert!(reads(&mut history, 1000, &bytes));
+    assert!(reads(&mut history, 2000, &bytes[1000..1500]));
+    assert!(!reads(&mut history, 1000, &vec![0; 5000]), "a lost write");
+    assert!(!reads(&mut history, 0, &bytes[..1000]), "a misplaced write");
+    bytes[4999] ^= 1;
+    assert!(!reads(&mut history, 1000, &bytes), "a wrong byte");
+}
+
+#[test]
+fn a_stale_read_is_noticed_and_its_write_named() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let old = written(&mut history, 0, 4096);
+    let new = written(&mut history, 0, 4096);
+    let read = history.begin_read(0, 4096);
+    let violation = history.end_read(read, &old).unwrap_err();
+    assert_eq!(violation.offset, 0);
+    assert!(
+        violation.explanation.contains("they are write 2's"),
+        "{violation}"
+    );
+    assert!(reads(&mut history, 0, &new));
+    let zeroes = history.begin_write(100, 50, true);
+    history.end_write(zeroes, false);
+    assert!(!reads(&mut history, 0, &new), "a lost trim");
+}
+
+#[test]
+fn a_read_may_see_any_of_the_writes_that_overlap_it_and_then_no_older_one() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let base = written(&mut history, 0, 1000);
+    let first = history.begin_write(0, 1000, false);
+    // Under way: the old bytes, or the new, or some of both.
+    assert!(reads(&mut history, 0, &base));
+    let mixed = [&base[..300], &first.bytes()[300..]].concat();
+    assert!(reads(&mut history, 0, &mixed));
+    // What was seen stays.
+    assert!(!reads(&mut history, 0, &base));
+    assert!(reads(&mut history, 0, &mixed));
+    history.end_write(first, false);
+    assert!(!reads(&mut history, 0, &mixed));
+    assert!(reads(&mut history, 0, &first.bytes()));
+
+    // Begun after the read, and ended before it.
+    let read = history.begin_read(500, 500);
+    let second = written(&mut history, 600, 100);
+    let bytes = [&first.bytes()[500..600], &second[..50], &first.bytes()[650..1000]].concat();
+    assert!(history.end_read(read, &bytes).is_ok());
+    assert!(!reads(&mut history, 500, &bytes));
+}
+
+#[test]
+fn of_two_writes_that_overlapped_the_one_that_was_seen_after_both_stays() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let one = history.begin_write(0, 100, false);
+    let other = history.begin_write(0, 100, false);
+    history.end_write(one, false);
+    history.end_write(other, false);
+    assert!(!reads(&mut history, 0, &[0; 100]));
+    assert!(reads(&mut history, 0, &one.bytes()));
+    assert!(!reads(&mut history, 0, &other.bytes()));
+    assert!(reads(&mut history, 0, &one.bytes()));
+}
+
+#[test]
+fn a_snapshot_is_of_one_moment_and_never_changes() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let taking = history.begin_snap();
+    let first = written(&mut history, 0, 100);
+    let second = written(&mut history, 1000, 100);
+    history.end_snap(taking, "s");
+    let whole = |first: &[u8], second: &[u8]| [first, &[0; 900], second].concat();
+    let impossible = whole(&[0; 100], &second);
+    assert!(
+        history.check_snap("s", 0, &impossible).is_err(),
+        "the second write without the first"
+    );
+    let half = whole(&first, &[0; 100]);
+    history.check_snap("s", 0, &half).unwrap();
+    let all = whole(&first, &second);
+    assert!(history.check_snap("s", 0, &all).is_err(), "it has changed");
+    assert!(reads(&mut history, 0, &all));
+    assert!(history.check_snap("s", 0, &half).is_ok());
+    let mut child = history.clone_of("s").unwrap();
+    assert!(reads(&mut child, 0, &half));
+    assert!(!reads(&mut child, 0, &all));
+}
+
+#[test]
+fn what_was_flushed_survives_a_loss_of_power_and_what_was_not_may_go() {
+    for fua in [false, true] {
+        let mut history = History::new(&Clock::default(), SIZE);
+        let before = written(&mut history, 0, 100);
+        let write = history.begin_write(0, 100, false);
+        let durable = write.bytes();
+        history.end_write(write, fua);
+        if !fua {
+            let flush = history.begin_flush();
+            history.end_flush(&flush);
+        }
+        let loose = written(&mut history, 0, 100);
+        history.killed(true);
+        assert!(!reads(&mut history, 0, &before), "a flushed write was lost");
+        assert!(!reads(&mut history, 0, &[0; 100]), "a flushed write was lost");
+        let mixed = [&durable[..40], &loose[40..]].concat();
+        assert!(reads(&mut history, 0, &mixed));
+        history.is_durable();
+        assert!(!reads(&mut history, 0, &loose), "it has changed");
+    }
+}
+
+#[test]
+fn a_flush_counts_for_what_had_ended_before_it_began() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let flush = history.begin_flush();
+    written(&mut history, 0, 100);
+    history.end_flush(&flush);
+    history.killed(true);
+    assert!(reads(&mut history, 0, &[0; 100]));
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill_and_what_was_under_way_may_be_there_or_not() {
+    for applied in [false, true] {
+        let mut history = History::new(&Clock::default(), SIZE);
+        let done = written(&mut history, 0, 100);
+        let cut_off = history.begin_write(0, 100, false);
+        history.killed(false);
+        assert!(!reads(&mut history, 0, &[0; 100]));
+        let bytes = if applied { cut_off.bytes() } else { done };
+        assert!(reads(&mut history, 0, &bytes));
+        let next = written(&mut history, 0, 100);
+        assert!(!reads(&mut history, 0, &cut_off.bytes()));
+        assert!(reads(&mut history, 0, &next));
+    }
+}
+
+#[test]
+fn an_abort_keeps_the_head_and_the_old_snapshots_only() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    for name in ["old", "removed"] {
+        let taking = history.begin_snap();
+        history.end_snap(taking, name);
+    }
+    history.prepared();
+    let bytes = written(&mut history, 0, 100);
+    let taking = history.begin_snap();
+    history.end_snap(taking, "new");
+    history.remove_snap("removed");
+    assert_eq!(history.new_snap_names(), ["new"]);
+    history.aborted_dropping_new_snaps();
+    assert_eq!(history.snap_names(), ["old", "removed"]);
+    assert!(reads(&mut history, 0, &bytes));
+    history.check_snap("old", 0, &[0; 100]).unwrap();
+}
+
+#[test]
+fn what_a_shrink_has_cut_off_is_zero_when_the_image_grows_again() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let bytes = written(&mut history, 0, 1000);
+    history.resize(500);
+    history.resize(SIZE);
+    assert!(!reads(&mut history, 0, &bytes));
+    assert!(reads(&mut history, 0, &[&bytes[..500], &[0; 500][..]].concat()));
+}
