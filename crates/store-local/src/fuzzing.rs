@@ -78,7 +78,11 @@ pub fn rows(data: &[u8]) {
         let path = Path::new("pool.db");
         if pool.is_none() {
             let connection = Connection::open_in_memory().ok();
-            *pool = connection.filter(|connection| schema::prepare(connection, path).is_ok());
+            let owner = schema::Owner {
+                store: String::new(),
+                pool: 1,
+            };
+            *pool = connection.filter(|connection| schema::prepare(connection, path, &owner).is_ok());
         }
         let Some(connection) = pool else { return };
         if connection.execute_batch("BEGIN").is_ok() {

@@ -8,6 +8,7 @@
 //!
 //! What it does not know: images.
 
+mod check;
 mod client;
 mod copy;
 mod db;

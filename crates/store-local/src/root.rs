@@ -16,16 +16,16 @@ use ferry_store::{
 use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::FlockOperation;
 
-use crate::db::{Commit, Db, SqlContext};
+use crate::db::{Commit, Db, NewPages, SqlContext};
 use crate::disk::Disk;
 use crate::pool::open::PoolPlace;
-use crate::pool::schema::{check_format, meta_get, meta_set};
+use crate::pool::schema::{check_format, check_pages, meta_get, meta_set};
 use crate::sys::alive::{self, Life};
 use crate::sys::private;
 use crate::sys::words::SharedWords;
 
-/// Format of `store.db` that this program writes.
-const FORMAT: i64 = 1;
+/// Format of `store.db` of stores that are made now: its pages have checksums. Older ones stay as they are.
+const FORMAT: i64 = 2;
 /// First client id.
 const FIRST_GID: i64 = 4100;
 /// Pool that every store has.
@@ -77,6 +77,15 @@ impl Root {
         private::create_dir_all(dir).map_err(failed(dir, "make"))?;
         let dir = std::fs::canonicalize(dir).map_err(failed(dir, "find"))?;
         let database = dir.join("store.db");
+        if !database.exists() && dir.join("pools").exists() {
+            return Err(StoreError::new(
+                Errno::EIO,
+                format!(
+                    "{} is missing, and there are pools: put it back from a copy",
+                    database.display()
+                ),
+            ));
+        }
         if !database.exists() && holds_other_things(&dir)? {
             return Err(StoreError::new(
                 Errno::EINVAL,
@@ -95,7 +104,10 @@ impl Root {
         let lock = open_shared(&lock_path)?;
         let alone = hold(&lock, &lock_path)?;
         let prepared = database.clone();
-        let db = Db::open(&database, move |connection| prepare(connection, &prepared))?;
+        let lost = holds_other_things(&dir)?;
+        let db = Db::open(&database, NewPages::Checked, move |connection| {
+            prepare(connection, &prepared, lost)
+        })?;
         let epoch_path = run.join("epoch");
         let epoch = open_shared(&epoch_path)?;
         SharedWords::fill(&epoch, 1).map_err(failed(&epoch_path, "fill"))?;
@@ -192,6 +204,27 @@ impl Root {
                 None => self.dir.join("pools").join(id.to_string()),
             },
             store: self.uuid.clone(),
+        }
+    }
+
+    /// Its database.
+    pub(crate) fn database(&self) -> &Arc<Db> {
+        &self.db
+    }
+
+    /// `EIO` when the counter of clients is not above all that are known to have been.
+    pub(crate) fn counters_hold(&self) -> Result<()> {
+        let reader = self.db.reader()?;
+        let next = meta_get(&reader, self.db.path(), "next_gid")?.unwrap_or(FIRST_GID);
+        let fenced: Option<i64> = reader
+            .query_row("SELECT max(gid) FROM blocklist", [], |row| row.get(0))
+            .at(self.db.path(), "read")?;
+        match fenced {
+            Some(gid) if gid >= next => Err(StoreError::new(
+                Errno::EIO,
+                format!("client {gid} was fenced, and the next client would have the id {next}"),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -483,13 +516,24 @@ fn holds_other_things(dir: &Path) -> Result<bool> {
     Ok(false)
 }
 
-fn prepare(connection: &Connection, path: &Path) -> Result<()> {
+/// Makes or checks the tables. `holds_others`: whether there is more in the directory than a store has that is being made.
+fn prepare(connection: &Connection, path: &Path, holds_others: bool) -> Result<()> {
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .at(path, "read")?;
     if tables > 0 {
-        check_format(meta_get(connection, path, "format")?, FORMAT, path)?;
+        let found = meta_get(connection, path, "format")?;
+        check_format(found, FORMAT, path)?;
+        if found == Some(FORMAT) {
+            check_pages(path)?;
+        }
         return connection.execute_batch(SETTINGS).at(path, "make tables in");
+    }
+    if holds_others {
+        return Err(StoreError::new(
+            Errno::EIO,
+            format!("{} is empty, and was not: it is damaged", path.display()),
+        ));
     }
     connection.execute_batch(TABLES).at(path, "make tables in")?;
     connection.execute_batch(SETTINGS).at(path, "make tables in")?;

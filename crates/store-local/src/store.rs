@@ -5,9 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferry_store::{
-    ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
-    PoolOptions, PoolUsage, ReadNow, ReadOp, ReadReply, Result, Scope, Setting, SnapContext, SnapId, SnapSet,
-    Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp, WriteReply,
+    CheckOptions, ClientInstance, CopyRange, CopyReply, Durability, Errno, Finding, NotifyReply, ObjectRef,
+    PoolId, PoolInfo, PoolOptions, PoolUsage, ReadNow, ReadOp, ReadReply, Result, Scope, Setting,
+    SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp,
+    WriteReply,
 };
 
 use crate::LocalStore;
@@ -183,6 +184,10 @@ impl Store for LocalStore {
     async fn setting(&self, name: &str) -> Result<Option<String>> {
         let settings = self.settings().await?;
         Ok(Setting::effective(&settings, Setting::ADMIN, name).map(str::to_owned))
+    }
+
+    async fn check(&self, pool: Option<PoolId>, options: CheckOptions) -> Result<Option<Vec<Finding>>> {
+        crate::check::check(&self.client, pool, options).await.map(Some)
     }
 
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {

@@ -8,6 +8,7 @@
 //! classes run inside an engine), [`watch`], [`error`], then the trait below and [`IoCtx`], the handle
 //! that callers hold.
 
+pub mod check;
 pub mod class;
 pub mod conformance;
 pub mod error;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use check::{CheckOptions, Finding, Gravity, Report};
 pub use error::{Errno, Result, StoreError};
 pub use ioctx::IoCtx;
 pub use op::{
@@ -175,6 +177,13 @@ pub trait Store: Send + Sync + Debug + 'static {
 
     /// Usage of a pool. `ENOENT` without it.
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage>;
+
+    /// What the engine's own check of what it keeps finds: of a pool, or, without one, of all that is no pool's. What cannot be
+    /// opened is a finding too. An engine that has no check of its own (a cluster checks itself) finds nothing and says `None`.
+    async fn check(&self, pool: Option<PoolId>, options: CheckOptions) -> Result<Option<Vec<Finding>>> {
+        let _ = (pool, options);
+        Ok(None)
+    }
 
     /// Names of up to `max` objects of `scope` whose head exists or that have clones, starting with `prefix`, after
     /// `start_after`, in ascending byte order. A shorter answer than `max` is the end.

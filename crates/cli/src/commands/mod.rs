@@ -16,6 +16,7 @@ mod diff;
 mod diff_files;
 mod error;
 mod feature;
+mod fsck;
 mod group;
 mod info;
 mod lifecycle;
@@ -169,6 +170,7 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::ExportDiff => diff_files::export(session).await,
         CommandId::FeatureDisable => feature::disable(session).await,
         CommandId::FeatureEnable => feature::enable(session).await,
+        CommandId::Fsck => fsck::run(session).await,
         CommandId::Flatten => clone::flatten(session).await,
         CommandId::GroupCreate => group::create(session).await,
         CommandId::GroupImageAdd => group::image_add(session).await,

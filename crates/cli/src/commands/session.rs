@@ -208,6 +208,7 @@ fn waits(command: CommandId) -> bool {
             | CommandId::Export
             | CommandId::ExportDiff
             | CommandId::Flatten
+            | CommandId::Fsck
             | CommandId::GroupRemove
             | CommandId::GroupSnapRemove
             | CommandId::GroupSnapRollback

@@ -209,6 +209,16 @@ pub(super) const FORMAT: &[Opt] = &[
     ),
     Opt::switch("pretty-format", "indent json and xml output"),
 ];
+pub(super) const FSCK: &[Opt] = &[
+    Opt::switch(
+        "repair",
+        "put right what can be without losing anything; each repair is told",
+    ),
+    Opt::switch(
+        "read-data",
+        "read all data too, to notice what the medium does not give back",
+    ),
+];
 pub(super) const NO_PROGRESS: Opt = Opt::switch("no-progress", "do not show progress");
 pub(super) const ALL: Opt = Opt::switch("all", "include entries that are hidden by default").short('a');
 pub(super) const LONG: Opt = Opt::switch("long", "show more about each entry").short('l');

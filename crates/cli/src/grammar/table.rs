@@ -40,6 +40,7 @@ pub enum CommandId {
     FeatureDisable,
     FeatureEnable,
     Flatten,
+    Fsck,
     GroupCreate,
     GroupImageAdd,
     GroupImageList,

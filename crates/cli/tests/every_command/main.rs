@@ -24,7 +24,7 @@ use ferry_cli::grammar::table::{State, commands};
 use rows::{GROUPS, Row};
 
 /// What reads and shows, or writes elsewhere than into the store.
-const CHANGE_NOTHING: [CommandId; 32] = [
+const CHANGE_NOTHING: [CommandId; 33] = [
     CommandId::Children,
     CommandId::ConfigGlobalGet,
     CommandId::ConfigGlobalList,
@@ -54,6 +54,8 @@ const CHANGE_NOTHING: [CommandId; 32] = [
     CommandId::Status,
     CommandId::TrashList,
     CommandId::Watch,
+    // Its repairs so far are the local engine's own (`store-local/tests/damage.rs`).
+    CommandId::Fsck,
     // Has rows of its own, in which a client does what a server does for one; a device is a client of such a server.
     CommandId::Serve,
     CommandId::DeviceMap,

@@ -23,6 +23,12 @@ impl<T> SqlContext<T> for rusqlite::Result<T> {
                 Some(ErrorCode::TooBig) => Errno::EFBIG,
                 _ => Errno::EIO,
             };
+            let error = match error.sqlite_error().map(|error| error.extended_code) {
+                Some(rusqlite::ffi::SQLITE_IOERR_DATA) => {
+                    "a page is damaged: its checksum is wrong; 'rbd fsck' says which".to_owned()
+                }
+                _ => error.to_string(),
+            };
             StoreError::new(errno, format!("{action} {} ({error})", path.display()))
         })
     }

@@ -7,7 +7,9 @@
 //! Keeps invariant: a closure's effects are committed when [`Db::write`] returns `Ok`, durably unless it was said to be
 //! lazy, and absent when it returns an error. Does not know any table.
 
+mod checked;
 mod error;
+pub(crate) mod page;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -51,10 +53,20 @@ pub(crate) enum Commit {
     Full,
 }
 
+/// What the pages of a database that is made now have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NewPages {
+    /// A checksum each: for what must last.
+    Checked,
+    /// None: programs from before there were any write to it too.
+    Plain,
+}
+
 /// A database shared by processes.
 #[derive(Debug)]
 pub(crate) struct Db {
     path: PathBuf,
+    pages: NewPages,
     readers: Mutex<Readers>,
     returned: Condvar,
     writer: Mutex<Option<Writer>>,
@@ -101,9 +113,14 @@ impl Drop for Reader<'_> {
 impl Db {
     /// A database at `path`; `prepare` makes or checks its tables, inside the first transaction of this handle, under
     /// the writers' lock. Blocks.
-    pub(crate) fn open(path: &Path, prepare: impl FnOnce(&Connection) -> Result<()>) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        path: &Path,
+        pages: NewPages,
+        prepare: impl FnOnce(&Connection) -> Result<()>,
+    ) -> Result<Arc<Self>> {
         let db = Arc::new(Self {
             path: path.to_owned(),
+            pages,
             readers: Mutex::default(),
             returned: Condvar::new(),
             writer: Mutex::new(None),
@@ -127,6 +144,11 @@ impl Db {
         Ok(db)
     }
 
+    /// Whether its pages have checksums. Blocks.
+    pub(crate) fn kept(path: &Path) -> Result<page::Kept> {
+        page::kept(path).map_err(|error| StoreError::io(&error, format!("read {}", path.display())))
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -147,7 +169,15 @@ impl Db {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags).at(&self.path, "open")?;
+        if !checked::register() {
+            let what = format!("open {}: SQLite has no files here", self.path.display());
+            return Err(StoreError::new(Errno::EIO, what));
+        }
+        let connection =
+            Connection::open_with_flags_and_vfs(&self.path, flags, checked::NAME).at(&self.path, "open")?;
+        if self.pages == NewPages::Checked {
+            checked::reserve(&connection);
+        }
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         // The queue keeps writers apart; this wait is for checkpoints and for the recovery of the log after a kill.
         connection
@@ -245,6 +275,7 @@ impl Db {
         // The thread must not keep the database alive: it has its own view, good for locking and messages only.
         let view = Db {
             path: self.path.clone(),
+            pages: self.pages,
             readers: Mutex::default(),
             returned: Condvar::new(),
             writer: Mutex::new(None),

@@ -57,6 +57,15 @@ pub trait DiskFile: Send + Sync + Debug {
     fn check_synced(&self) -> io::Result<()> {
         self.sync_data()
     }
+    /// What the file was labelled with; `None`: nothing, or the file system keeps no labels.
+    fn label(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// Labels the file, where the file system can; durable with the file's other content.
+    fn set_label(&self, label: &[u8]) -> io::Result<()> {
+        let _ = label;
+        Ok(())
+    }
     /// First run of allocated bytes at or after `offset`: start and end; `None` when only a hole follows.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
     /// The kernel's file, where that is what it is: two such can exchange bytes without this process in between.
@@ -71,6 +80,8 @@ pub trait Disk: Send + Sync + Debug {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Creates a file that must not exist.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Gives a file another name, which must be free.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a name.
     fn unlink(&self, path: &Path) -> io::Result<()>;
     /// Creates a directory and its parents; no error if it exists.

@@ -16,7 +16,10 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, IFlags, SeekFrom};
 
 use super::{BootId, Disk, DiskFile, FileStat};
+use crate::pool::label;
 
+/// More bytes than a label has.
+const LABEL_BYTES_MAX: usize = 64;
 /// What `statfs` says of a tmpfs.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
@@ -168,6 +171,31 @@ impl DiskFile for RealFile {
         crate::sys::writeback::check(self.file.as_fd())
     }
 
+    fn label(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut label = [0u8; LABEL_BYTES_MAX];
+        match rustix::fs::fgetxattr(&self.file, label::ATTRIBUTE, &mut label[..]) {
+            Ok(length) => Ok(Some(label[..length.min(LABEL_BYTES_MAX)].to_vec())),
+            // Longer than any: handed on as what it is not.
+            Err(rustix::io::Errno::RANGE) => Ok(Some(Vec::new())),
+            Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                Ok(None)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn set_label(&self, label: &[u8]) -> io::Result<()> {
+        let flags = rustix::fs::XattrFlags::empty();
+        match rustix::fs::fsetxattr(&self.file, label::ATTRIBUTE, label, flags) {
+            Ok(()) => Ok(()),
+            // A file system that keeps none, or has no room for one: the file goes without.
+            Err(errno) => {
+                tracing::debug!(%errno, "a data file has no label");
+                Ok(())
+            }
+        }
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
         let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(start) => start,
@@ -198,6 +226,17 @@ impl Disk for RealDisk {
             .create_new(true)
             .open(path)?;
         Ok(Arc::new(RealFile::new(file)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        let root = rustix::fs::CWD;
+        match rustix::fs::renameat_with(root, from, root, to, flags) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !to.exists() => {
+                std::fs::rename(from, to)
+            }
+            renamed => Ok(renamed?),
+        }
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {

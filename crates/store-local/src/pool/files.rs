@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ferry_store::{Errno, Result, StoreError};
 use parking_lot::Mutex;
 
+use super::label::{self, Identity, Label};
 use crate::disk::{BootId, Disk, DiskFile};
 use crate::object::bitmap::Bitmap;
 use crate::object::rows::Layer;
@@ -35,6 +36,7 @@ pub(crate) struct Files {
     disk: Arc<dyn Disk>,
     data: PathBuf,
     gid: u64,
+    identity: Identity,
     next: AtomicU64,
     open: Mutex<HashMap<String, Open>>,
 }
@@ -47,11 +49,12 @@ struct Open {
 
 impl Files {
     /// Files below `data`, new ones in the name of client `gid`.
-    pub(crate) fn new(disk: Arc<dyn Disk>, data: PathBuf, gid: u64) -> Self {
+    pub(crate) fn new(disk: Arc<dyn Disk>, data: PathBuf, gid: u64, identity: Identity) -> Self {
         Self {
             disk,
             data,
             gid,
+            identity,
             next: AtomicU64::new(0),
             open: Mutex::default(),
         }
@@ -67,7 +70,8 @@ impl Files {
         &self.data
     }
 
-    fn dir_of(&self, name: &str) -> PathBuf {
+    /// The directory that file `name` belongs into.
+    pub(crate) fn dir_of(&self, name: &str) -> PathBuf {
         let number = name
             .split_once('.')
             .and_then(|(_, number)| u64::from_str_radix(number, 16).ok())
@@ -102,6 +106,9 @@ impl Files {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("{:x}.{number:x}", self.gid);
         let file = self.at(self.disk.create_new(&self.path_of(&name)), "create", &name)?;
+        if let Some(label) = label::encode(&self.identity, &name) {
+            self.at(file.set_label(&label), "label", &name)?;
+        }
         self.keep(&name, &file);
         Ok((name, file))
     }
@@ -127,8 +134,33 @@ impl Files {
             return Ok(file);
         }
         let file = self.at(self.disk.open(&self.path_of(name)), "open", name)?;
+        if let Some(found) = self.at(self.label_of(&*file), "read the label of", name)?
+            && found != Label::Here(name.to_owned())
+        {
+            return Err(self.mislabelled(name, &found));
+        }
         self.keep(name, &file);
         Ok(file)
+    }
+
+    /// What the label of a file says, if it has one.
+    pub(crate) fn label_of(&self, file: &dyn DiskFile) -> io::Result<Option<Label>> {
+        let label = file.label()?;
+        Ok(label.map(|label| label::decode(&self.identity, &label)))
+    }
+
+    /// The error of a file in the place of `name` whose label says otherwise.
+    pub(crate) fn mislabelled(&self, name: &str, found: &Label) -> StoreError {
+        let what = match found {
+            Label::Here(other) => format!("by its label it is the file {other}"),
+            Label::Elsewhere => "by its label it is a file of another pool or store".to_owned(),
+            Label::Damaged => "its label is damaged".to_owned(),
+        };
+        let path = self.path_of(name);
+        StoreError::new(
+            Errno::EIO,
+            format!("open {}: {what}; 'rbd fsck' looks further", path.display()),
+        )
     }
 
     /// The open file `name`, if it is open already.
@@ -166,7 +198,8 @@ impl Files {
         Ok(())
     }
 
-    fn path_of_any(&self, name: &str) -> PathBuf {
+    /// Where a file or a sidecar is.
+    pub(crate) fn path_of_any(&self, name: &str) -> PathBuf {
         self.dir_of(name.trim_end_matches(".map")).join(name)
     }
 
@@ -199,6 +232,13 @@ impl Files {
         let have = self.at(file.read_at(&mut header, 0), "read", &name)?;
         let length_bytes = self.at(file.stat(), "read", &name)?.size_bytes;
         let whole = length_bytes >= (MAP_HEADER_BYTES + layer.map.bytes().len()) as u64;
+        if have == MAP_HEADER_BYTES && !is_map_header(&header) {
+            let path = self.path_of_any(&name);
+            return Err(StoreError::new(
+                Errno::EIO,
+                format!("read {}: it does not begin like a map", path.display()),
+            ));
+        }
         if have == MAP_HEADER_BYTES && whole && header == map_header(&self.disk.boot_id()) {
             self.keep(&name, &file);
             return Ok(Some(Sidecar(file)));
@@ -256,7 +296,8 @@ impl Files {
     }
 }
 
-fn sidecar_name(file: &str) -> String {
+/// Name of the sidecar of a file.
+pub(crate) fn sidecar_name(file: &str) -> String {
     format!("{file}.map")
 }
 
@@ -266,6 +307,15 @@ fn map_header(boot: &BootId) -> [u8; MAP_HEADER_BYTES] {
     header[8..12].copy_from_slice(&MAP_FORMAT.to_le_bytes());
     header[16..32].copy_from_slice(boot);
     header
+}
+
+/// Whether a sidecar of any boot begins like this, or one that nobody finished, or whose content a power loss took.
+fn is_map_header(header: &[u8; MAP_HEADER_BYTES]) -> bool {
+    let (magic, rest) = header.split_at(MAP_MAGIC.len());
+    let fixed = rest[..4] == MAP_FORMAT.to_le_bytes()
+        && rest[4..8] == [0; 4]
+        && rest[24..].iter().all(|byte| *byte == 0);
+    magic.iter().all(|byte| *byte == 0) || magic == MAP_MAGIC && fixed
 }
 
 /// The live map of a layer.

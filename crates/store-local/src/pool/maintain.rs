@@ -27,7 +27,10 @@ impl Pool {
         loop {
             let files: Vec<String> = self.names("SELECT file FROM doomed LIMIT 256")?;
             for file in &files {
-                if is_file_name(file) {
+                if self.has_row(file)? {
+                    // No operation leaves that. The row is what reads go by.
+                    tracing::warn!(file, "a data file was to be removed that a layer has: it stays");
+                } else if is_file_name(file) {
                     self.files.remove(file)?;
                 }
             }
@@ -102,7 +105,8 @@ impl Pool {
         })
     }
 
-    fn has_row(&self, file: &str) -> Result<bool> {
+    /// Whether a layer has the file.
+    pub(crate) fn has_row(&self, file: &str) -> Result<bool> {
         let reader = self.db.reader()?;
         let found: Option<i64> = reader
             .prepare_cached("SELECT lid FROM layers WHERE file = ?1")

@@ -9,6 +9,7 @@ pub(crate) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod files;
 pub(crate) mod key;
+pub(crate) mod label;
 pub(crate) mod layers;
 pub(crate) mod maintain;
 pub(crate) mod now;

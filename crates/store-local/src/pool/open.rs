@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 
 use super::dirty::Dirty;
 use super::files::{FAN_OUT, Files};
+use super::label::Identity;
 use super::layers::settled;
 use super::slots::Slots;
 use super::{Pool, schema};
-use crate::db::{Commit, Db, SqlContext};
+use crate::db::{Commit, Db, NewPages, SqlContext};
 use crate::disk::Disk;
 use crate::object::bitmap::{Bitmap, blocks_of};
 use crate::object::inline;
@@ -52,6 +53,13 @@ pub(crate) struct PoolPlace {
 impl PoolPlace {
     fn marker(&self) -> String {
         format!("ferry pool\nstore {}\npool {}\n", self.store, self.id)
+    }
+
+    fn owner(&self) -> schema::Owner {
+        schema::Owner {
+            store: self.store.clone(),
+            pool: self.id.0,
+        }
     }
 
     fn io(&self, error: &io::Error, path: &Path, action: &str) -> StoreError {
@@ -103,8 +111,9 @@ impl PoolPlace {
             .map_err(|error| self.io(&error, &data, "sync"))?;
         let path = self.dir.join(DATABASE);
         let prepared = path.clone();
-        drop(Db::open(&path, move |connection| {
-            schema::prepare(connection, &prepared)
+        let owner = self.owner();
+        drop(Db::open(&path, NewPages::Checked, move |connection| {
+            schema::prepare(connection, &prepared, &owner)
         })?);
         let sync = |dir: &Path| std::fs::File::open(dir).and_then(|dir| dir.sync_all());
         sync(&self.dir).map_err(|error| failed(&error))?;
@@ -136,6 +145,11 @@ impl PoolPlace {
             std::fs::remove_file(&marker)?;
         }
         Ok(())
+    }
+
+    /// Its database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.dir.join(DATABASE)
     }
 
     /// Whether the directory is there and is this pool's.
@@ -220,11 +234,18 @@ impl PoolPlace {
             ));
         }
         let prepared = path.clone();
-        let db = Db::open(&path, move |connection| schema::prepare(connection, &prepared))?;
+        let owner = self.owner();
+        let identity = Identity {
+            store: u128::from_str_radix(&self.store, 16).unwrap_or_default(),
+            pool: self.id.0,
+        };
+        let db = Db::open(&path, NewPages::Checked, move |connection| {
+            schema::check(connection, &prepared, &owner)
+        })?;
         let pool = Pool {
             id: self.id,
             slots: Arc::new(Slots::open(&self.dir.join(SLOTS), gid, run)?),
-            files: Files::new(disk, self.dir.join(DATA), gid),
+            files: Files::new(disk, self.dir.join(DATA), gid, identity),
             db,
             registry,
             gid,

@@ -8,10 +8,13 @@ use std::path::Path;
 use ferry_store::{Errno, Result, StoreError};
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::db::SqlContext;
+use crate::db::page::Kept;
+use crate::db::{Db, SqlContext};
 
-/// Format that this program writes; format 1 becomes it when a pool is opened (docs/format-local.md, 11).
-pub(crate) const FORMAT: i64 = 2;
+/// Format of pools that are made now: their database's pages have checksums, and it says whose it is.
+pub(crate) const FORMAT: i64 = 3;
+/// Format without these; format 1 becomes it when a pool is opened (docs/format-local.md, 11).
+const FORMAT_PLAIN: i64 = 2;
 /// Bytes of an inline page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Page keys are `bid << PAGE_SHIFT | page`; the shift covers the largest object.
@@ -46,21 +49,92 @@ CREATE TABLE creators(gid INTEGER PRIMARY KEY);
 CREATE TABLE removed_snaps(snap INTEGER PRIMARY KEY, done INTEGER NOT NULL);
 ";
 
-/// Makes the tables, or refuses a database that this program does not understand.
-pub(crate) fn prepare(connection: &Connection, path: &Path) -> Result<()> {
+/// The pool that a database is of.
+#[derive(Debug, Clone)]
+pub(crate) struct Owner {
+    /// The store's uuid.
+    pub(crate) store: String,
+    /// The pool's id.
+    pub(crate) pool: i64,
+}
+
+/// Makes the tables, or refuses a database that this program does not understand, or that is another pool's.
+pub(crate) fn prepare(connection: &Connection, path: &Path, owner: &Owner) -> Result<()> {
+    match has_tables(connection, path)? {
+        true => check(connection, path, owner),
+        false => make(connection, path, owner),
+    }
+}
+
+fn has_tables(connection: &Connection, path: &Path) -> Result<bool> {
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .at(path, "read")?;
-    if tables == 0 {
-        connection.execute_batch(TABLES).at(path, "make tables in")?;
-        return meta_set(connection, path, "format", FORMAT);
+    Ok(tables > 0)
+}
+
+fn make(connection: &Connection, path: &Path, owner: &Owner) -> Result<()> {
+    connection.execute_batch(TABLES).at(path, "make tables in")?;
+    connection
+        .execute("INSERT INTO meta(key, value) VALUES('store', ?1)", [&owner.store])
+        .at(path, "write")?;
+    meta_set(connection, path, "pool", owner.pool)?;
+    meta_set(connection, path, "format", FORMAT)
+}
+
+/// Refuses a database that this program does not understand, that is another pool's, or that has lost everything.
+pub(crate) fn check(connection: &Connection, path: &Path, owner: &Owner) -> Result<()> {
+    if !has_tables(connection, path)? {
+        return Err(StoreError::new(
+            Errno::EIO,
+            format!("{} is empty, and was not: it is damaged", path.display()),
+        ));
     }
     let found = meta_get(connection, path, "format")?;
     check_format(found, FORMAT, path)?;
     match found {
-        Some(FORMAT) => Ok(()),
-        _ => meta_set(connection, path, "format", FORMAT),
+        Some(FORMAT) => {
+            check_pages(path)?;
+            check_owner(connection, path, owner)
+        }
+        Some(FORMAT_PLAIN) => Ok(()),
+        _ => meta_set(connection, path, "format", FORMAT_PLAIN),
     }
+}
+
+/// Refuses a database that should have checksums and says that it has none: else its pages would go unchecked.
+pub(crate) fn check_pages(path: &Path) -> Result<()> {
+    match Db::kept(path)? {
+        Kept::Checksums => Ok(()),
+        _ => Err(StoreError::new(
+            Errno::EIO,
+            format!("{}: its header is damaged: it names no checksums", path.display()),
+        )),
+    }
+}
+
+fn check_owner(connection: &Connection, path: &Path, owner: &Owner) -> Result<()> {
+    let store: Option<String> = connection
+        .query_row("SELECT value FROM meta WHERE key = 'store'", [], |row| row.get(0))
+        .optional()
+        .at(path, "read")?;
+    let pool = meta_get(connection, path, "pool")?;
+    if store.as_deref() == Some(&owner.store) && pool == Some(owner.pool) {
+        return Ok(());
+    }
+    let whose = |store: Option<&str>, pool: Option<i64>| {
+        let pool = pool.map_or("?".to_owned(), |pool| pool.to_string());
+        format!("pool {pool} of store {}", store.unwrap_or("?"))
+    };
+    Err(StoreError::new(
+        Errno::EIO,
+        format!(
+            "{} is the database of {}, and should be that of {}: put the right one back",
+            path.display(),
+            whose(store.as_deref(), pool),
+            whose(Some(&owner.store), Some(owner.pool)),
+        ),
+    ))
 }
 
 /// Refuses formats newer than `known`, and files without one.

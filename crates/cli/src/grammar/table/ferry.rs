@@ -20,6 +20,20 @@ pub(super) const COMMANDS: &[Command] = &[
         "With NOTIFY_SOCKET set, systemd is told when the server is ready and when it stops.",
         "An addition of Ferry.",
     ]),
+    Command::built(
+        CommandId::Fsck,
+        &["fsck"],
+        "Look for damage in a store.",
+    )
+    .positionals(&[optional(
+        "pool-name",
+        "pool to look at; without one, the whole store",
+    )])
+    .options(&[&[POOL], FSCK, FORMAT, &[NO_PROGRESS]])
+    .notes(&[
+        "Reads only, without --repair, and may run beside servers. Exit codes: 0 when nothing is wrong, 117 when something is left over that harms nobody, 5 when something is damaged; what --repair has put right does not count.",
+        "An addition of Ferry.",
+    ]),
     Command::new(
         State::Frame(FrameCommand::Help),
         &["help"],

@@ -23,6 +23,8 @@ pub(super) struct Inode {
     /// Lengths since the last sync.
     pub(super) sizes: Vec<u64>,
     pub(super) mtime: Timestamp,
+    pub(super) label: Option<Vec<u8>>,
+    durable_label: Option<Vec<u8>>,
 }
 
 impl Inode {
@@ -59,6 +61,7 @@ impl Inode {
     }
 
     pub(super) fn sync(&mut self) {
+        self.durable_label.clone_from(&self.label);
         for sector in std::mem::take(&mut self.history).into_keys() {
             match self.sectors.get(&sector) {
                 Some(bytes) => self.durable.insert(sector, bytes.clone()),
@@ -130,6 +133,7 @@ impl Inode {
         }
         self.durable = self.sectors.clone();
         self.durable_size = size;
+        self.label.clone_from(&self.durable_label);
         self.sizes.clear();
     }
 }

@@ -4,7 +4,7 @@
 //! * each sector (512 bytes) of a file may after a power loss hold its synced content or any content it had since: writes
 //!   are lost, torn and reordered;
 //! * the length may be the synced one or any it had since: growth and cuts are lost, and reordered against writes;
-//! * each name made or removed in a directory may be there or not.
+//! * each name made or removed in a directory may be there or not; an unsynced label is lost.
 //!
 //! On request reads and writes fail, space ends, and syncs fail. A failed sync loses what it should have synced: later
 //! syncs of the file succeed without it, as kernels do. After [`SimDisk::crash`] all open files are dead and the boot is
@@ -457,6 +457,17 @@ impl DiskFile for SimFile {
         })
     }
 
+    fn label(&self) -> io::Result<Option<Vec<u8>>> {
+        self.with(|state| Ok(self.inode(state)?.label.clone()))
+    }
+
+    fn set_label(&self, label: &[u8]) -> io::Result<()> {
+        self.with(|state| {
+            self.inode(state)?.label = Some(label.to_vec());
+            Ok(())
+        })
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
         self.with(|state| {
             let inode = self.inode(state)?;
@@ -512,6 +523,18 @@ impl Disk for SimDisk {
             id,
             boot: state.boot,
         }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.fails(Fault::Writes)?;
+        if state.names.contains_key(to) {
+            return Err(error(ferry_store::Errno::EEXIST));
+        }
+        let id = state.names.remove(from);
+        let id = id.ok_or_else(|| error(ferry_store::Errno::ENOENT))?;
+        state.names.insert(to.to_owned(), id);
+        Ok(())
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {

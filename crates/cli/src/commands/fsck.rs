@@ -1,0 +1,128 @@
+//! `rbd fsck`: what the engine's check and that of the images find, and what a repair put right.
+//!
+//! Exit codes: 0 nothing is wrong (any more), 117 (`EUCLEAN`) something is left over that harms nobody, 5 (`EIO`) something is
+//! damaged.
+
+use ferry_store::PoolInfo;
+use ferry_store::check::{CheckOptions, Finding, Gravity};
+
+use super::error::Explain as _;
+use super::session::{Session, say};
+use crate::exit::{EIO, Failure};
+use crate::output::{Document, Node};
+
+/// `EUCLEAN`: nothing is lost, and something is to be cleaned up.
+const EUCLEAN: i32 = 117;
+
+pub(super) async fn run(session: &Session) -> Result<(), Failure> {
+    let args = session.args();
+    let named = match args.text("pool") {
+        Some(pool) => Some(pool.to_owned()),
+        None => args.next_positional().map(str::to_owned),
+    };
+    let format = args.output_format()?;
+    let options = CheckOptions {
+        repair: args.flag("repair"),
+        read_data: args.flag("read-data"),
+    };
+    args.finish()?;
+    let store = session.store().await?;
+    let pools = ferry_image::admin::pool::list(store)
+        .await
+        .map_err(|error| error.failed("listing pools failed"))?;
+    let wanted: Vec<&PoolInfo> = pools
+        .iter()
+        .filter(|pool| named.as_ref().is_none_or(|named| *named == pool.name))
+        .collect();
+    if let (Some(named), true) = (&named, wanted.is_empty()) {
+        return Err(Failure::errno(
+            format_args!("error opening pool '{named}'"),
+            crate::exit::ENOENT,
+        ));
+    }
+    let failed = |error: ferry_store::StoreError| error.failed("checking failed");
+    let mut findings = Vec::new();
+    if named.is_none() {
+        findings.extend(
+            store
+                .check(None, options)
+                .await
+                .map_err(failed)?
+                .unwrap_or_default(),
+        );
+    }
+    let task = session.task("Check");
+    for (index, pool) in wanted.iter().enumerate() {
+        task.update(index as u64, wanted.len() as u64);
+        let engine = store.check(Some(pool.id), options).await.map_err(failed)?;
+        findings.extend(engine.unwrap_or_default());
+    }
+    let _ = task.end(Ok::<(), ()>(()));
+    match format.is_plain() {
+        true => say(&plain(&findings))?,
+        false => say(&document(&findings).render(format))?,
+    }
+    match worst(&findings) {
+        Some(Gravity::Damage) => Err(Failure::silent(EIO)),
+        Some(Gravity::Leftover) => Err(Failure::silent(EUCLEAN)),
+        _ => Ok(()),
+    }
+}
+
+/// The worst of what is not put right.
+fn worst(findings: &[Finding]) -> Option<Gravity> {
+    let open = findings.iter().filter(|finding| !finding.mended);
+    open.map(|finding| finding.gravity).max()
+}
+
+fn word(finding: &Finding) -> &'static str {
+    match (finding.mended, finding.gravity) {
+        (true, _) => "repaired",
+        (false, Gravity::Damage) => "damaged",
+        (false, Gravity::Leftover) => "leftover",
+        (false, Gravity::Unjudged) => "not checked",
+    }
+}
+
+fn plain(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        text.push_str(&format!(
+            "{}: {}: {} [{}]\n",
+            word(finding),
+            finding.place,
+            finding.what,
+            finding.kind
+        ));
+        if !finding.advice.is_empty() {
+            text.push_str(&format!("    {}\n", finding.advice));
+        }
+    }
+    let count = |gravity| {
+        let open = findings.iter().filter(|finding| !finding.mended);
+        open.filter(|finding| finding.gravity == gravity).count()
+    };
+    text.push_str(&format!(
+        "{} damaged, {} left over, {} repaired, {} not checked\n",
+        count(Gravity::Damage),
+        count(Gravity::Leftover),
+        findings.iter().filter(|finding| finding.mended).count(),
+        count(Gravity::Unjudged),
+    ));
+    text
+}
+
+fn document(findings: &[Finding]) -> Document {
+    let mut list = Node::list("finding");
+    for finding in findings {
+        list.add(
+            Node::map()
+                .with("state", word(finding))
+                .with("kind", finding.kind)
+                .with("place", &finding.place)
+                .with("what", &finding.what)
+                .with("advice", &finding.advice),
+        );
+    }
+    Document::new("findings", list)
+}

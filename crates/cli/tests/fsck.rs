@@ -1,0 +1,152 @@
+//! `rbd fsck` on stores of the local engine: what it says and how it exits.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use support::store::TestStore;
+
+/// A store with an image that has bytes in several data files.
+fn store() -> TestStore {
+    let store = TestStore::new();
+    std::fs::write(store.directory().join("raw"), vec![7; 256 << 10]).unwrap();
+    store.ok("import --no-progress --object-size 64K raw vm");
+    // What lies in SQLite's log would hide what happens to the file below it.
+    let log = store.root().join("pools/1/pool.db-wal");
+    for _ in 0..100 {
+        if !log.exists() {
+            break;
+        }
+        store.ok("ls");
+    }
+    assert!(!log.exists());
+    store
+}
+
+fn data_files(store: &TestStore) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for dir in std::fs::read_dir(store.root().join("pools/1/data")).unwrap() {
+        for file in std::fs::read_dir(dir.unwrap().path()).unwrap() {
+            files.push(file.unwrap().path());
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_sound_store_has_no_findings_in_any_format() {
+    let store = store();
+    assert_eq!(
+        store.ok("fsck --no-progress"),
+        "0 damaged, 0 left over, 0 repaired, 0 not checked\n"
+    );
+    assert_eq!(
+        store.ok("fsck --no-progress --format json rbd --read-data"),
+        "[]\n"
+    );
+    assert!(
+        store
+            .ok("fsck --no-progress --format xml --repair")
+            .contains("<findings></findings>")
+    );
+    let missing = store.fails("fsck --no-progress nowhere", 2);
+    assert!(missing.contains("error opening pool 'nowhere'"), "{missing}");
+}
+
+#[test]
+fn a_missing_file_is_named_and_never_read_as_zeros() {
+    let store = store();
+    let gone = data_files(&store).swap_remove(1);
+    std::fs::remove_file(&gone).unwrap();
+    let said = store.fails("fsck --no-progress", 5);
+    let name = gone.file_name().unwrap().to_str().unwrap();
+    assert!(
+        said.contains(name) && said.contains("[file-missing]") && said.contains("1 damaged"),
+        "{said}"
+    );
+    store.fails("export --no-progress vm out", 5);
+    let again = store.fails("fsck --no-progress --repair", 5);
+    assert!(again.contains("0 repaired"), "nothing can bring it back: {again}");
+}
+
+#[test]
+fn files_in_each_others_places_are_refused_and_put_back() {
+    let store = store();
+    let files = data_files(&store);
+    let aside = store.directory().join("aside");
+    std::fs::rename(&files[0], &aside).unwrap();
+    std::fs::rename(&files[1], &files[0]).unwrap();
+    std::fs::rename(&aside, &files[1]).unwrap();
+    let said = store.fails("fsck --no-progress", 5);
+    for file in &files[..2] {
+        assert!(
+            said.contains(file.file_name().unwrap().to_str().unwrap()),
+            "{said}"
+        );
+    }
+    assert!(said.contains("[file-misplaced]"), "{said}");
+    store.fails("export --no-progress vm out", 5);
+    let repaired = store.run(&["fsck", "--no-progress", "--repair"]);
+    assert!(repaired.output.contains("repaired: "), "{}", repaired.output);
+    store.ok("fsck --no-progress");
+    store.ok("export --no-progress vm out2");
+    assert_eq!(
+        std::fs::read(store.directory().join("out2")).unwrap(),
+        vec![7; 256 << 10]
+    );
+}
+
+#[test]
+fn a_flipped_byte_of_the_database_is_named_by_its_page() {
+    let store = store();
+    let path = store.root().join("pools/1/pool.db");
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let pages = file.metadata().unwrap().len() / 4096;
+    for page in [2, pages - 1] {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, page * 4096 + 1000).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], page * 4096 + 1000).unwrap();
+    }
+    let said = store.fails("fsck --no-progress", 5);
+    for page in [3, pages] {
+        assert!(said.contains(&format!("page {page} ")), "{said}");
+    }
+}
+
+#[test]
+fn a_file_that_nothing_names_is_left_over_and_put_aside() {
+    let store = store();
+    let stray = store.root().join("pools/1/data/07/3.7");
+    std::fs::write(&stray, b"who knows").unwrap();
+    let said = store.fails("fsck --no-progress", 117);
+    assert!(said.contains("[file-without-row]"), "{said}");
+    let said = store.ok("fsck --no-progress --repair");
+    assert!(said.contains("1 repaired"), "{said}");
+    let kept = store.root().join("pools/1/lost+found/07-3.7");
+    assert_eq!(std::fs::read(kept).unwrap(), b"who knows");
+    store.ok("fsck --no-progress");
+}
+
+#[test]
+fn an_emptied_database_is_damage_not_an_empty_pool() {
+    for database in ["pools/1/pool.db", "store.db"] {
+        let store = store();
+        std::fs::write(store.root().join(database), b"").unwrap();
+        let said = store.run(&["ls"]);
+        assert_ne!(said.code, 0, "{database}: {}", said.output);
+        let said = store.run(&["fsck", "--no-progress"]);
+        assert!(
+            said.code != 0 && said.output.contains(database),
+            "{}",
+            said.output
+        );
+    }
+}

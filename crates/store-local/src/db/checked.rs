@@ -1,0 +1,315 @@
+//! SQLite's own file layer with one thing added: a page of a database that has checksums ([`super::page`]) gets its own when it is
+//! written into the file, and is refused when it is read and does not fit. Logs have SQLite's checksums.
+//!
+//! Keeps invariant: a page whose checksum is wrong reaches nobody: the read fails with `SQLITE_IOERR_DATA`. Files without checksums
+//! are passed through. Does not know tables, nor who reads.
+
+#![allow(unsafe_code)] // a file layer is a table of C functions
+
+use std::ffi::{CStr, c_int, c_void};
+use std::sync::OnceLock;
+
+use rusqlite::{Connection, ffi};
+
+use super::page::{self, HEADER, Kept, PAGE, RESERVED};
+
+/// Name by which connections ask for the layer.
+pub(crate) const NAME: &CStr = c"ferry-checked";
+
+/// What the layer keeps of a database; SQLite's own record of the file follows behind it in the same memory.
+#[repr(C, align(16))]
+struct Checked {
+    methods: *const ffi::sqlite3_io_methods,
+    kept: Kept,
+}
+
+/// The layer below, in memory that is never given back.
+struct Layer {
+    below: *mut ffi::sqlite3_vfs,
+    own: *mut ffi::sqlite3_vfs,
+}
+
+// SAFETY: both point to tables that are written once, before they are shared, and never freed; SQLite calls them from any thread.
+unsafe impl Send for Layer {}
+// SAFETY: as above.
+unsafe impl Sync for Layer {}
+
+static LAYER: OnceLock<Option<Layer>> = OnceLock::new();
+
+static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
+    // 2: with shared memory, without mapped pages, which would pass the check by.
+    iVersion: 2,
+    xClose: Some(close),
+    xRead: Some(read),
+    xWrite: Some(write),
+    xTruncate: Some(truncate),
+    xSync: Some(sync),
+    xFileSize: Some(file_size),
+    xLock: Some(lock),
+    xUnlock: Some(unlock),
+    xCheckReservedLock: Some(check_reserved_lock),
+    xFileControl: Some(file_control),
+    xSectorSize: Some(sector_size),
+    xDeviceCharacteristics: Some(device_characteristics),
+    xShmMap: Some(shm_map),
+    xShmLock: Some(shm_lock),
+    xShmBarrier: Some(shm_barrier),
+    xShmUnmap: Some(shm_unmap),
+    xFetch: None,
+    xUnfetch: None,
+};
+
+/// Makes the layer known to SQLite, once; false when SQLite has no file layer of its own to build on.
+pub(crate) fn register() -> bool {
+    LAYER
+        .get_or_init(|| {
+            // SAFETY: looks up the default table; SQLite's tables are never freed.
+            let below = unsafe { ffi::sqlite3_vfs_find(std::ptr::null()) };
+            if below.is_null() {
+                return None;
+            }
+            // SAFETY: not null, and a table that SQLite keeps valid and unchanged.
+            let mut own = unsafe { *below };
+            own.zName = NAME.as_ptr();
+            own.pNext = std::ptr::null_mut();
+            own.szOsFile += size_of::<Checked>() as c_int;
+            own.xOpen = Some(open);
+            let own = Box::into_raw(Box::new(own));
+            // SAFETY: the table is leaked on purpose: SQLite links it into its list for good.
+            let done = unsafe { ffi::sqlite3_vfs_register(own, 0) };
+            (done == ffi::SQLITE_OK).then_some(Layer { below, own })
+        })
+        .as_ref()
+        .is_some_and(|layer| !layer.own.is_null())
+}
+
+/// Lets a database that has no pages yet keep room for checksums; one that has is not changed.
+pub(crate) fn reserve(connection: &Connection) {
+    let mut bytes = RESERVED as c_int;
+    // SAFETY: the connection is open, and the call reads and writes one int.
+    unsafe {
+        ffi::sqlite3_file_control(
+            connection.handle(),
+            std::ptr::null(),
+            ffi::SQLITE_FCNTL_RESERVE_BYTES,
+            (&raw mut bytes).cast::<c_void>(),
+        );
+    }
+}
+
+/// SQLite's record of the file, behind ours.
+unsafe fn real(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
+    // SAFETY: SQLite gave `szOsFile` bytes, of which ours are the first.
+    unsafe { file.cast::<u8>().add(size_of::<Checked>()).cast() }
+}
+
+/// Calls a method of the file below.
+macro_rules! below {
+    ($file:expr, $method:ident($($argument:expr),*), $absent:expr) => {{
+        // SAFETY: SQLite calls methods of open files only, and `open` leaves an open file below with its methods.
+        unsafe {
+            let real = real($file);
+            match (*(*real).pMethods).$method {
+                Some(method) => method(real $(, $argument)*),
+                None => $absent,
+            }
+        }
+    }};
+}
+
+unsafe extern "C" fn open(
+    _layer: *mut ffi::sqlite3_vfs,
+    name: ffi::sqlite3_filename,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    let Some(Some(layer)) = LAYER.get() else {
+        return ffi::SQLITE_CANTOPEN;
+    };
+    // SAFETY: the table below is valid; `file` has room for both records; name and flags are handed on as they came.
+    unsafe {
+        let Some(open) = (*layer.below).xOpen else {
+            return ffi::SQLITE_CANTOPEN;
+        };
+        if flags & ffi::SQLITE_OPEN_MAIN_DB == 0 {
+            return open(layer.below, name, file, flags, out_flags);
+        }
+        let real = real(file);
+        (*real).pMethods = std::ptr::null();
+        (*file).pMethods = std::ptr::null();
+        let opened = open(layer.below, name, real, flags, out_flags);
+        if !(*real).pMethods.is_null() {
+            // With methods set, SQLite closes the file, also after a failure.
+            file.cast::<Checked>().write(Checked {
+                methods: &raw const METHODS,
+                kept: Kept::Unknown,
+            });
+        }
+        opened
+    }
+}
+
+unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    below!(file, xClose(), ffi::SQLITE_OK)
+}
+
+/// Whether the file has checksums: asked of its header until it has one.
+unsafe fn kept(file: *mut ffi::sqlite3_file) -> Kept {
+    // SAFETY: `open` wrote our record, and SQLite uses a file from one thread at a time.
+    let own = unsafe { &mut *file.cast::<Checked>() };
+    if own.kept == Kept::Unknown {
+        let mut head = [0u8; PAGE];
+        let read = below!(
+            file,
+            xRead(head.as_mut_ptr().cast::<c_void>(), PAGE as c_int, 0),
+            ffi::SQLITE_IOERR
+        );
+        own.kept = match read {
+            ffi::SQLITE_OK => page::judge(&head),
+            _ => Kept::Unknown,
+        };
+    }
+    own.kept
+}
+
+/// Number of the page at `offset`, if that many bytes are one.
+fn page_at(amount: c_int, offset: i64) -> Option<u64> {
+    let offset = u64::try_from(offset).ok()?;
+    (amount as usize == PAGE && offset.is_multiple_of(PAGE as u64)).then_some(offset / PAGE as u64)
+}
+
+unsafe extern "C" fn read(
+    file: *mut ffi::sqlite3_file,
+    buffer: *mut c_void,
+    amount: c_int,
+    offset: ffi::sqlite3_int64,
+) -> c_int {
+    let read = below!(file, xRead(buffer, amount, offset), ffi::SQLITE_IOERR_READ);
+    if read != ffi::SQLITE_OK {
+        return read;
+    }
+    // SAFETY: the file is open; the buffer has `amount` bytes, just filled.
+    let (kept, bytes) = unsafe {
+        (
+            kept(file),
+            std::slice::from_raw_parts(buffer.cast::<u8>(), usize::try_from(amount).unwrap_or(0)),
+        )
+    };
+    let wrong = match (kept, page_at(amount, offset)) {
+        (Kept::Damaged, _) => true,
+        (Kept::Checksums, Some(number)) => !page::fits(number, bytes),
+        // The header alone, before the first page is read: it must go on saying the same.
+        (Kept::Checksums, None) if offset == 0 && bytes.len() >= HEADER => {
+            page::judge(bytes) != Kept::Checksums
+        }
+        _ => false,
+    };
+    match wrong {
+        true => ffi::SQLITE_IOERR_DATA,
+        false => ffi::SQLITE_OK,
+    }
+}
+
+unsafe extern "C" fn write(
+    file: *mut ffi::sqlite3_file,
+    buffer: *const c_void,
+    amount: c_int,
+    offset: ffi::sqlite3_int64,
+) -> c_int {
+    let plain = |buffer| below!(file, xWrite(buffer, amount, offset), ffi::SQLITE_IOERR_WRITE);
+    let Some(number) = page_at(amount, offset) else {
+        return plain(buffer);
+    };
+    // SAFETY: the buffer has `amount` bytes, which are PAGE.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), PAGE) };
+    if number == 0 {
+        // SAFETY: as in `kept`.
+        unsafe { (*file.cast::<Checked>()).kept = page::judge(&bytes[..HEADER]) };
+    }
+    // SAFETY: the file is open.
+    match unsafe { kept(file) } {
+        Kept::Checksums => {
+            let mut stamped = [0u8; PAGE];
+            stamped.copy_from_slice(bytes);
+            page::stamp(number, &mut stamped);
+            plain(stamped.as_ptr().cast())
+        }
+        _ => plain(buffer),
+    }
+}
+
+unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
+    below!(file, xTruncate(size), ffi::SQLITE_IOERR_TRUNCATE)
+}
+
+unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    below!(file, xSync(flags), ffi::SQLITE_IOERR_FSYNC)
+}
+
+unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut ffi::sqlite3_int64) -> c_int {
+    below!(file, xFileSize(size), ffi::SQLITE_IOERR_FSTAT)
+}
+
+unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    below!(file, xLock(level), ffi::SQLITE_IOERR_LOCK)
+}
+
+unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    below!(file, xUnlock(level), ffi::SQLITE_IOERR_UNLOCK)
+}
+
+unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, held: *mut c_int) -> c_int {
+    below!(
+        file,
+        xCheckReservedLock(held),
+        ffi::SQLITE_IOERR_CHECKRESERVEDLOCK
+    )
+}
+
+unsafe extern "C" fn file_control(
+    file: *mut ffi::sqlite3_file,
+    operation: c_int,
+    argument: *mut c_void,
+) -> c_int {
+    below!(file, xFileControl(operation, argument), ffi::SQLITE_NOTFOUND)
+}
+
+unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
+    below!(file, xSectorSize(), PAGE as c_int)
+}
+
+unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
+    below!(file, xDeviceCharacteristics(), 0)
+}
+
+unsafe extern "C" fn shm_map(
+    file: *mut ffi::sqlite3_file,
+    region: c_int,
+    size: c_int,
+    extend: c_int,
+    memory: *mut *mut c_void,
+) -> c_int {
+    below!(
+        file,
+        xShmMap(region, size, extend, memory),
+        ffi::SQLITE_IOERR_SHMMAP
+    )
+}
+
+unsafe extern "C" fn shm_lock(
+    file: *mut ffi::sqlite3_file,
+    offset: c_int,
+    count: c_int,
+    flags: c_int,
+) -> c_int {
+    below!(file, xShmLock(offset, count, flags), ffi::SQLITE_IOERR_SHMLOCK)
+}
+
+unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
+    below!(file, xShmBarrier(), ());
+}
+
+unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
+    below!(file, xShmUnmap(delete), ffi::SQLITE_OK)
+}
