@@ -55,7 +55,7 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     for (index, pool) in wanted.iter().enumerate() {
         task.update(index as u64, wanted.len() as u64);
         let engine = store.check(Some(pool.id), options).await.map_err(failed)?;
-        findings.extend(engine.unwrap_or_default());
+        findings.extend(engine.unwrap_or_else(|| vec![not_checked(store.engine(), &pool.name)]));
     }
     let _ = task.end(Ok::<(), ()>(()));
     match format.is_plain() {
@@ -66,6 +66,18 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
         Some(Gravity::Damage) => Err(Failure::silent(EIO)),
         Some(Gravity::Leftover) => Err(Failure::silent(EUCLEAN)),
         _ => Ok(()),
+    }
+}
+
+/// What is said of a pool whose engine has no check of its own: silence would pass for soundness.
+fn not_checked(engine: &str, pool: &str) -> Finding {
+    Finding {
+        gravity: Gravity::Unjudged,
+        kind: "engine-not-checked",
+        place: format!("pool '{pool}'"),
+        what: format!("engine '{engine}' has no check of its own here, so nothing was looked at"),
+        advice: "a cluster checks its objects itself (scrubs)".to_owned(),
+        mended: false,
     }
 }
 
