@@ -184,7 +184,8 @@ pub(crate) struct Inner {
     closed: AtomicBool,
 }
 
-/// How long an open waits for a `prepare` that is under way in another process.
+/// How long an open waits for a `prepare` that is under way in another process, and an open handle for an `abort` that is about
+/// to find that it cannot be.
 const PREPARING_WAIT_MS: u64 = 5_000;
 
 impl Image {
@@ -482,6 +483,26 @@ impl Image {
         self.inner.ahead.clear();
         self.inner.refresh_done.store(wanted, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// As [`Image::refresh_if_needed`], for a client's request: an `abort` that marks the migration before it sees this handle
+    /// takes the mark back at once, and the client is not to hear of it.
+    pub(crate) async fn refresh_for_client(&self) -> Result<()> {
+        if self.is_fresh() {
+            return Ok(());
+        }
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(PREPARING_WAIT_MS);
+        loop {
+            match self.refresh_if_needed().await {
+                Err(error)
+                    if error.kind == ErrorKind::Migrating && tokio::time::Instant::now() < deadline =>
+                {
+                    self.check_open()?;
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Reads the header again, whatever is known.

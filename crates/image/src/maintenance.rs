@@ -25,21 +25,31 @@ impl Image {
         let mut last = None;
         let mut may_be_done = false;
         for _ in 0..MAX_ATTEMPTS {
-            self.refresh_if_needed().await?;
+            self.refresh_for_client().await?;
             match self.try_acquire_lock().await? {
                 Holder::Us => match run(self, request, progress).await {
                     // The lock was handed over in the middle; what is done stays done.
                     Err(error) if error.errno == Errno::ERESTART => last = Some(error),
+                    // An abort that is about to find that it cannot be has marked the migration.
+                    Err(error) if error.kind == ErrorKind::Migrating && error.errno == Errno::EROFS => {
+                        last = Some(error);
+                    }
                     Err(error) if may_be_done && is_done(request, &error) => return Ok(()),
                     result => return result,
                 },
                 Holder::Nobody | Holder::Dead(_) => {}
                 Holder::Alive(_) => match remote::forward(self, request, progress).await {
                     Ok(()) => return Ok(()),
+                    // ESHUTDOWN: the owner closed the image in the middle. If it is this client that is fenced, the next
+                    // look at the header says so.
                     Err(failed)
                         if matches!(
                             failed.error.errno,
-                            Errno::ERESTART | Errno::ETIMEDOUT | Errno::EAGAIN
+                            Errno::ERESTART
+                                | Errno::ETIMEDOUT
+                                | Errno::EAGAIN
+                                | Errno::ESHUTDOWN
+                                | Errno::EROFS
                         ) =>
                     {
                         may_be_done |= failed.accepted;
@@ -76,6 +86,8 @@ fn is_done(request: &Request, error: &ImageError) -> bool {
             error.errno == Errno::EEXIST
         }
         Request::SnapRemove { .. } => error.errno == Errno::ENOENT,
+        Request::SnapProtect { .. } => error.errno == Errno::EBUSY,
+        Request::Flatten | Request::SnapUnprotect { .. } => error.errno == Errno::EINVAL,
         _ => false,
     }
 }

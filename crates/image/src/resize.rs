@@ -16,6 +16,7 @@ use crate::error::{ImageError, Result};
 use crate::header::Header;
 use crate::image::Image;
 use crate::layout::ObjectNo;
+use crate::migration::leftover;
 use crate::progress::Progress;
 use crate::watch::messages::Request;
 
@@ -106,10 +107,11 @@ pub(crate) async fn lower_overlap(image: &Image, overlap_bytes: u64) -> Result<A
     Ok(image.header())
 }
 
-/// A shrink of a migration target leaves empty objects that hide the source; the map must not call them absent when it
+/// A shrink of a migration target leaves empty objects that hide the source, until a commit has removed them; the map must not call them absent when it
 /// covers them again. How far they may go is not known for sure: snapshots that came along may have been removed since.
 async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
-    if image.header().migration_target().is_none() {
+    let is_target = image.header().migration_target().is_some();
+    if !is_target && !leftover::may_hide(image.io(), &image.inner.header_object).await? {
         return Ok(());
     }
     let exists = ferry_cls::rbd::ObjectState::Exists;

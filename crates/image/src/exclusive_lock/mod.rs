@@ -90,7 +90,7 @@ impl Image {
         loop {
             self.check_open()?;
             self.acquire_lock().await?;
-            self.refresh_if_needed().await?;
+            self.refresh_for_client().await?;
             let gate = self.inner.gate.clone().read_owned().await;
             if !self.is_fresh() {
                 continue;
@@ -261,7 +261,8 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
 
 async fn after_acquire(image: &Image) -> Result<()> {
     // The last owner may have changed the header in ways whose notify is still on its way.
-    image.refresh().await?;
+    image.want_refresh();
+    image.refresh_for_client().await?;
     crate::object_map::head::load_under_lock(image).await
 }
 

@@ -93,7 +93,7 @@ impl Image {
 
     async fn read_once(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
         self.check_open()?;
-        self.refresh_if_needed().await?;
+        self.refresh_for_client().await?;
         let header = self.header();
         let size = header.size_at(snap).ok_or_else(|| {
             ImageError::new(
@@ -197,11 +197,11 @@ impl View<'_> {
             return Ok(found);
         }
         let found = self.below(source, extent).await?;
-        if !found.some_absent {
+        if !found.some_absent && source.image().parent().is_none() {
             return Ok(found);
         }
         // Absent below may also mean: copied and committed meanwhile, the source is being removed. The image itself
-        // has the data then.
+        // has the data then. A source that is a clone shows its parent in the place of what was removed.
         if source.is_complete(self.image, extent.object_no).await?
             && let Some(found) = self.own(extent).await?
         {

@@ -104,15 +104,17 @@ async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) 
 async fn mark(pair: &mut Pair) -> Result<()> {
     let before = (pair.source.state(), pair.target.state());
     if pair.target.state() != Some(MigrationState::Aborting) {
-        pair.source.set_state(MigrationState::Aborting, "").await?;
+        // The target first: a commit that takes its record off now has the migration, and nothing here goes on.
         pair.target.set_state(MigrationState::Aborting, "").await?;
     }
+    pair.source.set_state(MigrationState::Aborting, "").await?;
     let free = check_no_watchers(&pair.target).await;
     if free.is_err()
         && let (Some(source), Some(target)) = before
     {
-        pair.target.set_state(target, "").await?;
+        // The target last: while it is marked nobody commits, so no source that is being removed is marked.
         pair.source.set_state(source, "").await?;
+        pair.target.set_state(target, "").await?;
     }
     free
 }

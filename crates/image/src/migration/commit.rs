@@ -4,7 +4,7 @@
 //! Ceph) can abort into a source that is being removed; the source's record says "executed" and names the target until
 //! its header goes last, so that a killed commit is found and finished from either name.
 
-use ferry_cls::rbd::MigrationState;
+use ferry_cls::rbd::{MigrationSpec, MigrationState};
 use ferry_store::IoCtx;
 
 use super::pair::{self, Found};
@@ -86,6 +86,15 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
 /// A target that was shrunk kept empty objects beyond its end, to hide the source. There is nothing to hide any more.
 async fn tidy_target(source: &Side) -> Result<()> {
     let Some(spec) = &source.spec else { return Ok(()) };
+    remove_hiding(source, spec).await?;
+    let io = source
+        .io
+        .with_pool(spec.pool_id)
+        .with_namespace(&spec.pool_namespace);
+    super::leftover::nothing_hides(&io, &spec.image_id).await
+}
+
+async fn remove_hiding(source: &Side, spec: &MigrationSpec) -> Result<()> {
     let header = match header::load(&source.io, &source.key(), true).await {
         Ok(header) => header,
         // Removed by an earlier run, which had tidied before.

@@ -279,6 +279,8 @@ impl Run<'_> {
                 return Ok(());
             }
             tokio::select! {
+                // In this order, so that a simulation can be repeated.
+                biased;
                 Some(one) = running.next() => {
                     let One { object_no, object_bytes, copied } = one?;
                     self.pace.settle(object_bytes, copied.data_bytes + copied.zero_bytes);

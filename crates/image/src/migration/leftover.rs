@@ -3,6 +3,11 @@
 //! A source of format 2 lies in the trash, where it is found. One of format 1 keeps its header under its name, so the commit notes
 //! in the target's header, in the step that takes the record off, where that is (`ferry_source`: the record itself), and takes
 //! the note off when the source is gone. Ceph's `rbd` does not look at it.
+//!
+//! The same step notes `ferry_hiding`: beyond the target's end there may be empty objects that hid the source, which the
+//! commit removes next. Until that is done whoever lets the image grow over them has to tell the object map.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use ferry_cls::encoding::{Decode as _, Decoder, Encode as _};
@@ -15,14 +20,26 @@ use crate::error::{Result, absent_is_fine};
 use crate::header::{HeaderKey, damaged};
 
 const SOURCE_KEY: &[u8] = b"ferry_source";
+const HIDING_KEY: &[u8] = b"ferry_hiding";
 
-/// Adds the note, if the source needs one.
+/// Adds the notes: that objects may hide the source, and where that is, if it is not found otherwise.
 pub(super) fn note(op: WriteOp, source: &Side, target: &Side) -> WriteOp {
-    let Some(spec) = target.spec.as_ref().filter(|_| source.is_format_1()) else {
-        return op;
-    };
-    let pairs = [(Bytes::from_static(SOURCE_KEY), spec.to_bytes())];
+    let mut pairs = BTreeMap::from([(Bytes::from_static(HIDING_KEY), Bytes::from_static(b"1"))]);
+    if let Some(spec) = target.spec.as_ref().filter(|_| source.is_format_1()) {
+        pairs.insert(Bytes::from_static(SOURCE_KEY), spec.to_bytes());
+    }
     op.step(WriteStep::OmapSet(pairs.into_iter().collect()))
+}
+
+/// Whether objects beyond the end may still hide what was the source.
+pub(crate) async fn may_hide(io: &IoCtx, header_object: &str) -> Result<bool> {
+    let noted = settings::read_keys(io, header_object, &[HIDING_KEY]).await?;
+    Ok(noted.into_iter().flatten().next().is_some())
+}
+
+/// Nothing hides any more. Fine without a target.
+pub(super) async fn nothing_hides(io: &IoCtx, target_id: &str) -> Result<()> {
+    remove_key(io, target_id, HIDING_KEY).await
 }
 
 /// The source that the target's note, or an image of the same name, leads to, with its record if it has one.
@@ -65,9 +82,13 @@ async fn source(io: IoCtx, name: String) -> Result<Side> {
 
 /// Takes the note off. Fine if there is none, or no target any more.
 pub(super) async fn forget(io: &IoCtx, target_id: &str) -> Result<()> {
+    remove_key(io, target_id, SOURCE_KEY).await
+}
+
+async fn remove_key(io: &IoCtx, target_id: &str, key: &'static [u8]) -> Result<()> {
     let op = WriteOp::new()
         .step(WriteStep::AssertExists)
-        .step(WriteStep::OmapRemove(vec![Bytes::from_static(SOURCE_KEY)]));
+        .step(WriteStep::OmapRemove(vec![Bytes::from_static(key)]));
     let object = HeaderKey::from(target_id).object();
     absent_is_fine(io.write_meta(&object, op).await.map(|_| ()))
 }

@@ -1,13 +1,18 @@
 //! The migration records in both headers (rbd-format sheet, section 3.8), byte for byte Ceph's.
 
+use bytes::Bytes;
 use ferry_cls::CallExt as _;
+use ferry_cls::encoding::{Decode as _, Decoder};
 use ferry_cls::rbd::{MigrationSpec, MigrationState, client};
-use ferry_store::{Errno, IoCtx, WriteOp};
+use ferry_store::{Errno, IoCtx, WriteOp, WriteStep};
 
-use crate::error::{Result, absent_is_fine};
-use crate::header::HeaderKey;
+use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
+use crate::header::{HeaderKey, damaged};
 use crate::image::ImageKey;
 use crate::watch::notify_header_update;
+
+/// Omap key of the record.
+const RECORD_KEY: &[u8] = b"migration";
 
 /// One image of a migration: where its header is, and what its record says.
 #[derive(Debug, Clone)]
@@ -82,12 +87,40 @@ impl Side {
         self.remove_by(op).await
     }
 
-    /// The same in a commit, with a note of where the rest of the source is, if nothing else leads there.
+    /// The same in a commit, if the record still says *executed*, with notes of what is left to do. [`ErrorKind::MigrationState`] if
+    /// it does not.
     pub(crate) async fn remove_for_commit(&mut self, source: &Self) -> Result<()> {
-        let op = WriteOp::new().class_call(&client::migration_remove());
+        let object = self.header_object();
+        let found = super::settings::read_keys(&self.io, &object, &[RECORD_KEY]).await?;
+        let mut op = WriteOp::new();
+        if let Some(raw) = found.into_iter().flatten().next() {
+            let spec = MigrationSpec::decode(&mut Decoder::new(&raw))
+                .map_err(|error| damaged(&self.io, &object, error))?;
+            if spec.state != MigrationState::Executed {
+                return Err(self.overtaken());
+            }
+            // An abort that marks it just now has the migration, and this must not remove the source.
+            op = op.step(WriteStep::OmapCompare {
+                key: Bytes::from_static(RECORD_KEY),
+                value: raw,
+            });
+        }
+        let op = op.class_call(&client::migration_remove());
         let op = super::settings::remove_keys(op);
         let op = super::leftover::note(op, source, self);
-        self.remove_by(op).await
+        match self.remove_by(op).await {
+            Err(error) if error.errno == Errno::ECANCELED => Err(self.overtaken()),
+            result => result,
+        }
+    }
+
+    fn overtaken(&self) -> ImageError {
+        ImageError::of(
+            ErrorKind::MigrationState,
+            Errno::EINVAL,
+            format!("the migration of '{}' changed its state just now", self.name),
+        )
+        .hint("look at it with 'rbd status'")
     }
 
     async fn remove_by(&mut self, op: WriteOp) -> Result<()> {

@@ -172,6 +172,10 @@ impl WatchHandler for Handler {
             let _ = image.inner.io.store().unwatch(old).await;
         }
         match register(&image).await {
+            // Closed meanwhile: nobody else would end this watch.
+            Ok(()) if image.check_open().is_err() => {
+                let _ = unregister(&image).await;
+            }
             Ok(()) => crate::exclusive_lock::rename_after_rewatch(&image, old).await,
             Err(error) => tracing::error!(image = image.name(), %error, "cannot watch again"),
         }

@@ -16,7 +16,7 @@ mod ops;
 mod store;
 mod watches;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -63,7 +63,7 @@ struct Client {
     /// True once it was shut down or killed.
     ended: tokio::sync::watch::Sender<bool>,
     /// Tasks of its watches, until they are unwatched.
-    tasks: Mutex<HashMap<WatchCookie, JoinHandle<()>>>,
+    tasks: Mutex<BTreeMap<WatchCookie, JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -153,6 +153,14 @@ impl MemoryCluster {
         }
     }
 
+    /// Ends the watches of a client as the store does that has not heard of it for too long. The client goes on, and is told.
+    pub fn lose_watches(&self, instance: &ClientInstance) {
+        let mut state = self.shared.state.lock();
+        state
+            .watches
+            .end(End::Lost(Errno::ENOTCONN), |_, info| info.gid == instance.gid);
+    }
+
     /// Ends all clients, then takes back a random part of what was not flushed: bytes of buffered writes, in sectors, or
     /// whole buffered operations. Full ones stay. The same history and seed leave the same.
     pub fn power_loss(&self, seed: u64) {
@@ -219,7 +227,7 @@ impl Shared {
         client.ended.send_replace(true);
         let gid = client.instance.gid;
         // Abort first: a task that sees its watch end might still call the handler.
-        for (_, task) in client.tasks.lock().drain() {
+        for (_, task) in std::mem::take(&mut *client.tasks.lock()) {
             task.abort();
         }
         state.watches.end(End::Unwatched, |_, info| info.gid == gid);

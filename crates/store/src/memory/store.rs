@@ -476,6 +476,7 @@ impl Store for MemoryStore {
         let answers = join_all(sent.into_iter().map(|sent| answer_of(sent, deadline)));
         let mut ended = self.client.ended.subscribe();
         let answers = tokio::select! {
+            biased;
             answers = answers => answers,
             _ = ended.wait_for(|ended| *ended) => Vec::new(),
         };
@@ -522,7 +523,9 @@ impl Store for MemoryStore {
                 .watches
                 .end(End::Unwatched, |_, info| info.gid == self.gid());
             self.client.ended.send_replace(true);
-            self.client.tasks.lock().drain().collect()
+            std::mem::take(&mut *self.client.tasks.lock())
+                .into_iter()
+                .collect()
         };
         for (_, task) in tasks {
             // A handler that panicked has nothing more to say.

@@ -290,7 +290,10 @@ fn injected(call: &Call<'_>, errno: Errno) -> StoreError {
 impl Hook for Faults {
     type Token = Plan;
 
-    fn swallows(&self, _: &Call<'_>) -> bool {
+    fn swallows(&self, call: &Call<'_>) -> bool {
+        if call.kind != OpKind::Write {
+            return false;
+        }
         let mut program = self.program.lock();
         program.writes += 1;
         program.swallow == Some(program.writes)

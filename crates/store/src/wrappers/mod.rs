@@ -1,5 +1,6 @@
 //! Stores around a store, for tests: [`FaultyStore`] fails and dies as told, [`SlowStore`] waits, [`RecordingStore`]
-//! writes down what was asked and answered, [`ProbingStore`] has no list of clones. They stack.
+//! writes down what was asked and answered, [`ProbingStore`] has no list of clones, [`ScheduledStore`] makes calls wait for
+//! their turn. They stack.
 //!
 //! All are one [`Wrapper`] with another [`Hook`]. Invariant: with nothing programmed a wrapper is not to be told
 //! from the store inside; it has its instance and its engine's name.
@@ -7,6 +8,7 @@
 mod faulty;
 mod probing;
 mod recording;
+mod scheduled;
 mod slow;
 
 use std::fmt::Debug;
@@ -25,6 +27,7 @@ use crate::{CheckOptions, Finding, PoolInfo, PoolOptions, PoolUsage, Setting, St
 pub use faulty::{CountedFault, Fault, Faults, FaultyStore, Moment};
 pub use probing::{Probing, ProbingStore};
 pub use recording::{Record, Recorder, RecordingStore};
+pub use scheduled::{Schedule, Scheduled, ScheduledStore, Stuck, Turn};
 pub use slow::{Delays, SlowStore};
 
 /// Operations of a store, by method.
@@ -100,7 +103,7 @@ pub trait Hook: Send + Sync + Debug + 'static {
     /// What is carried from before a call to after it.
     type Token: Send;
 
-    /// Whether a write is answered as if it had been made, and not made: a defect, planted to see who notices.
+    /// Whether a write or a fence is answered as if it had been made, and not made: a defect, planted to see who notices.
     fn swallows(&self, call: &Call<'_>) -> bool {
         let _ = call;
         false
@@ -455,6 +458,9 @@ impl<H: Hook> Store for Wrapper<H> {
 
     async fn blocklist_add(&self, client: &ClientInstance) -> Result<()> {
         let call = elsewhere(OpKind::BlocklistAdd, "", Self::arguments(|| format!("{client}")));
+        if self.hook.swallows(&call) {
+            return Ok(());
+        }
         self.around(call, self.inner.blocklist_add(client)).await
     }
 

@@ -1,0 +1,167 @@
+//! What a schedule begins with: a store with one image in one of several conditions, made once and forked for each schedule.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ferry_image::admin::create;
+use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
+use ferry_image::migration::execute::execute;
+use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::{Image, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_store::memory::MemoryCluster;
+use ferry_store::{IoCtx, Store};
+use parking_lot::Mutex;
+
+use crate::support::history::{BLOCK_BYTES, Tag, block};
+use crate::support::{TestLayout, pool};
+
+/// Size of the image: six objects of 4 KiB.
+pub const BLOCKS: usize = 48;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Condition {
+    Plain,
+    Clone,
+    /// Target of a prepared migration.
+    Target,
+    /// The same, of a clone, which it stays.
+    TargetOfClone,
+    /// The same, cut loose from the parent.
+    TargetFlat,
+    /// Target of an executed migration.
+    Executed,
+}
+
+impl Condition {
+    pub fn is_target(self) -> bool {
+        !matches!(self, Self::Plain | Self::Clone)
+    }
+
+    pub fn is_clone(self) -> bool {
+        matches!(self, Self::Clone | Self::TargetOfClone)
+    }
+}
+
+/// Layouts of targets; the other images have objects of 4 KiB.
+pub const LAYOUTS: [TestLayout; 3] = [
+    TestLayout(12, 0, 0),
+    TestLayout(13, 0, 0),
+    TestLayout(13, 1024, 2),
+];
+
+/// Such a store, and what is in it.
+#[derive(Clone)]
+pub struct Built {
+    pub cluster: MemoryCluster,
+    pub head: Vec<Tag>,
+    pub snaps: Vec<(String, Vec<Tag>)>,
+    pub last_tag: Tag,
+    /// Of a migration: the source's id.
+    pub source: Option<String>,
+}
+
+type Made = HashMap<(Condition, usize), Built>;
+static MADE: Mutex<Option<Made>> = Mutex::new(None);
+
+/// A store of its own in this condition.
+pub async fn world(condition: Condition, layout: usize) -> Built {
+    let known = MADE
+        .lock()
+        .get_or_insert_default()
+        .get(&(condition, layout))
+        .cloned();
+    let built = match known {
+        Some(built) => built,
+        None => {
+            let built = build(condition, LAYOUTS[layout]).await;
+            MADE.lock()
+                .get_or_insert_default()
+                .entry((condition, layout))
+                .or_insert(built)
+                .clone()
+        }
+    };
+    Built {
+        cluster: built.cluster.fork(),
+        ..built
+    }
+}
+
+async fn write(image: &Image, head: &mut [Tag], tag: &mut Tag, first: usize, blocks: usize) {
+    *tag += 1;
+    let bytes = block(*tag).repeat(blocks);
+    image
+        .write(first as u64 * BLOCK_BYTES, bytes.into())
+        .await
+        .unwrap();
+    head[first..first + blocks].fill(*tag);
+}
+
+async fn open(io: &IoCtx, name: &str) -> Image {
+    Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
+        .await
+        .unwrap()
+}
+
+async fn build(condition: Condition, layout: TestLayout) -> Built {
+    let cluster = MemoryCluster::new(ferry_cls::registry());
+    let store: Arc<dyn Store> = cluster.connect();
+    let io = pool(&store, "rbd").await;
+    let other = pool(&store, "p2").await;
+    let silent = Progress::silent();
+    let size = BLOCKS as u64 * BLOCK_BYTES;
+    let (mut head, mut tag) = (vec![0; BLOCKS], 0);
+    let has_parent = matches!(
+        condition,
+        Condition::Clone | Condition::TargetOfClone | Condition::TargetFlat
+    );
+    let plain = TestLayout(12, 0, 0).create(size);
+    if has_parent {
+        create::create(&io, "base", &plain).await.unwrap();
+        let base = open(&io, "base").await;
+        write(&base, &mut head, &mut tag, 2, 20).await;
+        write(&base, &mut head, &mut tag, 30, 14).await;
+        base.snap_create("s", &silent).await.unwrap();
+        base.close().await.unwrap();
+        let snap = SnapKey::Name("s".to_owned());
+        let options = CloneOptions {
+            format: Some(CloneFormat::Two),
+            ..CloneOptions::default()
+        };
+        clone(&io, "base", &snap, &io, "image", &options).await.unwrap();
+    } else {
+        create::create(&io, "image", &plain).await.unwrap();
+    }
+    let image = open(&io, "image").await;
+    let mut snaps = Vec::new();
+    for (first, blocks, snap) in [(0, 11, "s1"), (5, 2, "s2"), (9, 1, ""), (36, 5, "")] {
+        write(&image, &mut head, &mut tag, first, blocks).await;
+        if !snap.is_empty() {
+            image.snap_create(snap, &silent).await.unwrap();
+            snaps.push((snap.to_owned(), head.clone()));
+        }
+    }
+    let id = image.id().to_owned();
+    image.close().await.unwrap();
+    if condition.is_target() {
+        let options = PrepareOptions {
+            order: Some(layout.0),
+            stripe_unit_bytes: Some(layout.1).filter(|unit| *unit != 0),
+            stripe_count: Some(layout.2).filter(|count| *count != 0),
+            flatten: condition == Condition::TargetFlat,
+            ..PrepareOptions::default()
+        };
+        prepare(&io, "image", &other, "moved", &options).await.unwrap();
+    }
+    if condition == Condition::Executed {
+        execute(&other, "moved", &silent).await.unwrap();
+    }
+    store.shutdown().await.unwrap();
+    Built {
+        cluster,
+        head,
+        snaps,
+        last_tag: tag,
+        source: condition.is_target().then_some(id),
+    }
+}
