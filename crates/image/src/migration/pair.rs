@@ -99,7 +99,13 @@ async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Found> {
         MigrationHeaderType::Source if matches => Ok(pair(side, other, true)),
         // Once the source is prepared, only a commit takes the record off the target. What has become of the target
         // since (another migration, removal) is no business of this one.
-        MigrationHeaderType::Source if was_prepared(&spec) => Ok(Found::Leftover(side)),
+        MigrationHeaderType::Source if was_prepared(&spec) => {
+            // Or an abort that has removed the target since the source's record was read.
+            match record::read(io, key).await?.flatten() {
+                Some(now) if now == spec => Ok(Found::Leftover(side)),
+                _ => Box::pin(by_key(io, key, name)).await,
+            }
+        }
         MigrationHeaderType::Source if other.spec.is_none() => Ok(pair(side, other, other_exists)),
         MigrationHeaderType::Destination if matches => Ok(pair(other, side, true)),
         _ => Err(ImageError::of(

@@ -92,7 +92,7 @@ impl Side {
     pub(crate) async fn remove_for_commit(&mut self, source: &Self) -> Result<()> {
         let object = self.header_object();
         let found = super::settings::read_keys(&self.io, &object, &[RECORD_KEY]).await?;
-        let mut op = WriteOp::new();
+        let mut op = WriteOp::new().step(WriteStep::AssertExists);
         if let Some(raw) = found.into_iter().flatten().next() {
             let spec = MigrationSpec::decode(&mut Decoder::new(&raw))
                 .map_err(|error| damaged(&self.io, &object, error))?;
@@ -108,10 +108,19 @@ impl Side {
         let op = op.class_call(&client::migration_remove());
         let op = super::settings::remove_keys(op);
         let op = super::leftover::note(op, source, self);
-        match self.remove_by(op).await {
-            Err(error) if error.errno == Errno::ECANCELED => Err(self.overtaken()),
-            result => result,
+        match self.io.write_meta(&object, op).await {
+            // Gone: an abort has removed the target.
+            Err(error) if matches!(error.errno, Errno::ECANCELED | Errno::ENOENT) => {
+                return Err(self.overtaken());
+            }
+            // Another commit was here before.
+            Err(error) if error.errno == Errno::EINVAL => {}
+            result => {
+                result?;
+            }
         }
+        self.spec = None;
+        notify_header_update(&self.io, &object, None).await
     }
 
     fn overtaken(&self) -> ImageError {

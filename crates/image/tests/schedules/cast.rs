@@ -283,9 +283,14 @@ async fn ask(
     let changes = |tag: Tag| history.begin(process.no, first, blocks, tag);
     let (begun, result) = match asked {
         Asked::Read => {
-            let begun = history.now();
+            // While somebody shrinks the image, what is being cut may show a clone's parent.
+            let is_steady = || stage.size.lock().1;
+            let (begun, was_steady) = (history.now(), is_steady());
             let read = image.read(offset, length).await;
-            if let Ok(bytes) = &read {
+            if let Ok(bytes) = &read
+                && was_steady
+                && is_steady()
+            {
                 let seen = tags(bytes).map_err(|error| format!("{}: {error}", process.told()))?;
                 history.saw(begun, process.no, first, &seen);
             }

@@ -158,7 +158,7 @@ async fn check_map(image: &Image) -> Finding {
     // What is marked as being removed is looked for wherever it matters; the mark may outlive a writer that overtakes.
     let wrong: Vec<_> = wrong
         .into_iter()
-        .filter(|wrong| wrong.marked != Some(ObjectState::Pending))
+        .filter(|wrong| wrong.marked != ObjectState::Pending)
         .collect();
     match wrong.is_empty() {
         true => Ok(()),
