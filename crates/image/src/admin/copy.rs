@@ -24,6 +24,8 @@ use crate::image::Image;
 use crate::layering::clone::CloneFormat;
 use crate::migration::prepare;
 use crate::migration::source::MigrationSource;
+use crate::object_map::ahead;
+use crate::object_set::ObjectSet;
 use crate::progress::Progress;
 
 /// Bytes read and written at a time where objects are not copied.
@@ -181,13 +183,23 @@ async fn objects(
     let objects = below.objects_to_copy(target).await?;
     let total = objects.len().max(1);
     let mut copied = futures::stream::iter(objects.iter())
-        .map(|object| ensure_copied_with(target, &below, object, CopyOptions::default()))
+        .map(async |object| {
+            let copied = ensure_copied_with(target, &below, object, CopyOptions::default()).await?;
+            Ok::<_, ImageError>((object, copied))
+        })
         .buffer_unordered(CONCURRENT);
     let mut done = 0;
-    while copied.try_next().await?.is_some() {
+    let mut uncopied = ObjectSet::default();
+    while let Some((object, copied)) = copied.try_next().await? {
+        if !copied.exists {
+            uncopied.insert(object);
+        }
         done += 1;
         progress.update(done, total);
     }
+    drop(copied);
+    // What has nothing but holes was marked before that was known.
+    ahead::take_back(target, &uncopied).await?;
     target.sync_all_data().await?;
     progress.update(total, total);
     Ok(())

@@ -49,8 +49,8 @@ impl EngineCopy {
         self.size_bytes
     }
 
-    /// Makes `object` of the target; `op` says what must hold. Gives the bytes that were copied, none if somebody has copied
-    /// it before. `None`: it is to be read and written.
+    /// Makes `object` of the target; `op` says what must hold. Gives the bytes that were copied, and whether there is an object
+    /// now: not if they all turned out to be holes. `None`: it is to be read and written.
     pub(super) async fn run(
         &self,
         target: &Image,
@@ -58,7 +58,7 @@ impl EngineCopy {
         source: &MigrationSource,
         context: &SnapContext,
         op: WriteOp,
-    ) -> Result<Option<u64>> {
+    ) -> Result<Option<(u64, bool)>> {
         let from = source.image();
         let names: Vec<String> = self
             .extents
@@ -78,8 +78,9 @@ impl EngineCopy {
             })
             .collect();
         match target.inner.data_io.copy_into(object, context, op, &ranges).await {
-            Ok(reply) => Ok(Some(reply.data_bytes)),
-            Err(error) if error.errno == Errno::ERANGE => Ok(Some(0)),
+            Ok(reply) => Ok(Some((reply.data_bytes, reply.data_bytes > 0))),
+            // Somebody has copied it before.
+            Err(error) if error.errno == Errno::ERANGE => Ok(Some((0, true))),
             Err(error)
                 if matches!(
                     error.errno,

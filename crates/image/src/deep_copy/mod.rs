@@ -161,9 +161,8 @@ async fn copy_versions(
     }
     let object_size = target.layout().object_size_bytes();
     let mut copied = Copied {
-        data_bytes: 0,
         zero_bytes,
-        exists: true,
+        ..Copied::default()
     };
     let base = source.base_context();
     let mut last_seq = None;
@@ -187,10 +186,11 @@ async fn copy_versions(
             Change::Copy(copy) => {
                 op = op.alloc_hint(object_size);
                 // The first change of all, so nothing has been written if the engine does not copy.
-                let Some(bytes) = copy.run(target, &object, source, &context, op).await? else {
+                let Some((bytes, exists)) = copy.run(target, &object, source, &context, op).await? else {
                     return Ok(None);
                 };
                 copied.data_bytes += bytes;
+                copied.exists = exists;
                 continue;
             }
             Change::Write(contents) => {
@@ -207,6 +207,7 @@ async fn copy_versions(
             }
         }
         write(target, &object, &context, op).await?;
+        copied.exists = true;
     }
     if !source.is_copied_alone() && last_seq.is_some_and(|seq| seq < base.seq()) {
         // Nothing changed after an old snapshot; say that the object has reached the newest one all the same.
@@ -219,6 +220,7 @@ async fn copy_versions(
             op.write(0, bytes::Bytes::new())
         };
         write(target, &object, &base, op).await?;
+        copied.exists = true;
     }
     Ok(Some(copied))
 }
