@@ -222,3 +222,26 @@ async fn a_rollback_to_a_snapshot_that_was_just_removed_changes_nothing() {
     slow.close().await.unwrap();
     other.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_of_a_target_takes_away_what_only_the_sources_head_has() {
+    for snap in ["s1", "s2", "s3"] {
+        let engine = Engine::memory();
+        let io = pool(&engine.connect().await, "rbd").await;
+        let mut reference = source(&io).await;
+        let image = open(&io, "src").await;
+        image.write(66_000, vec![9; 20_000].into()).await.unwrap();
+        image.close().await.unwrap();
+        prepare(&io, "src", &io, "dst", &PrepareOptions::default())
+            .await
+            .unwrap();
+        let target = open(&io, "dst").await;
+        target.snap_rollback(snap, &silent()).await.unwrap();
+        target.close().await.unwrap();
+        reference.head = reference.snaps[snap].clone();
+        reference.check_all(&io, "dst", "after the rollback").await;
+        execute(&io, "dst", &silent()).await.unwrap();
+        commit(&io, "dst", &silent()).await.unwrap();
+        reference.check_all(&io, "dst", "after the migration").await;
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::world::World;
+use super::world::{Group, Image, World};
 
 /// How two outputs are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,33 @@ pub const IMPROVEMENTS: &[Improvement] = &[
         document: "docs/compatibility.md",
         words: "a removed snapshot that clones still show has the name that it had",
     },
+    // Both refuse.
+    Improvement {
+        document: "docs/migration.md",
+        words: "| a clone whose snapshot was removed | refused (22, or 2 if new clones are of format 2) | refused (16), names `--flatten`",
+    },
+    // Ceph's is told to do what Ferry does.
+    Improvement {
+        document: "docs/migration.md",
+        words: "| clone of format 2 of an unprotected snapshot | refused where new clones are of format 1 | keeps its format |",
+    },
     // Left out of the sequence.
+    Improvement {
+        document: "docs/migration.md",
+        words: "| `--flatten` | the target is a clone until the end, and stays listed for ever |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| clones of format 1, target in another namespace | are listed by nobody | become clones of format 2 |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| metadata of a clone | the target has the parent's too | as it was |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| `--flatten` of a clone whose snapshot was removed | refused (22) | works |",
+    },
     Improvement {
         document: "docs/migration.md",
         words: "| abort after a discard on the target | what was discarded is back | it stays zero |",
@@ -130,6 +156,10 @@ pub const IMPROVEMENTS: &[Improvement] = &[
     Improvement {
         document: "docs/migration.md",
         words: "| shrink of a target | removes objects |",
+    },
+    Improvement {
+        document: "docs/migration.md",
+        words: "| rollback of a target before `execute` | keeps what the snapshot lacks and the source's head has |",
     },
     Improvement {
         document: "docs/migration.md",
@@ -266,6 +296,44 @@ impl Known {
         self.reads_loose(line) || tells_differences && otherwise
     }
 
+    /// What is asked of both instead, so that both can answer the same.
+    pub fn adapted(&self, line: &str, world: &World) -> String {
+        let words: Vec<&str> = line.split(' ').collect();
+        let spec = words.iter().find(|word| is_spec(word));
+        let image = spec.and_then(|spec| world.image(spec.split('@').next()?));
+        match words[0] {
+            // Files that tell of the same differences in different ways change an image that is not the one that they start
+            // from in different ways: both read the one or the other.
+            "import-diff" if self.reads_loose(line) => {
+                // By the number that the file's name ends in.
+                let file = words.iter().find_map(|word| word.strip_prefix('<'));
+                let from = match file.is_some_and(|file| file.ends_with(['0', '2', '4', '6', '8'])) {
+                    true => "ferry",
+                    false => "ceph",
+                };
+                line.replacen('<', &format!("<{from}:"), 1)
+            }
+            // Ceph's clone of a clone of format 2 is of format 1, which an unprotected snapshot has not.
+            "deep" | "migration"
+                if image.is_some_and(|image| parent_is(image, world) == Parent::Unprotected) =>
+            {
+                // Ceph's prepare makes a clone also where it is to be flattened.
+                let is_clone = words[1] == "prepare" || words[0] == "deep" && !line.contains("--flatten");
+                format!("{line}{}", if is_clone { " {format-2}" } else { "" })
+            }
+            _ => line.to_owned(),
+        }
+    }
+
+    /// Whether both may refuse this with different codes.
+    pub fn refused_otherwise(&self, line: &str, world: &World) -> bool {
+        let words: Vec<&str> = line.split(' ').collect();
+        let spec = words.iter().find(|word| is_spec(word));
+        let image = spec.and_then(|spec| world.image(spec.split('@').next()?));
+        let copies = words[0] == "deep" || line.starts_with("migration prepare");
+        copies && image.is_some_and(|image| parent_is(image, world) == Parent::Removed)
+    }
+
     fn reads_loose(&self, line: &str) -> bool {
         line.split(' ')
             .filter_map(|word| word.strip_prefix('<'))
@@ -280,21 +348,31 @@ impl Known {
         let state = image.and_then(|image| image.migration.as_deref());
         let specs: Vec<&str> = words.iter().copied().filter(|word| is_spec(word)).collect();
         let to = specs.get(1).or(specs.first()).copied().unwrap_or("");
-        // Ceph's clone of a clone of format 2 is of format 1, which an unprotected snapshot has not.
-        let unprotected = image.is_some_and(|image| {
-            let parent = image.parent.as_ref();
-            parent.is_some_and(|(name, snap)| {
-                let snaps = world.image(name).map_or(&[][..], |parent| &parent.snaps);
-                !snaps.iter().any(|found| found.name == *snap && found.protected)
-            })
-        });
         let in_group = image.and_then(|image| world.group_of(&image.name));
         let without_namespace = |name: &str| name.starts_with("=/");
         match (words[0], words.get(1).copied().unwrap_or("")) {
-            // A file that leaves out what reads as zero is for an image that has nothing there.
-            ("import-diff", _) if self.reads_loose(line) => true,
-            ("deep", _) if unprotected && !line.contains("--flatten") => true,
-            ("migration", "prepare") if unprotected => true,
+            // Ceph's new clone has its parent's too.
+            ("deep", _) | ("migration", "prepare")
+                if image.is_some_and(|image| lacks_metadata(image, world)) =>
+            {
+                true
+            }
+            // Ceph's forgets clones of format 1, which only protected snapshots have.
+            ("migration", "prepare")
+                if without_namespace(to) != without_namespace(specs[0])
+                    && image.is_some_and(|image| {
+                        image.snaps.iter().any(|snap| snap.protected && snap.has_clones)
+                    }) =>
+            {
+                true
+            }
+            // Ceph's refuses, or lists the target as a clone for ever.
+            ("migration", "prepare")
+                if line.contains("--flatten")
+                    && image.is_some_and(|image| parent_is(image, world) != Parent::Protected) =>
+            {
+                true
+            }
             // Ceph's crashes.
             ("migration", "prepare")
                 if in_group.is_some_and(|group| without_namespace(&group.name) != without_namespace(to)) =>
@@ -302,7 +380,7 @@ impl Known {
                 true
             }
             // Ceph's loses its metadata.
-            ("mv", _) if image.is_some_and(|image| image.old && image.has_metadata) => true,
+            ("mv", _) if image.is_some_and(|image| image.old && !image.metadata.is_empty()) => true,
             ("mv", _)
                 if specs
                     .iter()
@@ -311,8 +389,6 @@ impl Known {
                 true
             }
             ("migration", "abort") if spec.is_some_and(|spec| self.has(spec, Past::Emptied)) => true,
-            // Ceph's list of a group ends there.
-            ("trash", "mv") if in_group.is_some() => true,
             ("group", _) => Self::is_left_out_of_groups(line, &specs, world),
             // Ceph's abort loses it.
             ("image-meta", "set" | "remove") | ("snap", "rename") => state.is_some(),
@@ -328,6 +404,8 @@ impl Known {
             ("snap", "limit") => state.is_some(),
             // Ceph's execute crashes.
             ("snap", "rm" | "purge") => matches!(state, Some("prepared" | "executing")),
+            // Ceph's shows what the source has and the snapshot has not.
+            ("snap", "rollback") => matches!(state, Some("prepared" | "executing")),
             // Ceph shows old bytes when it grows again.
             ("resize", _) => matches!(state, Some("prepared" | "executing")),
             _ => false,
@@ -342,23 +420,59 @@ impl Known {
             // Ceph's rolls back those that have a part.
             [spec] if line.contains(" rollback ") => {
                 let snap = spec.split_once('/').map_or("", |(_, snap)| snap);
-                let has_part =
-                    |image: &&crate::world::Image| image.group_snaps.iter().any(|part| part == snap);
+                let has_part = |image: &&Image| image.group_snaps.iter().any(|part| part == snap);
+                let trashed = world.trash.iter().map(|entry| &entry.image);
                 let mut parts: Vec<&str> = world
                     .images
                     .iter()
+                    .chain(trashed)
                     .filter(has_part)
                     .map(|image| &*image.name)
                     .collect();
                 parts.sort_unstable();
-                !world
-                    .groups
-                    .iter()
-                    .any(|group| group.name == name && group.images == parts)
+                // Nor is one of a target, see above.
+                let is_complete = |group: &Group| {
+                    let state =
+                        |name: &String| world.image(name).and_then(|image| image.migration.as_deref());
+                    let half_copied = |name| matches!(state(name), Some("prepared" | "executing"));
+                    group.name == name && group.images == parts && !group.images.iter().any(half_copied)
+                };
+                !world.groups.iter().any(is_complete)
             }
             _ => false,
         }
     }
+}
+
+/// The snapshot that an image is a clone of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parent {
+    /// There is none, or it is protected.
+    Protected,
+    Unprotected,
+    /// Only its clones still show it.
+    Removed,
+}
+
+fn parent_is(image: &Image, world: &World) -> Parent {
+    let Some((name, snap)) = &image.parent else {
+        return Parent::Protected;
+    };
+    let parent = world.image_anywhere(name);
+    let found = parent.and_then(|parent| parent.snaps.iter().find(|found| found.name == *snap));
+    match found {
+        Some(found) if found.protected => Parent::Protected,
+        Some(_) => Parent::Unprotected,
+        None => Parent::Removed,
+    }
+}
+
+/// Whether the parent of an image has metadata now that the image has not.
+fn lacks_metadata(image: &Image, world: &World) -> bool {
+    let parent = image.parent.as_ref();
+    parent
+        .and_then(|(name, _)| world.image_anywhere(name))
+        .is_some_and(|parent| parent.metadata.iter().any(|key| !image.metadata.contains(key)))
 }
 
 /// Whether a word names an image or snapshot.

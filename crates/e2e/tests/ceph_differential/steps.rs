@@ -3,7 +3,8 @@
 //! Every name is used once, so that what is known of an image stays true when it is renamed or lies in the trash. In the words
 //! of a command, `/NAME` is an image in the pool `rbd`, `+/NAME` one in `other`, `=/NAME` one without a namespace; `>FILE` is a file that the command writes, which
 //! must be the same from both sides, `<FILE` one that it reads; `trash:NAME` is the id of an image in the trash;
-//! `{force}` is `--force` where that is Ferry's own.
+//! `{force}` is `--force` where that is Ferry's own, `{format-2}` the wish for clones of format 2 where Ferry needs none;
+//! `<ferry:FILE` and `<ceph:FILE` are the file of one side for both.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -403,15 +404,15 @@ impl Steps {
         Some(match self.rng.random_range(0..6) {
             0 => format!("trash mv {}", self.image(world)?.name),
             1 => format!("trash mv --expires-at 2099-01-01 {}", self.image(world)?.name),
-            2 => format!("trash restore trash:{}", entry?.0),
+            2 => format!("trash restore trash:{}", entry?.image.name),
             3 => {
                 let name = format!("i{}", self.number());
-                let entry = &entry?.0;
+                let entry = &entry?.image.name;
                 let prefix = if entry.starts_with('=') { "{ns}." } else { "" };
                 format!("trash restore --image {prefix}{name} trash:{entry}")
             }
-            4 => format!("trash rm --no-progress trash:{}", entry?.0),
-            _ => format!("trash rm --no-progress --force trash:{}", entry?.0),
+            4 => format!("trash rm --no-progress trash:{}", entry?.image.name),
+            _ => format!("trash rm --no-progress --force trash:{}", entry?.image.name),
         })
     }
 

@@ -126,6 +126,7 @@ pub struct Request {
 pub struct Snap {
     pub name: String,
     pub protected: bool,
+    pub has_clones: bool,
 }
 
 /// A group.
@@ -152,40 +153,37 @@ pub struct Image {
     pub old: bool,
     /// Snapshots of groups, `GROUP@SNAP`, that it has a part of; groups without their places.
     pub group_snaps: Vec<String>,
-    pub has_metadata: bool,
+    /// Keys of its metadata.
+    pub metadata: Vec<String>,
+}
+
+/// An image in the trash.
+#[derive(Debug, Clone)]
+pub struct Trashed {
+    pub id: String,
+    pub image: Image,
 }
 
 /// The images and the trash of a side.
 #[derive(Debug, Clone)]
 pub struct World {
     pub images: Vec<Image>,
-    /// Names of images in the trash that are the user's, and their ids.
-    pub trash: Vec<(String, String)>,
+    /// Images in the trash that are the user's.
+    pub trash: Vec<Trashed>,
     pub groups: Vec<Group>,
 }
 
 impl World {
     pub fn new(shape: &Value) -> Self {
         let images = shape["images"].as_object().unwrap();
-        let images = images.iter().filter_map(|(name, said)| {
-            Some(Image {
-                name: name.clone(),
-                size: said["size"].as_u64()?,
-                snaps: said["snaps"].as_array()?.iter().filter_map(snap).collect(),
-                migration: said["migration"]["state"].as_str().map(str::to_owned),
-                source: said["migration"]["source"].as_str().map(str::to_owned),
-                parent: said["parent"]["image"]
-                    .as_str()
-                    .map(|image| (image.to_owned(), word(&said["parent"]["snap"]))),
-                old: said["old"] == true,
-                group_snaps: said["group_snaps"].as_array()?.iter().map(word).collect(),
-                has_metadata: said["metadata"].as_object().is_some_and(|all| !all.is_empty()),
-            })
-        });
+        let images = images.iter().filter_map(|(name, said)| image(name, said));
         let trash = shape["trash"].as_array().unwrap().iter();
-        let trash = trash.filter(|entry| entry["source"] == "user").map(|entry| {
+        let trash = trash.filter_map(|entry| {
             let name = format!("{}/{}", word(&entry["pool"]), word(&entry["name"]));
-            (name, word(&entry["id"]))
+            Some(Trashed {
+                id: word(&entry["id"]),
+                image: image(&name, entry.get("image")?)?,
+            })
         });
         let groups = shape["groups"].as_object().unwrap().iter();
         let groups = groups.map(|(name, said)| Group {
@@ -209,12 +207,36 @@ impl World {
         self.images.iter().find(|image| image.name == name)
     }
 
+    /// The same, also of an image in the trash.
+    pub fn image_anywhere(&self, name: &str) -> Option<&Image> {
+        let mut trashed = self.trash.iter().map(|entry| &entry.image);
+        self.image(name)
+            .or_else(|| trashed.find(|image| image.name == name))
+    }
+
     /// The group that an image is in.
     pub fn group_of(&self, image: &str) -> Option<&Group> {
         self.groups
             .iter()
             .find(|group| group.images.iter().any(|name| name == image))
     }
+}
+
+/// What the reader said of an image; `None` where it could not be opened.
+fn image(name: &str, said: &Value) -> Option<Image> {
+    Some(Image {
+        name: name.to_owned(),
+        size: said["size"].as_u64()?,
+        snaps: said["snaps"].as_array()?.iter().filter_map(snap).collect(),
+        migration: said["migration"]["state"].as_str().map(str::to_owned),
+        source: said["migration"]["source"].as_str().map(str::to_owned),
+        parent: said["parent"]["image"]
+            .as_str()
+            .map(|image| (image.to_owned(), word(&said["parent"]["snap"]))),
+        old: said["old"] == true,
+        group_snaps: said["group_snaps"].as_array()?.iter().map(word).collect(),
+        metadata: said["metadata"].as_object()?.keys().cloned().collect(),
+    })
 }
 
 fn word(said: &Value) -> String {
@@ -225,10 +247,14 @@ fn snap(said: &Value) -> Option<Snap> {
     Some(Snap {
         name: said["name"].as_str()?.to_owned(),
         protected: said["protected"] == true,
+        has_clones: said["children"]
+            .as_array()
+            .is_some_and(|clones| !clones.is_empty()),
     })
 }
 
 /// Ids by name of the images in the trash.
 pub fn trash_ids(shape: &Value) -> BTreeMap<String, String> {
-    World::new(shape).trash.into_iter().collect()
+    let trash = World::new(shape).trash.into_iter();
+    trash.map(|entry| (entry.image.name, entry.id)).collect()
 }

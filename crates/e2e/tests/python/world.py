@@ -128,40 +128,53 @@ def group_snaps(image):
 
 
 def describe(place, name):
+    """What an image is, and the state of its migration."""
     try:
         with place.open(name) as image:
-            old = image.old_format()
-            features = image.features()
-            snaps = []
-            for snap in user_snaps(image):
-                image.set_snap(snap["name"])
-                snaps.append(
-                    {
-                        "name": snap["name"],
-                        "size": snap["size"],
-                        "protected": not old and image.is_protected_snap(snap["name"]),
-                        "children": sorted(
-                            signed(child["pool"], child["pool_namespace"], child["image"])
-                            for child in image.list_children2()
-                        ),
-                    }
-                )
-            image.set_snap(None)
-            return {
-                "size": image.size(),
-                "old": old,
-                "order": image.stat()["order"],
-                "features": features,
-                "flags": image.flags(),
-                "snaps": snaps,
-                "group_snaps": group_snaps(image),
-                "hidden": len(list(image.list_snaps())) - len(snaps),
-                "parent": parent(image),
-                "metadata": dict(image.metadata_list()),
-                "migration": migration(place, name, features, old),
-            }
+            said = describe_open(image)
+            old, features = said["old"], said["features"]
+        return said | {"migration": migration(place, name, features, old)}
     except rbd.Error as error:
         return {"unreadable": str(error), "migration": migration(place, name, MIGRATING, False)}
+
+
+def describe_trashed(place, number):
+    """What an image in the trash is, which takes part in no migration."""
+    try:
+        with rbd.Image(place.context, image_id=number, read_only=True) as image:
+            return describe_open(image) | {"migration": None}
+    except rbd.Error as error:
+        return {"unreadable": str(error)}
+
+
+def describe_open(image):
+    old = image.old_format()
+    snaps = []
+    for snap in user_snaps(image):
+        image.set_snap(snap["name"])
+        snaps.append(
+            {
+                "name": snap["name"],
+                "size": snap["size"],
+                "protected": not old and image.is_protected_snap(snap["name"]),
+                "children": sorted(
+                    signed(child["pool"], child["pool_namespace"], child["image"]) for child in image.list_children2()
+                ),
+            }
+        )
+    image.set_snap(None)
+    return {
+        "size": image.size(),
+        "old": old,
+        "order": image.stat()["order"],
+        "features": image.features(),
+        "flags": image.flags(),
+        "snaps": snaps,
+        "group_snaps": group_snaps(image),
+        "hidden": len(list(image.list_snaps())) - len(snaps),
+        "parent": parent(image),
+        "metadata": dict(image.metadata_list()),
+    }
 
 
 SOURCES = {0: "user", 1: "mirroring", 2: "migration", 3: "removing"}
@@ -174,15 +187,39 @@ def bare(name):
 
 def group(place, name):
     with_group = rbd.Group(place.context, place.prefix + name)
-    images = []
-    for member in with_group.list_images():
-        pool = cluster.pool_reverse_lookup(member["pool"])
-        sign = "=" if place.sign == "=" else ("+" if pool == "other" else "")
-        images.append(f"{sign}/{bare(member['name'])}")
+    members = [(cluster.pool_reverse_lookup(member["pool"]), member["name"]) for member in with_group.list_images()]
+    if not members:
+        members = recorded_members(place, name)
+    signs = {"rbd": "=" if place.sign == "=" else "", "other": "+"}
     return {
-        "images": sorted(images),
+        "images": sorted(f"{signs[pool]}/{bare(member)}" for pool, member in members),
         "snaps": [[snap["name"], snap["state"]] for snap in with_group.list_snaps()],
     }
+
+
+def recorded_members(place, name):
+    """Pools and names, from the records: librbd's list of a group is empty where one of the images is in the trash."""
+    number = text(omap(place.context, "rbd_group_directory")[f"name_{place.prefix}{name}"])
+    for key in omap(place.context, f"rbd_group_header.{number}"):
+        if key.startswith("image_"):
+            _, pool, image = key.split("_", 2)
+            pool = cluster.pool_reverse_lookup(int(pool, 16))
+            with cluster.open_ioctx(pool) as context:
+                context.set_namespace(place.context.get_namespace())
+                names = {key[3:]: text(value) for key, value in omap(context, "rbd_directory").items() if key.startswith("id_")}
+                names |= {number: name for number, _, name in trash_entries(context)}
+            yield pool, names[image]
+
+
+def omap(context, name):
+    with rados.ReadOpCtx() as op:
+        page, _ = context.get_omap_vals(op, "", "", 1000)
+        context.operate_read_op(op, name)
+        return dict(page)
+
+
+def text(record):
+    return record[4:].decode()
 
 
 def shape(namespace):
@@ -193,7 +230,10 @@ def shape(namespace):
                 images[f"{place.sign}/{name}"] = describe(place, name)
             for number, source, name in trash_entries(place.context):
                 for mine in place.names([name]):
-                    trash.append({"pool": place.sign, "name": mine, "source": SOURCES.get(source, "?"), "id": number})
+                    entry = {"pool": place.sign, "name": mine, "source": SOURCES.get(source, "?"), "id": number}
+                    if entry["source"] == "user":
+                        entry["image"] = describe_trashed(place, number)
+                    trash.append(entry)
             for name in place.names(rbd.RBD().group_list(place.context)):
                 groups[f"{place.sign}/{name}"] = group(place, name)
     trash.sort(key=lambda entry: (entry["pool"], entry["name"]))
@@ -203,15 +243,13 @@ def shape(namespace):
 def trash_entries(context):
     """Ids, sources and names, from the records: the binding of 16.2.15 fails where the source of a migration is in the trash."""
     try:
-        with rados.ReadOpCtx() as op:
-            page, _ = context.get_omap_vals(op, "", "id_", 1000)
-            context.operate_read_op(op, "rbd_trash")
-            page = list(page)
+        entries = omap(context, "rbd_trash")
     except rados.ObjectNotFound:
         return
-    for key, value in page:
-        length = struct.unpack_from("<I", value, 7)[0]
-        yield key[3:], value[6], value[11 : 11 + length].decode()
+    for key, value in entries.items():
+        if key.startswith("id_"):
+            length = struct.unpack_from("<I", value, 7)[0]
+            yield key[3:], value[6], value[11 : 11 + length].decode()
 
 
 def digest(image):
