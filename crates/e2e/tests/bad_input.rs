@@ -197,6 +197,7 @@ fn a_store_of_a_newer_format_is_refused_and_not_touched() {
     let ferry = Ferry::new();
     ferry.ok(&["create", "disk", "--size", "1M"]);
     let database = ferry.store().join("store.db");
+    without_checksums(&database);
     let set_format = |format: i64| {
         let connection = rusqlite::Connection::open(&database).unwrap();
         let changed = connection
@@ -216,6 +217,40 @@ fn a_store_of_a_newer_format_is_refused_and_not_touched() {
     assert!(std::fs::read(&database).unwrap() == bytes);
     set_format(1);
     assert_eq!(ferry.ok(&["ls"]), "disk\n");
+    ferry.ok(&["create", "new", "--size", "1M"]);
+    assert_eq!(ferry.ok(&["ls"]), "disk\nnew\n");
+}
+
+/// Makes a database one of a time before its pages had checksums: such a one can be changed by any program.
+fn without_checksums(database: &std::path::Path) {
+    let copy = database.with_extension("copy");
+    let new = rusqlite::Connection::open(&copy).unwrap();
+    new.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+        .unwrap();
+    new.execute("ATTACH ?1 AS old", [database.to_str().unwrap()])
+        .unwrap();
+    let objects: Vec<(String, String, String)> = new
+        .prepare("SELECT type, name, sql FROM old.sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    for (_, _, sql) in &objects {
+        new.execute_batch(sql).unwrap();
+    }
+    for (_, table, _) in objects.iter().filter(|(kind, ..)| kind == "table") {
+        new.execute_batch(&format!(
+            "INSERT INTO main.\"{table}\" SELECT * FROM old.\"{table}\""
+        ))
+        .unwrap();
+    }
+    new.execute_batch("DETACH old").unwrap();
+    new.close().unwrap();
+    for log in ["db-wal", "db-shm"] {
+        let _ = std::fs::remove_file(database.with_extension(log));
+    }
+    std::fs::rename(copy, database).unwrap();
 }
 
 #[test]

@@ -254,7 +254,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 7] = [
+const FOUND: [(u64, &str); 9] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -282,6 +282,14 @@ const FOUND: [(u64, &str); 7] = [
     (
         2_000_252,
         "a read that stood still during a commit showed the parent of the removed source",
+    ),
+    (
+        7_000_488,
+        "a write between the removal of its object and the mark of that was denied by the object map",
+    ),
+    (
+        7_000_000_000_512,
+        "a discard of an object that another request was just copying was acknowledged and not made",
     ),
 ];
 

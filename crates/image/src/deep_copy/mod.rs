@@ -35,8 +35,18 @@ pub struct Copied {
     pub data_bytes: u64,
     /// Bytes of data that were read and left out, being zero.
     pub zero_bytes: u64,
-    /// Whether the target object exists or has history now.
+    /// Whether the target object exists or has history now; also true where that was not looked at.
     pub exists: bool,
+}
+
+impl Copied {
+    /// Somebody else has copied it: what is there now is not known.
+    fn by_others() -> Self {
+        Self {
+            exists: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// How to copy.
@@ -63,7 +73,7 @@ pub(crate) async fn ensure_copied_with(
     options: CopyOptions,
 ) -> Result<Copied> {
     if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
-        return Ok(Copied::default());
+        return Ok(Copied::by_others());
     }
     let _one_at_a_time = target.inner.complete.lock(object_no).await;
     complete(target, source, object_no, options).await
@@ -85,16 +95,13 @@ async fn complete(
     options: CopyOptions,
 ) -> Result<Copied> {
     if target.inner.complete.contains(object_no) || !source.covers(target, object_no) {
-        return Ok(Copied::default());
+        return Ok(Copied::by_others());
     }
     // Together, as most objects that get here are not complete: each is a way to the engine and back.
     let complete = source.is_complete(target, object_no);
     let (is_complete, sources) = futures::try_join!(complete, Sources::find(target, source, object_no))?;
     if is_complete {
-        return Ok(Copied {
-            exists: true,
-            ..Copied::default()
-        });
+        return Ok(Copied::by_others());
     }
     let copied = copy(target, source, object_no, &sources, options).await?;
     target.inner.complete.insert(object_no);

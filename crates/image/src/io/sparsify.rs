@@ -81,7 +81,7 @@ async fn object(image: &Image, object_no: ObjectNo, sparse_size_bytes: u64) -> R
             return Ok(());
         }
         // The class may make it shorter, which a snapshot's map must be able to tell from "unchanged".
-        mark::mark_exists(image, object_no).await?;
+        let _kept = mark::mark_exists(image, object_no).await?;
         let op = WriteOp::buffered().class_call(&client::sparsify(sparse_size_bytes, false));
         let object = image.data_object(object_no.0);
         let snapc = &image.header().snapc;

@@ -16,7 +16,8 @@ use crate::image::Image;
 use crate::layering::copy_up::{CopiedUp, Shown, by_object_offset};
 use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectNo, ObjectOffset};
 use crate::migration::source::MigrationSource;
-use crate::object_map::{head, mark};
+use crate::object_map::head::{self, Kept};
+use crate::object_map::mark;
 
 /// Largest single write; callers cut larger ones.
 pub const MAX_WRITE_BYTES: u64 = 64 << 20;
@@ -71,7 +72,7 @@ impl Image {
         let header = self.header();
         let source = self.source();
         let writer = Writer::new(self, &header, source.as_deref());
-        writer.prepare(object_no).await?;
+        let _kept = writer.prepare(object_no).await?;
         let mut op = WriteOp::buffered().alloc_hint(writer.object_size());
         let runs = runs.into_iter();
         op.steps.extend(runs.map(|(offset, data)| WriteStep::Write {
@@ -273,7 +274,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn prepare(&self, object_no: ObjectNo) -> Result<()> {
+    async fn prepare(&self, object_no: ObjectNo) -> Result<Kept<'_>> {
         self.copy_up(object_no).await?;
         self.copy_up_parent(object_no, &[]).await?;
         mark::mark_exists(self.image, object_no).await
@@ -310,7 +311,7 @@ impl Writer<'_> {
         {
             return Ok(());
         }
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         let op = WriteOp::buffered().alloc_hint(self.object_size()).step(change);
         self.submit(object_no, op).await?;
         self.note_present(object_no);
@@ -325,7 +326,7 @@ impl Writer<'_> {
         data: Bytes,
     ) -> Result<()> {
         let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         let mut op = WriteOp::new().alloc_hint(self.object_size()).write_full(data);
         if source.is_complete(self.image, object_no).await? || Self::makes_it(source) {
             op.durability = Durability::Buffered;
@@ -369,7 +370,7 @@ impl Writer<'_> {
         if !self.image.inner.head_map.may_exist(object_no) {
             return Ok(());
         }
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         let op = WriteOp::buffered().zero(offset, length_bytes);
         absent_is_fine(
             self.image
@@ -396,6 +397,7 @@ impl Writer<'_> {
     }
 
     async fn remove_head(&self, object_no: ObjectNo) -> Result<()> {
+        let _removing = self.image.inner.head_map.removing(object_no).await;
         self.image.inner.present.remove(object_no);
         if !head::mark_pending(self.image, object_no).await? {
             return Ok(());
@@ -467,7 +469,7 @@ impl Writer<'_> {
         if uncopied.is_none() {
             op.durability = Durability::Buffered;
         }
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         self.submit(object_no, op).await?;
         self.note_present(object_no);
         if uncopied.is_some() {
@@ -485,7 +487,7 @@ impl Writer<'_> {
             let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
             if self.header.snaps.is_empty() {
                 // No history to keep: nothing needs to be copied, only hidden.
-                mark::mark_exists(self.image, object_no).await?;
+                let _kept = mark::mark_exists(self.image, object_no).await?;
                 self.submit(object_no, op).await?;
                 self.image.inner.complete.insert(object_no);
                 return Ok(());
@@ -506,12 +508,12 @@ impl Writer<'_> {
             }
         }
         op.durability = Durability::Buffered;
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         self.submit(object_no, op).await
     }
 
     async fn compare_and_write(&self, extent: ObjectExtent, expected: Bytes, data: Bytes) -> Result<()> {
-        self.prepare(extent.object_no).await?;
+        let _kept = self.prepare(extent.object_no).await?;
         let object = self.image.data_object(extent.object_no.0);
         let place = || {
             format!(
@@ -572,7 +574,7 @@ impl Writer<'_> {
         if !existed {
             return self.empty(object_no).await;
         }
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         io.store()
             .rollback(io.object(&object), &self.header.snapc, snap, Durability::Buffered)
             .await?;
@@ -606,7 +608,7 @@ impl Writer<'_> {
         if content.is_empty() {
             return self.empty(object_no).await;
         }
-        mark::mark_exists(self.image, object_no).await?;
+        let _kept = mark::mark_exists(self.image, object_no).await?;
         let mut op = WriteOp::new()
             .alloc_hint(self.object_size())
             .create(false)

@@ -145,7 +145,7 @@ impl Writer<'_> {
         op.steps.extend(steps);
         if snaps.is_empty() {
             op.steps.extend_from_slice(change);
-            mark::mark_exists(image, object_no).await?;
+            let _kept = mark::mark_exists(image, object_no).await?;
             let made = image.data_io().write(&object, &self.header.snapc, op).await;
             let done = match made {
                 Ok(_) if !change.is_empty() => CopiedUp::WithChange,
@@ -161,7 +161,7 @@ impl Writer<'_> {
             snap::set(image, *snap, object_no, state).await?;
             state = ObjectState::ExistsClean;
         }
-        mark::mark_exists(image, object_no).await?;
+        let _kept = mark::mark_exists(image, object_no).await?;
         match image.data_io().write(&object, &SnapContext::empty(), op).await {
             Ok(_) => {}
             Err(error) if error.errno == Errno::EEXIST => {}

@@ -1,7 +1,7 @@
 //! The head's object map, in memory while the exclusive lock is owned.
 //!
 //! Invariant: the stored map is changed before the object it speaks of comes into being, and after the object is
-//! gone; the map in memory equals the stored one. Every change asserts the map's own lock in the same operation.
+//! gone, and nobody makes an object between; the map in memory equals the stored one. Every change asserts the map's own lock in the same operation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ use ferry_cls::lock::{self, LockKind};
 use ferry_cls::rbd::{ObjectState, client, feature, flag};
 use ferry_store::{Durability, Errno, SnapId, StoreError, Timestamp, WriteOp};
 use parking_lot::RwLock;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::{ImageError, Result, absent_is_fine};
 use crate::image::Image;
@@ -27,13 +27,59 @@ pub struct HeadMap {
     pub(super) updating: Mutex<()>,
     /// What writers wait to see marked.
     pub(super) wanted: Wanted,
+    users: Users,
     /// How often the map was loaded, dropped or replaced.
     epoch: AtomicU64,
     /// 1 + the epoch in which all that a migration will copy was marked; 0: never.
     marked_ahead: AtomicU64,
 }
 
+/// Who makes an object exist, and who removes it: a lock per object (shared by few).
+///
+/// A write between a removal and its mark would make an object of which the map says that it does not exist.
+#[derive(Debug)]
+struct Users(Vec<tokio::sync::RwLock<()>>);
+
+/// Objects that share a lock are so far apart.
+const USER_LOCKS: u64 = 256;
+
+impl Default for Users {
+    fn default() -> Self {
+        Self((0..USER_LOCKS).map(|_| tokio::sync::RwLock::default()).collect())
+    }
+}
+
+/// Nobody removes the object while this is kept.
+#[must_use = "the object may be removed again once this is dropped"]
+#[derive(Debug)]
+pub(crate) struct Kept<'a> {
+    _lock: RwLockReadGuard<'a, ()>,
+}
+
+/// Nobody makes the object exist while this is kept.
+#[must_use = "the object may be made again once this is dropped"]
+#[derive(Debug)]
+pub(crate) struct Removing<'a> {
+    _lock: RwLockWriteGuard<'a, ()>,
+}
+
 impl HeadMap {
+    /// Keeps an object from being removed, for whoever is about to make it exist. Not to be asked for again while it is kept.
+    pub(super) async fn keep(&self, object: ObjectNo) -> Kept<'_> {
+        let lock = &self.users.0[(object.0 % USER_LOCKS) as usize];
+        Kept {
+            _lock: lock.read().await,
+        }
+    }
+
+    /// Keeps an object from being made, for whoever removes it: from before [`mark_pending`] until [`mark_removed`].
+    pub(crate) async fn removing(&self, object: ObjectNo) -> Removing<'_> {
+        let lock = &self.users.0[(object.0 % USER_LOCKS) as usize];
+        Removing {
+            _lock: lock.write().await,
+        }
+    }
+
     /// State of an object; `None` when there is no map or the object is past its end.
     pub fn state(&self, object: ObjectNo) -> Option<ObjectState> {
         self.bits
@@ -258,7 +304,7 @@ fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) ->
     }
 }
 
-/// Says that an object is about to be removed. False: it surely does not exist, there is nothing to remove.
+/// Says that an object is about to be removed, by who keeps others from making it ([`HeadMap::removing`]). False: it surely does not exist, there is nothing to remove.
 pub(crate) async fn mark_pending(image: &Image, object_no: ObjectNo) -> Result<bool> {
     match image.inner.head_map.state(object_no) {
         None | Some(ObjectState::Pending) => Ok(true),

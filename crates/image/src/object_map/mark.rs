@@ -17,7 +17,7 @@ use ferry_cls::rbd::ObjectState;
 use ferry_store::Durability;
 use parking_lot::Mutex;
 
-use super::head;
+use super::head::{self, Kept};
 use crate::error::Result;
 use crate::image::Image;
 use crate::layout::ObjectNo;
@@ -59,22 +59,24 @@ pub(crate) fn is_marked(image: &Image, object_no: ObjectNo) -> bool {
     )
 }
 
-/// Says that an object is about to be written.
-pub(crate) async fn mark_exists(image: &Image, object_no: ObjectNo) -> Result<()> {
-    if is_marked(image, object_no) {
-        return Ok(());
-    }
+/// Says that an object is about to be written; what this gives is to be kept until it is.
+pub(crate) async fn mark_exists(image: &Image, object_no: ObjectNo) -> Result<Kept<'_>> {
     let map = &image.inner.head_map;
+    let kept = map.keep(object_no).await;
+    if is_marked(image, object_no) {
+        return Ok(kept);
+    }
     let _wish = map.wanted.wish(object_no.0);
     let _one_at_a_time = map.updating.lock().await;
     // By now whoever was here before may have marked it.
     if is_marked(image, object_no) {
-        return Ok(());
+        return Ok(kept);
     }
     let mut objects = map.wanted.0.lock().clone();
     // Another writer of the same object may have taken the wish back.
     objects.insert(object_no.0);
-    mark(image, &objects).await
+    mark(image, &objects).await?;
+    Ok(kept)
 }
 
 /// The caller holds `updating`.
