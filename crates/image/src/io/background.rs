@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(ended.recv_timeout(SOON), Ok(bringer.await.unwrap().unwrap()));
     }
 
-    #[tokio::test(flavor = "multi_thread")]
+    #[tokio::test]
     async fn work_that_wakes_itself_ends_and_keeps_no_thread() {
         let (done, ended) = mpsc::channel();
         let mut polls = 0;
