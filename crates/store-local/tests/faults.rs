@@ -7,7 +7,7 @@ mod common;
 use common::{at, buffered, context, files_below, full, head, io, open};
 use ferry_store::{Errno, IoCtx, PoolOptions, ReadOp, Scope, SnapId, Store, WriteOp};
 use ferry_store_local::disk::sim::{Fault, SimDisk};
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 fn two_threads() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
@@ -15,6 +15,12 @@ fn two_threads() -> tokio::runtime::Runtime {
         .enable_all()
         .build()
         .unwrap()
+}
+
+/// A database of a store that was opened in this process, by the store's own file layer: pages that are changed get their checksums.
+fn database(path: &std::path::Path) -> Connection {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags_and_vfs(path, flags, "ferry-checked").unwrap()
 }
 
 #[test]
@@ -192,7 +198,7 @@ fn a_store_or_pool_of_a_newer_format_is_refused() {
             let root = dir.path().join("s");
             drop(open(&root, None).unwrap());
             let raise = |format: i64| {
-                let connection = Connection::open(root.join(file)).unwrap();
+                let connection = database(&root.join(file));
                 connection
                     .execute("UPDATE meta SET value = ?1 WHERE key = 'format'", [format])
                     .unwrap();
@@ -219,7 +225,7 @@ fn a_store_or_pool_of_a_newer_format_is_refused() {
                 .write_meta("o", WriteOp::new().create(true))
                 .await
                 .unwrap();
-            let connection = Connection::open(root.join(file)).unwrap();
+            let connection = database(&root.join(file));
             let format: i64 = connection
                 .query_row("SELECT value FROM meta WHERE key = 'format'", [], |row| {
                     row.get(0)
@@ -426,7 +432,7 @@ fn layers_made_from_one_another_are_damage_and_no_endless_loop() {
         store.shutdown().await.unwrap();
         drop((writer, store));
         let damage = |head_is_in: bool| {
-            let connection = Connection::open(root.join("pools/1/pool.db")).unwrap();
+            let connection = database(&root.join("pools/1/pool.db"));
             connection.execute("UPDATE layers SET chained = 0", []).unwrap();
             let ring = match head_is_in {
                 // The head's and the clone's below it from each other: neither comes to the oldest clone.
@@ -448,7 +454,7 @@ fn layers_made_from_one_another_are_damage_and_no_endless_loop() {
         damage(false);
         {
             // Both clones go with one snapshot.
-            let connection = Connection::open(root.join("pools/1/pool.db")).unwrap();
+            let connection = database(&root.join("pools/1/pool.db"));
             let moved = connection
                 .execute("UPDATE bodies SET layer = 2 WHERE layer = 1", [])
                 .unwrap();
