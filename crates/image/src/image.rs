@@ -22,8 +22,9 @@ use crate::client_activity::ClientActivity;
 use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::ExclusiveLock;
 use crate::header::{self, Fixed, Header, HeaderKey};
-use crate::io::ahead::{self, Ahead};
-use crate::io::around::{self, Around};
+use crate::io::ahead::Ahead;
+use crate::io::around::Around;
+use crate::io::cache_settings::CacheSettings;
 use crate::io::gather::Gathered;
 use crate::io::known::KnownObjects;
 use crate::layering::parent::{ImageId, Parent};
@@ -214,21 +215,17 @@ impl Image {
             Some(pool) => io.with_pool(pool),
             None => io.clone(),
         };
-        let around = async {
-            match options.write_around.or_else(|| io.store().write_around()) {
-                Some(around) if !read_only => around::as_the_image_says(io, &key.object(), around).await,
-                _ => Ok(None),
-            }
+        let around = options.write_around.or_else(|| io.store().write_around());
+        let around = around.filter(|_| !read_only);
+        // Without a lock, others may write at any time.
+        let reads_ahead = options.read_ahead.unwrap_or_else(|| io.store().reads_ahead())
+            && !(read_only && read_snap.is_head());
+        let settings = match around.is_some() || reads_ahead {
+            true => CacheSettings::read(io, &key.object()).await?,
+            false => CacheSettings::default(),
         };
-        let reads_ahead = async {
-            let wanted = options.read_ahead.unwrap_or_else(|| io.store().reads_ahead());
-            // Without a lock, others may write at any time.
-            match wanted && !(read_only && read_snap.is_head()) {
-                true => ahead::as_the_image_says(io, &key.object()).await,
-                false => Ok(false),
-            }
-        };
-        let (around, reads_ahead) = futures::try_join!(around, reads_ahead)?;
+        let around = around.and_then(|around| settings.write_around(around));
+        let reads_ahead = reads_ahead && settings.reads_ahead();
         let inner = Arc::new(Inner {
             header_object: key.object(),
             io: io.clone(),
@@ -299,6 +296,10 @@ impl Image {
 
     /// Writes out what is buffered, gives up the lock and the watch. Further use of the handle fails with `ESHUTDOWN`.
     pub async fn close(&self) -> Result<()> {
+        if self.inner.lock.is_owner() {
+            // What failed before is tried once more; what fails again is the error of the flush below.
+            let _ = self.settle_all().await;
+        }
         if self.inner.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
@@ -448,7 +449,7 @@ impl Image {
         if self.inner.refresh_done.load(Ordering::SeqCst) == wanted {
             return Ok(());
         }
-        let header = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
+        let mut header = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
         check_features(&header, self.inner.read_only)?;
         if header.migration_source().is_some() && !self.inner.read_only && !self.inner.ignore_migration {
             return Err(being_migrated());
@@ -472,7 +473,18 @@ impl Image {
             *self.inner.parent.write() = parent;
         }
         if !self.inner.ignore_migration {
-            let source = MigrationSource::for_header(self, &header, self.source()).await?;
+            let source = match MigrationSource::for_header(self, &header, self.source()).await {
+                Err(error) if error.errno == Errno::ENOENT => {
+                    // A commit takes the record away first, then the source.
+                    let now = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
+                    if now.migration_target() == header.migration_target() {
+                        return Err(error);
+                    }
+                    header = now;
+                    MigrationSource::for_header(self, &header, self.source()).await?
+                }
+                source => source?,
+            };
             let ended = source.is_none();
             *self.inner.source.write() = source;
             if ended {

@@ -107,7 +107,8 @@ pub(crate) async fn lower_overlap(image: &Image, overlap_bytes: u64) -> Result<A
     Ok(image.header())
 }
 
-/// A shrink of a migration target leaves empty objects that hide the source, until a commit has removed them; the map must not call them absent when it
+/// A shrink of a migration target leaves empty objects that hide the source, until a commit has removed them; the map must not
+/// call them absent when it
 /// covers them again. How far they may go is not known for sure: snapshots that came along may have been removed since.
 async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
     let is_target = image.header().migration_target().is_some();

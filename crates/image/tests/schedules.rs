@@ -254,7 +254,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 9] = [
+const FOUND: [(u64, &str); 10] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -290,6 +290,10 @@ const FOUND: [(u64, &str); 9] = [
     (
         7_000_000_000_512,
         "a discard of an object that another request was just copying was acknowledged and not made",
+    ),
+    (
+        7_100_000_776,
+        "who opened an image in the moment of its commit was told that the source does not exist",
     ),
 ];
 

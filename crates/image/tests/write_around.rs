@@ -356,3 +356,15 @@ async fn where_failed_writes_have_all_the_room_a_write_waits_for_its_own_end() {
     image.flush().await.unwrap();
     image.close().await.unwrap();
 }
+
+#[tokio::test]
+async fn closing_tries_a_failed_write_once_more() {
+    let (plain, io, store) = image_of(FaultyStore::new).await;
+    let image = open(&io, around(AROUND)).await;
+    let full = Fault::new(OpKind::Write, Errno::ENOSPC);
+    store.hook().add(full.on("rbd_data").times(1));
+    image.write(0, block(1)).await.unwrap();
+    image.close().await.unwrap();
+    let other = open(&plain, OpenOptions::read_only()).await;
+    assert_eq!(other.read(0, BLOCK).await.unwrap(), block(1));
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ferry_store::{CopyRange, CopyReply, Errno, Extent, ReadStep, WriteOp, WriteStep};
 
-use crate::sys::{Ioctx, OpError, StepAnswer};
+use crate::sys::{Ioctx, Lending, OpError, StepAnswer};
 
 /// Most holes that are worth it.
 const HOLES_MAX: usize = 64;
@@ -61,7 +61,7 @@ async fn size_of_plain(from: &Arc<Ioctx>, source: &str) -> Result<u64, OpError> 
         max: 1,
     };
     let answer = from
-        .read(source, &[ReadStep::Stat, ReadStep::GetXattrs, any])
+        .read(source, &[ReadStep::Stat, ReadStep::GetXattrs, any], Lending::No)
         .await?;
     match answer.steps.as_slice() {
         [

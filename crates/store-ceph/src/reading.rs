@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_store::{Errno, ReadOp, ReadReply, ReadResult, ReadStep, Timestamp};
 
-use crate::sys::{Ioctx, OpError, StepAnswer};
+use crate::sys::{Ioctx, Lending, OpError, StepAnswer};
 
 /// How often a listing begins again because the object changed under it.
 const RESTARTS_MAX: usize = 100;
@@ -17,9 +17,14 @@ const RESTARTS_MAX: usize = 100;
 const HOLE_BYTES: usize = 4096;
 
 /// Runs a read.
-pub(crate) async fn run(ioctx: &Arc<Ioctx>, object: &str, op: ReadOp) -> Result<ReadReply, OpError> {
+pub(crate) async fn run(
+    ioctx: &Arc<Ioctx>,
+    object: &str,
+    op: ReadOp,
+    lending: Lending,
+) -> Result<ReadReply, OpError> {
     if op.steps.is_empty() {
-        let answer = ioctx.read(object, &[ReadStep::Stat]).await?;
+        let answer = ioctx.read(object, &[ReadStep::Stat], lending).await?;
         return Ok(ReadReply {
             results: Vec::new(),
             version: answer.version,
@@ -27,7 +32,7 @@ pub(crate) async fn run(ioctx: &Arc<Ioctx>, object: &str, op: ReadOp) -> Result<
     }
     let steps: Vec<ReadStep> = op.steps.iter().map(sent).collect();
     for _ in 0..RESTARTS_MAX {
-        if let Some(reply) = attempt(ioctx, object, &op.steps, &steps).await? {
+        if let Some(reply) = attempt(ioctx, object, &op.steps, &steps, lending).await? {
             return Ok(reply);
         }
     }
@@ -40,8 +45,9 @@ async fn attempt(
     object: &str,
     asked: &[ReadStep],
     steps: &[ReadStep],
+    lending: Lending,
 ) -> Result<Option<ReadReply>, OpError> {
-    let answer = ioctx.read(object, steps).await?;
+    let answer = ioctx.read(object, steps, lending).await?;
     let mut results = Vec::with_capacity(asked.len());
     for (index, (step, given)) in asked.iter().zip(answer.steps).enumerate() {
         let result = match (step, given) {
@@ -127,7 +133,7 @@ async fn page(
                 max: max.saturating_add(1),
             },
         ];
-        let answer = match ioctx.read(object, &next).await {
+        let answer = match ioctx.read(object, &next, Lending::No).await {
             Err(error) if matches!(error.errno, Errno::ERANGE | Errno::EOVERFLOW | Errno::ENOENT) => {
                 return Ok(None);
             }

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::config::{CephConfig, OpenError};
 use crate::contexts::Contexts;
-use crate::sys::{Cluster, Ioctx, OpError, Rc};
+use crate::sys::{Cluster, Ioctx, Lending, OpError, Rc};
 use crate::watches::Watches;
 use crate::{addr, copying, reading, reply, settings, without_cxx, writing};
 
@@ -369,7 +369,11 @@ impl Store for CephStore {
                 _ => None,
             });
         let calls: Calls = calls.collect();
-        reading::run(&ioctx, object.name, op)
+        let lending = match self.c_interface_only {
+            true => Lending::No,
+            false => Lending::Large,
+        };
+        reading::run(&ioctx, object.name, op, lending)
             .await
             .map_err(|error| self.failed_calls(error, &calls, what))
     }

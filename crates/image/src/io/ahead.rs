@@ -17,15 +17,11 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
-use ferry_cls::rbd::client;
-use ferry_store::IoCtx;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::background;
 use super::read::Run;
-use crate::error::{Result, optional};
 use crate::image::Image;
 
 /// Readers that are told apart.
@@ -324,21 +320,6 @@ impl State {
     }
 }
 
-/// Whether the image's metadata allow it.
-pub(crate) async fn as_the_image_says(io: &IoCtx, header_object: &str) -> Result<bool> {
-    let value = async |key: &str| {
-        let call = client::metadata_get(key);
-        optional(ferry_cls::exec_read(io, header_object, call).await)
-    };
-    let (cache, max_bytes) =
-        futures::try_join!(value("conf_rbd_cache"), value("conf_rbd_readahead_max_bytes"))?;
-    let is_no = |value: &Option<Bytes>| {
-        let no: [&[u8]; 4] = [b"false", b"no", b"off", b"0"];
-        value.as_ref().is_some_and(|value| no.contains(&&value[..]))
-    };
-    Ok(!is_no(&cache) && !is_no(&max_bytes))
-}
-
 /// The parts of runs that lie in a range.
 fn cut(runs: &[Run], offset: u64, end: u64) -> impl Iterator<Item = Run> {
     runs.iter().filter_map(move |(at, data)| {
@@ -386,7 +367,7 @@ impl Image {
 
     /// Whether nobody but this handle can change what it shows.
     fn shows_what_only_it_changes(&self) -> bool {
-        !self.inner.read_snap.is_head() || self.inner.lock.is_owner()
+        !self.inner.read_snap.is_head() || self.inner.lock.is_owner() && !self.inner.io.store().is_fenced()
     }
 
     /// A client's read from what was read ahead; `None`: it has to be read.
@@ -445,6 +426,8 @@ impl Image {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     const KIB: u64 = 1 << 10;

@@ -21,12 +21,11 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use ferry_cls::rbd::client;
-use ferry_store::{Errno, IoCtx, WriteAround};
+use ferry_store::{Errno, WriteAround};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::error::{ImageError, Result, optional};
+use crate::error::{ImageError, Result};
 use crate::exclusive_lock::WriteGuard;
 use crate::image::Image;
 use crate::io::background;
@@ -300,37 +299,6 @@ impl Around {
         });
         self.count.store(state.count(), Ordering::SeqCst);
     }
-}
-
-/// What the image's metadata leave of what the store allows.
-pub(crate) async fn as_the_image_says(
-    io: &IoCtx,
-    header_object: &str,
-    around: WriteAround,
-) -> Result<Option<WriteAround>> {
-    let value = async |key: &str| {
-        let call = client::metadata_get(key);
-        optional(ferry_cls::exec_read(io, header_object, call).await)
-    };
-    let (cache, policy, max_dirty, until_flush) = futures::try_join!(
-        value("conf_rbd_cache"),
-        value("conf_rbd_cache_policy"),
-        value("conf_rbd_cache_max_dirty"),
-        value("conf_rbd_cache_writethrough_until_flush"),
-    )?;
-    let is = |value: &Option<Bytes>, words: &[&[u8]]| {
-        value.as_ref().is_some_and(|value| words.contains(&&value[..]))
-    };
-    const NO: &[&[u8]] = &[b"false", b"no", b"off", b"0"];
-    if is(&cache, NO) || is(&policy, &[b"writethrough"]) {
-        return Ok(None);
-    }
-    let max_dirty = max_dirty.and_then(|value| std::str::from_utf8(&value).ok()?.parse().ok());
-    let max_bytes = max_dirty.unwrap_or(around.max_bytes).min(around.max_bytes);
-    Ok((max_bytes > 0).then(|| WriteAround {
-        max_bytes,
-        until_flush: around.until_flush && !is(&until_flush, NO),
-    }))
 }
 
 /// One that is under way. Dropped before its end, it counts as failed.

@@ -10,6 +10,7 @@
 pub(crate) mod ahead;
 pub(crate) mod around;
 pub(crate) mod background;
+pub(crate) mod cache_settings;
 pub(crate) mod gather;
 pub mod known;
 pub mod now;

@@ -1,7 +1,8 @@
 //! The head's object map, in memory while the exclusive lock is owned.
 //!
 //! Invariant: the stored map is changed before the object it speaks of comes into being, and after the object is
-//! gone, and nobody makes an object between; the map in memory equals the stored one. Every change asserts the map's own lock in the same operation.
+//! gone, and nobody makes an object between; the map in memory equals the stored one. Every change asserts the map's own
+//! lock in the same operation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -304,7 +305,8 @@ fn changes(state: Option<u8>, new: ObjectState, current: Option<ObjectState>) ->
     }
 }
 
-/// Says that an object is about to be removed, by who keeps others from making it ([`HeadMap::removing`]). False: it surely does not exist, there is nothing to remove.
+/// Says that an object is about to be removed, by who keeps others from making it ([`HeadMap::removing`]). False: it surely does
+/// not exist, there is nothing to remove.
 pub(crate) async fn mark_pending(image: &Image, object_no: ObjectNo) -> Result<bool> {
     match image.inner.head_map.state(object_no) {
         None | Some(ObjectState::Pending) => Ok(true),

@@ -21,7 +21,7 @@ pub(crate) use cluster::Cluster;
 pub(crate) use ioctx::{Ioctx, ReadAt};
 pub use library::LoadError;
 pub(crate) use library::library;
-pub(crate) use read::{OpError, StepAnswer};
+pub(crate) use read::{Lending, OpError, StepAnswer};
 pub(crate) use watch::{WatchEvent, Watching};
 
 use std::ffi::{CString, c_int};

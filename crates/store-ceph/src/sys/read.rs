@@ -41,6 +41,15 @@ pub(crate) struct ReadAnswer {
     pub(crate) steps: Vec<StepAnswer>,
 }
 
+/// Whether the bytes of large reads may stay the library's ([`cxx_buffer`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lending {
+    /// All are copied.
+    No,
+    /// Large ones stay, where the library is known well enough.
+    Large,
+}
+
 /// An errno and the step to blame, if that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpError {
@@ -124,9 +133,10 @@ impl Ioctx {
         self: &Arc<Self>,
         object: &str,
         steps: &[ReadStep],
+        lending: Lending,
     ) -> Result<ReadAnswer, OpError> {
         let object = text(object)?;
-        let state = State::new(self.functions(), steps)?;
+        let state = State::new(self.functions(), steps, lending)?;
         let (functions, ioctx) = (self.functions(), Raw(self.raw));
         let done = completion::run(functions, Some(self), state, move |state, completion| {
             let ioctx = ioctx;
@@ -171,10 +181,13 @@ fn blame(steps: &[ReadStep], slots: &[(c_int, Slot)], returned: c_int) -> Option
 }
 
 impl State {
-    fn new(functions: &'static Functions, steps: &[ReadStep]) -> Result<Box<Self>, Errno> {
+    fn new(functions: &'static Functions, steps: &[ReadStep], lending: Lending) -> Result<Box<Self>, Errno> {
         // SAFETY: no arguments.
         let op = unsafe { (functions.rados_create_read_op)() };
-        let slots = steps.iter().map(|step| (0, Slot::of(step, functions))).collect();
+        let slots = steps
+            .iter()
+            .map(|step| (0, Slot::of(step, functions, lending)))
+            .collect();
         let mut state = Box::new(Self { functions, op, slots });
         for (index, step) in steps.iter().enumerate() {
             state.add(index, step)?;
@@ -310,7 +323,7 @@ impl State {
 }
 
 impl Slot {
-    fn of(step: &ReadStep, functions: &Functions) -> Self {
+    fn of(step: &ReadStep, functions: &Functions, lending: Lending) -> Self {
         match step {
             ReadStep::AssertExists | ReadStep::AssertVersion(_) | ReadStep::CompareExtent { .. } => {
                 Slot::Nothing
@@ -322,7 +335,8 @@ impl Slot {
             }
             ReadStep::Read { length_bytes, .. } | ReadStep::SparseRead { length_bytes, .. } => {
                 let length = usize::try_from((*length_bytes).min(READ_BYTES_MAX)).unwrap_or(0);
-                if length >= cxx_buffer::LENT_FROM_BYTES
+                if lending == Lending::Large
+                    && length >= cxx_buffer::LENT_FROM_BYTES
                     && *length_bytes <= READ_BYTES_MAX
                     && let Some(list) = BufferList::new(functions)
                 {
