@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
+use crate::half_open::{Established, Ticket};
 use crate::handshake::{ClientFlags, HandshakeError, Negotiated, Outcome, Terms, TlsState, greet, negotiate};
 use crate::registry::Registry;
 use crate::server::ServerConfig;
@@ -30,6 +31,8 @@ enum ConnectionError {
     Handshake(#[from] HandshakeError),
     #[error("handshake: not finished within {0:?}")]
     HandshakeTimeout(Duration),
+    #[error("handshake: ended to make room for another connection")]
+    PutOut,
     #[error("handshake: TLS failed: {0}")]
     Tls(io::Error),
     #[error(transparent)]
@@ -101,6 +104,10 @@ pub(crate) struct Connection {
     pub(crate) registry: Arc<Registry>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) shutdown: Shutdown,
+    /// Until the handshake is done, where others may need its room.
+    pub(crate) half_open: Option<Ticket>,
+    /// From then on.
+    pub(crate) established: Option<Established>,
 }
 
 impl Connection {
@@ -134,7 +141,7 @@ impl Connection {
         let early = frames.into_buffered();
         drop(writer);
         let socket = socket.into_blocking().map_err(TransmissionError::from)?;
-        let session = self.session(&negotiated);
+        let session = self.session(&negotiated)?;
         let end = lane::serve(socket, early, session, negotiated.export, &mut self.shutdown).await?;
         Ok(Some(end))
     }
@@ -258,13 +265,17 @@ impl Connection {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let session = self.session(&negotiated);
+        let session = self.session(&negotiated)?;
         let end = stream::serve(frames, writer, session, &mut self.shutdown).await?;
         drop(negotiated.export);
         Ok(Some(end))
     }
 
-    fn session(&self, negotiated: &Negotiated) -> Session {
+    /// The handshake is done: from here on the connection stays.
+    fn session(&mut self, negotiated: &Negotiated) -> Result<Session, ConnectionError> {
+        if let Some(ticket) = self.half_open.take() {
+            self.established = Some(ticket.finish().ok_or(ConnectionError::PutOut)?);
+        }
         debug!(
             export = negotiated.name,
             framing = ?negotiated.framing,
@@ -280,7 +291,7 @@ impl Connection {
             framing: negotiated.framing,
             allocation: negotiated.allocation,
         };
-        Session::new(agreement, bounds)
+        Ok(Session::new(agreement, bounds))
     }
 }
 

@@ -22,6 +22,7 @@
 //! | `transmission/` | requests of one connection, run concurrently within bounds: a lane for a plain socket, a task for other streams |
 //! | `registry.rs` | which devices are open, and when the last connection of one ended |
 //! | `listen.rs`, `inherited.rs`, `server.rs`, `connection.rs`, `shutdown.rs`, `stats.rs` | sockets, connections, graceful end, their counts |
+//! | `half_open.rs` | who goes when there is no room: handshakes of the peer that has the most of them |
 //! | `tls.rs` | certificates and the upgrade of a connection, both ends |
 //! | `client/` | the client: negotiation, then concurrent requests |
 //! | `kernel/` | the Linux kernel's client: a negotiated connection becomes a block device |
@@ -37,6 +38,7 @@ mod device;
 mod exports;
 #[doc(hidden)]
 pub mod fuzzing;
+mod half_open;
 mod handshake;
 mod inherited;
 pub mod kernel;

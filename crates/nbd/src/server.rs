@@ -1,7 +1,7 @@
 //! A server: its configuration, accepting connections, and the end.
 //!
 //! The promise: what happens on one connection ends at most that connection. The number of connections is
-//! bounded; a handshake has a time limit. After the shutdown signal no new work is accepted, requests under way
+//! bounded; a handshake has a time limit, and gives its room to a newcomer where there is no other. After the shutdown signal no new work is accepted, requests under way
 //! finish within a grace, every device is flushed and closed, and [`Server::run`] says what did not go well.
 
 use std::future::poll_fn;
@@ -18,6 +18,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::connection::Connection;
 use crate::exports::Exports;
+use crate::half_open::{HalfOpen, Peer};
 use crate::listen::{Accepted, Listener};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
@@ -30,7 +31,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bounds and times of a server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// Most connections at a time; one more is closed at once.
+    /// Most connections at a time. For one more, one that is still in its handshake is ended, of the peer that has the most
+    /// of these; where there is none, it is closed at once.
     pub max_connections: usize,
     /// Most requests that one connection has under way.
     pub max_in_flight_requests: usize,
@@ -117,6 +119,8 @@ pub struct ServeSummary {
     pub connections_served: u64,
     /// Connections that were closed at once because there were too many.
     pub connections_refused: u64,
+    /// Connections that were ended in their handshake to make room for others.
+    pub connections_put_out: u64,
     /// Connections whose requests did not end within the grace.
     pub connections_aborted: usize,
     /// Devices whose flush or close failed, during the whole run.
@@ -160,6 +164,7 @@ impl Server {
         let config = Arc::new(config);
         let mut summary = ServeSummary::default();
         let mut connections = JoinSet::new();
+        let half_open = Arc::<HalfOpen>::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -179,19 +184,38 @@ impl Server {
                 }
             };
             if connections.len() >= config.max_connections {
+                // Those that are just ending make room first: else a flood that comes and goes would put out who stays.
+                let mut ends = connections.len() > half_open.living();
+                if !ends && half_open.put_one_out() {
+                    summary.connections_put_out += 1;
+                    config.stats.connection_put_out();
+                    ends = true;
+                }
+                if ends && let Some(ended) = connections.join_next().await {
+                    log_panic(ended);
+                }
+            }
+            if connections.len() >= config.max_connections {
                 summary.connections_refused += 1;
                 config.stats.connection_refused();
                 warn!(limit = config.max_connections, "connection refused: too many");
                 continue;
             }
             summary.connections_served += 1;
+            let ticket = half_open.enter(match &stream {
+                Accepted::Unix(stream) => Peer::of_unix(stream),
+                Accepted::Tcp(_, peer) => Peer::of_tcp(*peer),
+            });
+            let number = ticket.number();
             let connection = Connection {
                 registry: Arc::clone(&registry),
                 config: Arc::clone(&config),
                 shutdown: shutdown.clone(),
+                half_open: Some(ticket),
+                established: None,
             };
             let span = info_span!("connection", id = summary.connections_served);
-            connections.spawn(
+            let task = connections.spawn(
                 async move {
                     match stream {
                         Accepted::Unix(stream) => {
@@ -206,6 +230,7 @@ impl Server {
                 }
                 .instrument(span),
             );
+            half_open.started(number, task);
         }
         drop(listeners);
         info!(connections = connections.len(), "shutting down");
@@ -283,6 +308,8 @@ impl Server {
             registry: Arc::clone(&registry),
             config: Arc::clone(&config),
             shutdown,
+            half_open: None,
+            established: None,
         };
         let grace_over = async {
             signal.requested().await;
@@ -323,7 +350,10 @@ async fn accept_any(listeners: &[Listener]) -> io::Result<Accepted> {
 }
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(failure) = ended {
+    // One that was put out is cancelled.
+    if let Err(failure) = ended
+        && !failure.is_cancelled()
+    {
         warn!(%failure, "a connection ended abnormally");
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct ServerStats {
     served: AtomicU64,
     refused: AtomicU64,
+    put_out: AtomicU64,
     ended: AtomicU64,
 }
 
@@ -23,6 +24,12 @@ impl ServerStats {
         self.refused.load(Ordering::Relaxed)
     }
 
+    /// Connections that were ended in their handshake to make room for others.
+    #[must_use]
+    pub fn connections_put_out(&self) -> u64 {
+        self.put_out.load(Ordering::Relaxed)
+    }
+
     /// Connections that live now, those in their handshake included.
     #[must_use]
     pub fn connections_now(&self) -> u64 {
@@ -33,6 +40,10 @@ impl ServerStats {
 
     pub(crate) fn connection_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn connection_put_out(&self) {
+        self.put_out.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a connection as living until the guard is dropped.

@@ -297,7 +297,7 @@ pub(super) const SERVE: &[Opt] = &[
     Opt::new(
         "max-connections",
         Kind::Number(1 << 20),
-        "connections at a time; one more is closed at once [default: 128]",
+        "connections at a time; one more takes the place of an unfinished handshake, or is closed [default: 128]",
     ),
     Opt::new(
         "max-requests",

@@ -87,6 +87,12 @@ impl Collector for Scrape {
             MetricType::Counter,
             server.connections_refused(),
         )?;
+        out.server(
+            "ferry_connections_put_out",
+            "NBD connections that were ended in their handshake to make room for others",
+            MetricType::Counter,
+            server.connections_put_out(),
+        )?;
         let images = self.0.images();
         out.images(&images)?;
         out.layers(&images)?;
