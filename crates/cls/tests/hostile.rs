@@ -193,7 +193,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
 
 #[test]
 fn mutated_records_never_panic_decoders() {
-    let seed = ferry_cls::testing::seed();
+    let seed = ferry_reference::seed();
     let mut random = Random(seed);
     for (name, bytes, decodes) in records() {
         let mut refused = 0;
@@ -211,7 +211,7 @@ fn mutated_records_never_panic_decoders() {
 
 #[test]
 fn mutated_payloads_and_stored_values_never_panic_methods() {
-    let seed = ferry_cls::testing::seed();
+    let seed = ferry_reference::seed();
     let mut random = Random(seed);
     let payloads: Vec<(&'static str, &'static str, Bytes)> = payloads();
     let mut failures = 0;
@@ -241,7 +241,7 @@ fn mutated_payloads_and_stored_values_never_panic_methods() {
 
 #[test]
 fn mutated_object_maps_never_panic_methods() {
-    let seed = ferry_cls::testing::seed();
+    let seed = ferry_reference::seed();
     let mut random = Random(seed);
     let map = BitVector::new(20_000, 1).unwrap();
     let good = map.to_bytes();

@@ -143,7 +143,7 @@ fn an_update_rewrites_only_the_blocks_it_touches() {
 
 #[test]
 fn block_wise_changes_equal_changes_of_the_whole_map() {
-    let seed = ferry_cls::testing::seed();
+    let seed = ferry_reference::seed();
     let mut random = ferry_cls::testing::Random(seed);
     for round in 0..60 {
         let objects = 1 + random.below(40_000);

@@ -70,12 +70,8 @@ pub fn skip(why: &str) -> bool {
 /// # Panics
 /// If `FERRY_SEED` is no number.
 pub fn seed(test: &str) -> u64 {
-    let seed = match std::env::var("FERRY_SEED") {
-        Ok(text) => text.parse().expect("FERRY_SEED is a number"),
-        Err(_) => rand::random(),
-    };
-    println!("{test}: replay with FERRY_SEED={seed}");
-    seed
+    println!("{test}:");
+    ferry_reference::seed()
 }
 
 /// How many processes a kill test kills: `FERRY_KILLS`, else `otherwise`.

@@ -30,13 +30,6 @@ fn inputs_in(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         .collect()
 }
 
-fn seed() -> u64 {
-    match std::env::var("FERRY_SEED") {
-        Ok(seed) => seed.parse().unwrap(),
-        Err(_) => rand::random::<u64>() >> 1,
-    }
-}
-
 fn replay(name: &str, mutants: usize) {
     let target = find(name).unwrap();
     let fuzz = fuzz_directory();
@@ -52,7 +45,7 @@ fn replay(name: &str, mutants: usize) {
 }
 
 fn mutations(target: &Target, inputs: &[Vec<u8>], count: usize) {
-    let seed = seed();
+    let seed = ferry_reference::seed();
     let mut mutations = Mutations::new(inputs, seed);
     for number in 0..count {
         let bytes = mutations.next_mutant();

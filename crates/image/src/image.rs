@@ -196,6 +196,27 @@ impl Image {
     /// a migration source; `EBUSY` for a target that is not prepared yet; `ENOSYS` for features Ferry does not know;
     /// [`ErrorKind::ParentMissing`] for a clone whose parent is gone; `ELOOP` for a chain of parents without end.
     pub async fn open(io: &IoCtx, key: ImageKey<'_>, options: OpenOptions) -> Result<Self> {
+        let copy_on_read = options.copy_on_read;
+        // Opening opens the parent, and so on to the end of the chain: what is done before and after that is kept in
+        // boxes, off the stack, or a long chain would need more of it than a thread has.
+        let image = Box::pin(Self::from_header(io, key, options)).await?;
+        // Once more, now that no change can be missed, and with the migration source.
+        image.inner.refresh_wanted.fetch_add(1, Ordering::SeqCst);
+        let done = match image.refresh_if_needed().await {
+            Ok(()) => Box::pin(image.decide_copy_on_read(copy_on_read)).await,
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => Ok(image),
+            Err(error) => {
+                let _ = Box::pin(image.close()).await;
+                Err(error.context(format!("image '{}'", image.name())))
+            }
+        }
+    }
+
+    /// The handle of what the header says, watching, without what it shows from below.
+    async fn from_header(io: &IoCtx, key: ImageKey<'_>, options: OpenOptions) -> Result<Self> {
         let read_only = options.read_only || options.snap.is_some();
         let (key, name) = key.resolve(io).await?;
         let place = format!("image '{name}'");
@@ -263,16 +284,6 @@ impl Image {
         let image = Self { inner };
         if !read_only {
             crate::watch::register(&image).await?;
-        }
-        // Once more, now that no change can be missed, and with the migration source.
-        image.inner.refresh_wanted.fetch_add(1, Ordering::SeqCst);
-        if let Err(error) = image.refresh_if_needed().await {
-            let _ = image.close().await;
-            return Err(error.context(place));
-        }
-        if let Err(error) = image.decide_copy_on_read(options.copy_on_read).await {
-            let _ = image.close().await;
-            return Err(error.context(place));
         }
         Ok(image)
     }
@@ -473,7 +484,7 @@ impl Image {
             *self.inner.parent.write() = parent;
         }
         if !self.inner.ignore_migration {
-            let source = match MigrationSource::for_header(self, &header, self.source()).await {
+            let source = match Box::pin(MigrationSource::for_header(self, &header, self.source())).await {
                 Err(error) if error.errno == Errno::ENOENT => {
                     // A commit takes the record away first, then the source.
                     let now = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
@@ -481,7 +492,7 @@ impl Image {
                         return Err(error);
                     }
                     header = now;
-                    MigrationSource::for_header(self, &header, self.source()).await?
+                    Box::pin(MigrationSource::for_header(self, &header, self.source())).await?
                 }
                 source => source?,
             };

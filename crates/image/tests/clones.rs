@@ -10,7 +10,6 @@ use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::layering::parent::MAX_CHAIN;
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey, names};
 use ferry_store::{Errno, IoCtx, PoolId, WriteOp};
-use rand::RngExt as _;
 use support::reference::{Reference, compare};
 use support::{Engine, TestLayout, pool};
 
@@ -467,7 +466,7 @@ async fn snapshots_keep_the_parent_when_an_image_without_deep_flatten_is_cut_loo
 async fn a_power_loss_leaves_parent_or_copy_and_all_that_was_flushed() {
     for engine in ["memory", "simulated"] {
         for round in 0..6u64 {
-            let seed: u64 = rand::rng().random();
+            let seed = ferry_reference::drawn();
             println!("{engine}, power loss of seed {seed}");
             let engine = Engine::named(engine);
             let store = engine.connect().await;

@@ -100,7 +100,7 @@ async fn check_maps(io: &IoCtx, name: &str, when: &str) {
 }
 
 async fn random_images(engine: Engine, rounds: usize) {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let seed = ferry_reference::seed();
     println!("FERRY_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let store = engine.connect().await;

@@ -140,7 +140,7 @@ const LAYOUTS: [TestLayout; 3] = [
 ];
 
 async fn random_images(engine: Engine) {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let seed = ferry_reference::seed();
     println!("FERRY_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let store = engine.connect().await;
@@ -191,7 +191,7 @@ async fn every_byte_that_differs_is_told_by_the_local_engine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_byte_that_differs_in_a_clone_of_a_clone_is_told() {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let seed = ferry_reference::seed();
     println!("FERRY_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let io = pool(&Engine::memory().connect().await, "rbd").await;

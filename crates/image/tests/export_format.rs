@@ -354,7 +354,7 @@ async fn an_export_that_is_cut_off_or_damaged_leaves_no_image() {
 
 #[tokio::test]
 async fn damaged_bytes_are_errors_and_take_no_memory() {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let seed = ferry_reference::seed();
     println!("FERRY_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     for round in 0..4000 {

@@ -21,7 +21,6 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, SnapKey};
 use ferry_store::wrappers::Moment;
 use ferry_store::{IoCtx, Scope, Store};
-use rand::RngExt as _;
 use support::reference::{Reference, compare};
 use support::{Engine, TestLayout, pool};
 
@@ -463,7 +462,7 @@ async fn kill_everywhere(verb: Verb, in_place: bool, then: Then) {
 async fn kill_on_the_simulated_disk(verb: Verb, family: Family, then: Then) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let stride = number("FERRY_KILL_STRIDE").unwrap_or(12).max(1);
-    let first = number("FERRY_SEED").unwrap_or_else(|| rand::rng().random()) % stride + 1;
+    let first = number("FERRY_SEED").unwrap_or_else(ferry_reference::drawn) % stride + 1;
     println!("FERRY_SEED={} FERRY_KILL_STRIDE={stride}", first - 1);
     kill_at("simulated", (first, stride), verb, false, family, then).await;
 }

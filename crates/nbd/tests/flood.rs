@@ -26,8 +26,8 @@ use ferry_nbd::testing::{MemoryDevice, MemoryExports};
 use ferry_nbd::{
     Listener, ServeSummary, Server, ServerConfig, ServerError, ShutdownTrigger, shutdown_channel,
 };
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
 
 /// No session comes near it: the limit turns a hang into a failure.
@@ -166,7 +166,7 @@ fn session(socket: &Path, seed: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_good_client_never_notices_random_hostile_sessions() {
     let sessions = number("FERRY_HOSTILE_SESSIONS", 2000);
-    let first = number("FERRY_SEED", rand::rng().next_u64() >> 1);
+    let first = number("FERRY_SEED", ferry_reference::drawn());
     println!("FERRY_SEED={first}");
     let running = Running::start(ServerConfig::default()).await;
     let good = Good::start(running.client().await);

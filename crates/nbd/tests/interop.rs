@@ -99,13 +99,6 @@ fn image(seed: u64) -> Vec<u8> {
     data
 }
 
-fn seed() -> u64 {
-    let seed =
-        std::env::var("FERRY_SEED").map_or_else(|_| rand::rng().next_u64(), |seed| seed.parse().unwrap());
-    eprintln!("FERRY_SEED={seed}");
-    seed
-}
-
 fn empty(length: usize) -> Arc<MemoryDevice> {
     Arc::new(MemoryDevice::new(length))
 }
@@ -180,7 +173,7 @@ async fn qemu_img_converts_compares_and_maps() {
     if !installed(&["qemu-img"]) {
         return;
     }
-    let data = image(seed());
+    let data = image(ferry_reference::seed());
     let disk = empty(data.len());
     let running = start(&disk, &empty(data.len())).await;
     std::fs::write(running.path("in.raw"), &data).unwrap();
@@ -320,7 +313,7 @@ async fn nbdcopy_copies_in_and_out_and_across() {
     if !installed(&["nbdcopy"]) {
         return;
     }
-    let data = image(seed());
+    let data = image(ferry_reference::seed());
     let (disk, other) = (empty(data.len()), empty(data.len()));
     let running = start(&disk, &other).await;
     std::fs::write(running.path("in.raw"), &data).unwrap();

@@ -10,12 +10,15 @@
 //! |---|---|
 //! | [`tag`] | tags, and the bytes of a write |
 //! | [`version`] | for each byte of one version of an image, the writes that it may come from |
+//! | [`seed`](mod@seed) | the seeds of randomised tests |
 //! | [`history`] | an image with its snapshots and its migration under several clients |
 
 pub mod history;
+pub mod seed;
 pub mod tag;
 pub mod version;
 
 pub use history::{Clock, History};
+pub use seed::{drawn, seed};
 pub use tag::Tag;
 pub use version::{Version, Violation};

@@ -86,7 +86,7 @@ mod simulated_disk_with_reflinks {
 }
 
 async fn long_history(sim: Option<SimDisk>, steps: usize) {
-    let seed = rand::random();
+    let seed = ferry_reference::drawn();
     if let Err(failure) = conformance::model::run(Arc::new(LocalHarness::on(sim)), seed, steps).await {
         panic!("{failure}");
     }

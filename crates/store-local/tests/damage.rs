@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::scene::seed;
 use common::{buffered, context, files_below, full, io, open};
 use ferry_store::check::{CheckOptions, Finding, Gravity};
 use ferry_store::{
@@ -301,7 +300,7 @@ fn damage_of(verdict: &Verdict) -> Vec<&Finding> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_is_found_and_named_or_does_no_harm_and_is_never_returned_as_data() {
     let wanted: u64 = std::env::var("FERRY_DAMAGES").map_or(24, |text| text.parse().unwrap());
-    let first = seed();
+    let first = ferry_reference::seed();
     let dir = tempfile::tempdir().unwrap();
     let sound = dir.path().join("sound");
     let expected = make(&sound).await;

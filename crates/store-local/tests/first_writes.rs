@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::scene::{BLOCK, SIZE, Scene, disks, seed};
+use common::scene::{BLOCK, SIZE, Scene, disks};
 use common::{at, buffered, context, full};
 use ferry_store::{Durability, SnapId, Store, WriteOp};
 use ferry_store_local::disk::sim::Fault;
@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_of_two_handles_survive_power_loss_kills_and_refusals() {
-    let first = seed();
+    let first = ferry_reference::seed();
     for seed in (0..40).map(|round| first.wrapping_add(round)) {
         for sim in disks() {
             let mut rng = StdRng::seed_from_u64(seed);

@@ -14,15 +14,9 @@ use rand::{RngExt, SeedableRng};
 
 const BLOCK: usize = 4096;
 
-fn seed() -> u64 {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    eprintln!("FERRY_SEED={seed}");
-    seed
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unflushed_blocks_of_a_new_layer_fall_back_to_the_snapshots_bytes_never_to_zeros() {
-    let first = seed();
+    let first = ferry_reference::seed();
     for seed in (0..30).map(|round| first.wrapping_add(round)) {
         for sim in [SimDisk::new(), SimDisk::with_reflinks()] {
             let dir = tempfile::tempdir().unwrap();
@@ -74,7 +68,7 @@ async fn unflushed_blocks_of_a_new_layer_fall_back_to_the_snapshots_bytes_never_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unflushed_new_object_is_whole_or_absent_after_power_loss() {
-    let first = seed();
+    let first = ferry_reference::seed();
     for seed in (0..20).map(|round| first.wrapping_add(round)) {
         let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
         let root = dir.path().join("s");
@@ -119,7 +113,7 @@ async fn an_unflushed_new_object_is_whole_or_absent_after_power_loss() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_snapshots_read_right_and_their_removal_gives_the_room_back() {
-    let seed = seed();
+    let seed = ferry_reference::seed();
     let mut rng = StdRng::seed_from_u64(seed);
     let (dir, sim) = (tempfile::tempdir().unwrap(), SimDisk::new());
     let store = open(&dir.path().join("s"), Some(&sim)).unwrap();

@@ -18,12 +18,6 @@ const BLOCK: usize = 4096;
 const BLOCKS: usize = 12;
 const OBJECTS: usize = 3;
 
-fn seed() -> u64 {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    eprintln!("FERRY_SEED={seed}");
-    seed
-}
-
 type Content = BTreeMap<usize, Vec<u8>>;
 
 /// The bytes from `offset` on, by whichever way; `None` without the object.
@@ -65,7 +59,7 @@ fn shown(content: &Content, object: usize, offset: usize, length: usize) -> Opti
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_done_without_waiting_is_what_waiting_would_have_done() {
-    let first = seed();
+    let first = ferry_reference::seed();
     let (mut reads_now, mut writes_now) = (0, 0);
     for seed in (0..12).map(|round| first.wrapping_add(round)) {
         let sim = match seed % 3 {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::files_below;
-use common::scene::{Scene, Version, disks, seed};
+use common::scene::{Scene, Version, disks};
 use ferry_store::SnapId;
 use ferry_store_local::disk::sim::{Loss, SimDisk};
 use rand::rngs::StdRng;
@@ -154,7 +154,7 @@ async fn frozen_history(scene: &mut Scene, rng: &mut StdRng) -> Vec<Frozen> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_image_that_a_power_loss_may_leave_has_what_was_flushed() {
     let wanted: u64 = std::env::var("FERRY_POWER").map_or(200, |text| text.parse().unwrap());
-    let first = seed();
+    let first = ferry_reference::seed();
     let mut images = 0;
     let mut histories = 0;
     while images < wanted {

@@ -237,8 +237,7 @@ async fn generation_of(place: &IoCtx, name: &str) -> u64 {
 
 #[test]
 fn a_process_killed_in_the_middle_leaves_whole_operations_and_nothing_to_clean() {
-    let seed: u64 = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    eprintln!("FERRY_SEED={seed}");
+    let seed = ferry_reference::seed();
     let mut rng = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("s");

@@ -42,7 +42,7 @@ ferry_store::conformance_tests! { MemoryHarness::new() }
 
 #[tokio::test]
 async fn long_random_histories_agree_with_the_reference() {
-    let seed = rand::random();
+    let seed = ferry_reference::drawn();
     if let Err(failure) = conformance::model::run(Arc::new(MemoryHarness::new()), seed, 1000).await {
         panic!("{failure}");
     }

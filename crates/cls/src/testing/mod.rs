@@ -299,16 +299,6 @@ pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The seed of randomised tests: `FERRY_SEED`, or the clock. Tests print it when they fail.
-pub fn seed() -> u64 {
-    let seed = match std::env::var("FERRY_SEED") {
-        Ok(text) => text.parse().expect("FERRY_SEED is a number"),
-        Err(_) => u64::from(Timestamp::now().nanoseconds) << 8,
-    };
-    println!("replay with FERRY_SEED={seed}");
-    seed
-}
-
 /// SplitMix64: the same numbers for the same seed on every machine.
 #[derive(Debug)]
 pub struct Random(pub u64);

@@ -207,7 +207,7 @@ async fn histories(engine: &str, histories: u64) {
     // Few histories fit on a cluster: the same ones each time; FERRY_HISTORIES and FERRY_SEED ask for others.
     let usual = match engine {
         "ceph" if histories == number("FERRY_HISTORIES", histories) => 313_958_928,
-        _ => rand::rng().random::<u32>().into(),
+        _ => ferry_reference::drawn() >> 32,
     };
     let first = number("FERRY_SEED", usual);
     let usual = match std::env::var_os("FERRY_SEED") {

@@ -14,12 +14,6 @@ use rand::rngs::StdRng;
 pub const BLOCK: usize = 4096;
 pub const SIZE: usize = 12 * BLOCK;
 
-pub fn seed() -> u64 {
-    let seed = std::env::var("FERRY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    eprintln!("FERRY_SEED={seed}");
-    seed
-}
-
 pub fn disks() -> [SimDisk; 2] {
     [SimDisk::new(), SimDisk::with_reflinks()]
 }

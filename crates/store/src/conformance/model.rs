@@ -57,7 +57,7 @@ fn seeds() -> Vec<u64> {
         .and_then(|text| text.parse().ok())
     {
         Some(seed) => vec![seed],
-        None => vec![1, 2, rand::random()],
+        None => vec![1, 2, ferry_reference::drawn()],
     }
 }
 
