@@ -1,8 +1,8 @@
 //! SQLite's own file layer with one thing added: a page of a database that has checksums ([`super::page`]) gets its own when it is
 //! written into the file, and is refused when it is read and does not fit. Logs have SQLite's checksums.
 //!
-//! Keeps invariant: a page whose checksum is wrong reaches nobody: the read fails with `SQLITE_IOERR_DATA`. Files without checksums
-//! are passed through. Does not know tables, nor who reads.
+//! Keeps invariant: no byte of a page whose checksum is wrong reaches anybody, whether the page is read whole or in part: the read
+//! fails with `SQLITE_IOERR_DATA`. Only the header is read alone, and has to go on saying the same. Files without checksums are passed through. Does not know tables, nor who reads.
 
 #![allow(unsafe_code)] // a file layer is a table of C functions
 
@@ -193,22 +193,50 @@ unsafe extern "C" fn read(
     let (kept, bytes) = unsafe {
         (
             kept(file),
-            std::slice::from_raw_parts(buffer.cast::<u8>(), usize::try_from(amount).unwrap_or(0)),
+            std::slice::from_raw_parts_mut(buffer.cast::<u8>(), usize::try_from(amount).unwrap_or(0)),
         )
     };
     let wrong = match (kept, page_at(amount, offset)) {
         (Kept::Damaged, _) => true,
         (Kept::Checksums, Some(number)) => !page::fits(number, bytes),
-        // The header alone, before the first page is read: it must go on saying the same.
-        (Kept::Checksums, None) if offset == 0 && bytes.len() >= HEADER => {
-            page::judge(bytes) != Kept::Checksums
-        }
+        (Kept::Checksums, None) => match usize::try_from(offset) {
+            // The header alone, before the first page is read.
+            Ok(0) if bytes.len() == HEADER => page::judge(bytes) != Kept::Checksums,
+            // The count of changes in it: it is compared, and decides of no value.
+            Ok(at) if at.saturating_add(bytes.len()) <= HEADER => false,
+            // SAFETY: the file is open.
+            Ok(at) => !unsafe { read_parts(file, at, bytes) },
+            Err(_) => true,
+        },
         _ => false,
     };
     match wrong {
         true => ffi::SQLITE_IOERR_DATA,
         false => ffi::SQLITE_OK,
     }
+}
+
+/// Fills `bytes`, from `offset` on, out of whole pages; false when one of them does not fit. SQLite is told not to ask for parts
+/// ([`device_characteristics`]); were it to, an unchecked part would be data.
+unsafe fn read_parts(file: *mut ffi::sqlite3_file, offset: usize, bytes: &mut [u8]) -> bool {
+    let mut page = [0u8; PAGE];
+    let mut done = 0;
+    while done < bytes.len() {
+        let (number, inside) = ((offset + done) / PAGE, (offset + done) % PAGE);
+        let start = (number * PAGE) as ffi::sqlite3_int64;
+        let read = below!(
+            file,
+            xRead(page.as_mut_ptr().cast::<c_void>(), PAGE as c_int, start),
+            ffi::SQLITE_IOERR
+        );
+        if read != ffi::SQLITE_OK || !page::fits(number as u64, &page) {
+            return false;
+        }
+        let part = (PAGE - inside).min(bytes.len() - done);
+        bytes[done..done + part].copy_from_slice(&page[inside..inside + part]);
+        done += part;
+    }
+    true
 }
 
 unsafe extern "C" fn write(
@@ -279,8 +307,9 @@ unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
     below!(file, xSectorSize(), PAGE as c_int)
 }
 
+/// Without the right to read parts of pages: SQLite would fetch long values from overflow pages past their checksums.
 unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
-    below!(file, xDeviceCharacteristics(), 0)
+    below!(file, xDeviceCharacteristics(), 0) & !ffi::SQLITE_IOCAP_SUBPAGE_READ
 }
 
 unsafe extern "C" fn shm_map(
@@ -312,4 +341,104 @@ unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
 
 unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
     below!(file, xShmUnmap(delete), ffi::SQLITE_OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+
+    use rusqlite::OpenFlags;
+
+    use super::*;
+
+    const PAGES_OF_VALUE: usize = 5;
+
+    fn connect(path: &Path) -> Connection {
+        assert!(register());
+        let connection = Connection::open_with_flags_and_vfs(path, OpenFlags::default(), NAME).unwrap();
+        reserve(&connection);
+        connection
+    }
+
+    /// A database with one value that lies in overflow pages, and one of these as it lies in the file.
+    fn with_a_long_value(path: &Path) -> usize {
+        let connection = connect(path);
+        connection.execute_batch("CREATE TABLE t(v BLOB)").unwrap();
+        let value = vec![b'v'; PAGES_OF_VALUE * PAGE];
+        connection.execute("INSERT INTO t VALUES(?1)", [&value]).unwrap();
+        drop(connection);
+        let bytes = std::fs::read(path).unwrap();
+        let is_full = |page: &[u8]| page[4..PAGE - RESERVED].iter().all(|byte| *byte == b'v');
+        bytes.chunks(PAGE).position(is_full).unwrap()
+    }
+
+    fn flip(path: &Path, at: usize) {
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at as u64).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], at as u64).unwrap();
+    }
+
+    #[test]
+    fn a_flipped_byte_of_a_value_in_overflow_pages_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        let number = with_a_long_value(&path);
+        let value = |connection: Connection| {
+            connection.query_row("SELECT v FROM t", [], |row| row.get::<_, Vec<u8>>(0))
+        };
+        assert_eq!(value(connect(&path)).unwrap(), vec![b'v'; PAGES_OF_VALUE * PAGE]);
+        flip(&path, number * PAGE + 1352);
+        let error = value(connect(&path)).unwrap_err();
+        let code = error.sqlite_error().map(|error| error.extended_code);
+        assert_eq!(code, Some(ffi::SQLITE_IOERR_DATA));
+    }
+
+    #[test]
+    fn a_part_of_a_page_is_checked_like_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        let number = with_a_long_value(&path);
+        let read_part = |offset: usize, amount: usize| {
+            let connection = connect(&path);
+            let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
+            let mut bytes = vec![0u8; amount];
+            // SAFETY: the connection is open while its file is used, and the buffer has `amount` bytes.
+            let read = unsafe {
+                ffi::sqlite3_file_control(
+                    connection.handle(),
+                    std::ptr::null(),
+                    ffi::SQLITE_FCNTL_FILE_POINTER,
+                    (&raw mut file).cast::<c_void>(),
+                );
+                super::read(
+                    file,
+                    bytes.as_mut_ptr().cast(),
+                    amount as c_int,
+                    offset as ffi::sqlite3_int64,
+                )
+            };
+            (read, bytes)
+        };
+        let start = number * PAGE;
+        let parts = [(start, PAGE - RESERVED), (start + 900, 7), (start - 10, 20)];
+        let sound = std::fs::read(&path).unwrap();
+        for (offset, amount) in parts {
+            let expected = sound[offset..offset + amount].to_vec();
+            assert_eq!(read_part(offset, amount), (ffi::SQLITE_OK, expected));
+        }
+        flip(&path, start + 3000);
+        for (offset, amount) in parts {
+            assert_eq!(
+                read_part(offset, amount).0,
+                ffi::SQLITE_IOERR_DATA,
+                "{offset} {amount}"
+            );
+        }
+    }
 }
