@@ -4,10 +4,11 @@
 //! phase in the way that fits: a plain socket leaves the runtime and gets a lane, everything else stays a stream.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -16,10 +17,12 @@ use tracing::{debug, info};
 use crate::half_open::{Established, Ticket};
 use crate::handshake::{ClientFlags, HandshakeError, Negotiated, Outcome, Terms, TlsState, greet, negotiate};
 use crate::registry::Registry;
-use crate::server::ServerConfig;
+use crate::server::{OnNoSpace, ServerConfig};
 use crate::shutdown::Shutdown;
 use crate::tls::TlsServer;
-use crate::transmission::{Agreement, Bounds, End, Session, TransmissionError, lane, stream};
+use crate::transmission::{
+    Agreement, Bounds, End, Hold, PeerIsGone, Session, TransmissionError, lane, stream,
+};
 use crate::wire::FrameReader;
 
 /// Time for the last bytes of a TLS connection.
@@ -40,7 +43,7 @@ enum ConnectionError {
 }
 
 /// A socket that a lane can take over.
-pub(crate) trait PlainSocket {
+pub(crate) trait PlainSocket: AsFd {
     type Reader<'a>: AsyncRead + Unpin
     where
         Self: 'a;
@@ -108,6 +111,8 @@ pub(crate) struct Connection {
     pub(crate) half_open: Option<Ticket>,
     /// From then on.
     pub(crate) established: Option<Established>,
+    /// A second handle on a plain socket, where requests may have to wait for longer than its client stays.
+    pub(crate) peer: Option<OwnedFd>,
 }
 
 impl Connection {
@@ -132,6 +137,10 @@ impl Connection {
     }
 
     async fn serve_socket<S: PlainSocket>(&mut self, mut socket: S) -> Result<Option<End>, ConnectionError> {
+        if self.config.on_no_space == OnNoSpace::Pause {
+            let handle = socket.as_fd().try_clone_to_owned();
+            self.peer = Some(handle.map_err(TransmissionError::from)?);
+        }
         let (reader, mut writer) = socket.halves();
         let (frames, negotiated) = match self.open(reader, &mut writer).await? {
             Opened::Ended(end) => return Ok(end),
@@ -291,7 +300,28 @@ impl Connection {
             framing: negotiated.framing,
             allocation: negotiated.allocation,
         };
-        Ok(Session::new(agreement, bounds))
+        let hold = (self.config.on_no_space == OnNoSpace::Pause).then(|| {
+            let peer = self.peer.take();
+            let is_gone: PeerIsGone = Box::new(move || peer.as_ref().is_some_and(is_gone));
+            Hold::new(is_gone, Arc::clone(&self.config.stats))
+        });
+        Ok(Session::new(agreement, bounds, hold))
+    }
+}
+
+/// Whether the client will send no more: it has closed the socket, or its side of it.
+fn is_gone(socket: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(socket, PollFlags::RDHUP)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match poll(&mut watched, Some(&at_once)) {
+        Ok(_) => watched[0]
+            .revents()
+            .intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
+        // Interrupted: the next look tells.
+        Err(_) => false,
     }
 }
 

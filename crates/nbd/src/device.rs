@@ -350,6 +350,7 @@ pub struct DeviceError {
     pub errno: Errno,
     /// What and where, for a person. Only the first 4096 bytes are sent.
     pub message: String,
+    out_of_space: bool,
 }
 
 impl DeviceError {
@@ -358,16 +359,32 @@ impl DeviceError {
         Self {
             errno,
             message: message.into(),
+            out_of_space: false,
         }
+    }
+
+    /// A change did not find the space that it needs, and might find it later.
+    pub fn out_of_space(message: impl Into<String>) -> Self {
+        Self {
+            out_of_space: true,
+            ..Self::new(Errno::NoSpc, message)
+        }
+    }
+
+    /// Whether the same request may succeed once somebody has made room.
+    #[must_use]
+    pub fn is_out_of_space(&self) -> bool {
+        self.out_of_space
     }
 }
 
 impl From<io::Error> for DeviceError {
     fn from(error: io::Error) -> Self {
-        Self::new(
-            error.raw_os_error().map_or(Errno::Io, Errno::from_linux),
-            error.to_string(),
-        )
+        match error.raw_os_error() {
+            // ENOSPC, EDQUOT
+            Some(28 | 122) => Self::out_of_space(error.to_string()),
+            errno => Self::new(errno.map_or(Errno::Io, Errno::from_linux), error.to_string()),
+        }
     }
 }
 
@@ -407,6 +424,10 @@ mod tests {
             DeviceError::from(io::Error::from_raw_os_error(122)).errno,
             Errno::NoSpc
         );
+        for (errno, out_of_space) in [(28, true), (122, true), (27, false), (5, false)] {
+            let error = DeviceError::from(io::Error::from_raw_os_error(errno));
+            assert_eq!(error.is_out_of_space(), out_of_space, "{error}");
+        }
         assert_eq!(
             DeviceError::from(io::Error::from_raw_os_error(30)).errno,
             Errno::Perm

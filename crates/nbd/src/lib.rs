@@ -63,7 +63,7 @@ pub use device::{
 pub use exports::{ExportInfo, Exports, OpenError, OpenErrorKind};
 pub use inherited::InheritedError;
 pub use listen::{ListenError, Listener};
-pub use server::{ServeSummary, Server, ServerConfig, ServerError};
+pub use server::{OnNoSpace, ServeSummary, Server, ServerConfig, ServerError};
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_channel};
 pub use stats::ServerStats;
 pub use tls::{TlsClient, TlsError, TlsServer};

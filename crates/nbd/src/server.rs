@@ -28,6 +28,17 @@ use crate::tls::TlsServer;
 /// Pause after a failed accept: the cause is mostly a lack of file descriptors, which no hurry mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What becomes of a change that a device has no space for ([`DeviceError::out_of_space`](crate::DeviceError::out_of_space)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnNoSpace {
+    /// The client gets `ENOSPC` at once.
+    #[default]
+    Fail,
+    /// The request waits for space, at most as long as its connection lasts. It counts against `max_in_flight_requests` and
+    /// `max_in_flight_bytes`; other requests go on.
+    Pause,
+}
+
 /// Bounds and times of a server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -51,7 +62,9 @@ pub struct ServerConfig {
     pub shutdown_grace: Duration,
     /// Time for flushing and closing the devices after that.
     pub close_timeout: Duration,
-    /// Where connections are counted.
+    /// What becomes of changes that find no space.
+    pub on_no_space: OnNoSpace,
+    /// Where connections are counted, and requests that wait for space.
     pub stats: Arc<ServerStats>,
 }
 
@@ -67,6 +80,7 @@ impl Default for ServerConfig {
             tls: None,
             shutdown_grace: Duration::from_secs(10),
             close_timeout: Duration::from_secs(60),
+            on_no_space: OnNoSpace::Fail,
             stats: Arc::default(),
         }
     }
@@ -213,6 +227,7 @@ impl Server {
                 shutdown: shutdown.clone(),
                 half_open: Some(ticket),
                 established: None,
+                peer: None,
             };
             let span = info_span!("connection", id = summary.connections_served);
             let task = connections.spawn(
@@ -310,6 +325,7 @@ impl Server {
             shutdown,
             half_open: None,
             established: None,
+            peer: None,
         };
         let grace_over = async {
             signal.requested().await;

@@ -9,6 +9,8 @@ pub struct ServerStats {
     refused: AtomicU64,
     put_out: AtomicU64,
     ended: AtomicU64,
+    held: AtomicU64,
+    held_now: AtomicU64,
 }
 
 impl ServerStats {
@@ -36,6 +38,29 @@ impl ServerStats {
         // In this order, so that the difference is never negative.
         let ended = self.ended.load(Ordering::Acquire);
         self.connections_served().saturating_sub(ended)
+    }
+
+    /// Requests that wait for space now; see [`OnNoSpace::Pause`](crate::OnNoSpace::Pause).
+    #[must_use]
+    pub fn requests_held_now(&self) -> u64 {
+        self.held_now.load(Ordering::Relaxed)
+    }
+
+    /// Requests that have waited for space, those that do now included.
+    #[must_use]
+    pub fn requests_held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// A request begins to wait for space; how many did before.
+    pub(crate) fn request_held(&self) -> u64 {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        self.held_now.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// It waits no longer; how many do now.
+    pub(crate) fn request_released(&self) -> u64 {
+        self.held_now.fetch_sub(1, Ordering::Relaxed).saturating_sub(1)
     }
 
     pub(crate) fn connection_refused(&self) {

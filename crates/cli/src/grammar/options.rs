@@ -314,6 +314,11 @@ pub(super) const SERVE: &[Opt] = &[
         Kind::Number(86_400),
         "seconds that a client may take to choose an export [default: 30]",
     ),
+    Opt::new(
+        "on-enospc",
+        Kind::Choice(&["fail", "pause"]),
+        "what a client gets whose change finds no space: the error, or a wait until there is some (fail, pause) [default: fail]",
+    ),
     Opt::text(
         "metrics",
         "port, or address and port, to show Prometheus metrics on over HTTP; a port alone is one of 127.0.0.1",

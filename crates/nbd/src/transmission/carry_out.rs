@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tracing::{debug, error};
 
-use super::{Agreement, Bounds, MIN_SKIPPED_PAYLOAD_BYTES, TransmissionError};
+use super::hold::HoldingDevice;
+use super::{Agreement, Bounds, Hold, MIN_SKIPPED_PAYLOAD_BYTES, TransmissionError};
 use crate::device::{BlockDevice, DeviceError, Errno, Extent, Next, QuickRead, ReadExtent};
 use crate::proto::{Framing, RequestHeader};
 use crate::reply::{Reply, ReplyBody, Tag, put_data_head};
@@ -30,11 +31,24 @@ pub(super) const MAX_HEADER_BYTES: usize = RequestHeader::EXTENDED_SIZE_BYTES;
 pub(crate) struct Session {
     agreement: Agreement,
     bounds: Bounds,
+    hold: Option<Hold>,
 }
 
 impl Session {
-    pub(crate) fn new(agreement: Agreement, bounds: Bounds) -> Self {
-        Self { agreement, bounds }
+    /// With `hold`, changes wait for space.
+    pub(crate) fn new(agreement: Agreement, bounds: Bounds, hold: Option<Hold>) -> Self {
+        Self {
+            agreement,
+            bounds,
+            hold,
+        }
+    }
+
+    /// No more requests come: those that wait for space end.
+    pub(super) fn leave(&self) {
+        if let Some(hold) = &self.hold {
+            hold.leave();
+        }
     }
 
     pub(super) fn bounds(&self) -> Bounds {
@@ -132,6 +146,9 @@ impl Session {
             Ok(tried) => tried?,
             Err(_) => Err(panicked("a write")),
         };
+        if self.hold.is_some() && written.as_ref().is_err_and(DeviceError::is_out_of_space) {
+            return None;
+        }
         Some(written.map_or_else(failed, |()| ReplyBody::Done))
     }
 
@@ -142,6 +159,9 @@ impl Session {
             Ok(tried) => tried?,
             Err(_) => Err(panicked("a flush")),
         };
+        if self.hold.is_some() && flushed.as_ref().is_err_and(DeviceError::is_out_of_space) {
+            return None;
+        }
         Some(flushed.map_or_else(failed, |()| ReplyBody::Done))
     }
 
@@ -152,7 +172,14 @@ impl Session {
 
     /// Carries out a request that was judged good. `data` is the payload of a write.
     pub(super) async fn carry_out(&self, command: Command, data: Bytes) -> ReplyBody {
-        AssertUnwindSafe(carry_out(self.agreement.device.as_ref(), command, data))
+        let device = self.agreement.device.as_ref();
+        let carried_out = async {
+            match &self.hold {
+                Some(hold) => carry_out(&HoldingDevice::new(device, hold), command, data).await,
+                None => carry_out(device, command, data).await,
+            }
+        };
+        AssertUnwindSafe(carried_out)
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Err(panicked(command)))

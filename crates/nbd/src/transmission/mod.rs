@@ -8,6 +8,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `carry_out.rs` | one request on a device, from header to reply body: shared by both ways |
+//! | `hold.rs` | requests that wait for space, if they may |
 //! | `lane/` | plain sockets: a thread of its own per connection, system calls without a hop |
 //! | `stream.rs` | any other stream, such as TLS: futures of the connection's task |
 
@@ -18,10 +19,12 @@ use crate::device::BlockDevice;
 use crate::proto::{BadMagic, Framing};
 
 mod carry_out;
+mod hold;
 pub(crate) mod lane;
 pub(crate) mod stream;
 
 pub(crate) use carry_out::Session;
+pub(crate) use hold::{Hold, PeerIsGone};
 
 /// Requests with a larger payload get their own task at once when they need one, so that copying them does not hold
 /// up the others of the connection.

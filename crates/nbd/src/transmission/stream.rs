@@ -52,6 +52,7 @@ where
         // The sender ends early only when the socket fails.
         sent = &mut sender => (None, Some(sent)),
     };
+    requests.session.leave();
     let finish = async move {
         while requests.tasks.join_next().await.is_some() {}
         // The last handle on the queue goes, and with it the sender's work.

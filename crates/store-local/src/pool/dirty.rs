@@ -4,9 +4,11 @@
 //! entries out, reads the live map, syncs the file, and only then makes the map durable, so the durable map never
 //! promises a block whose bytes might be lost. With a provisional layer, what it was made from is synced too. One flush at a time: a second one finds nothing to do only after the first
 //! has made it durable, or has failed and said so. A failed sync poisons: the kernel may have dropped the bytes, and a second
-//! sync would claim success.
+//! sync would claim success. A map that finds no space in the database is another matter: its file is synced and stays entered, and
+//! the next flush does it all again.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +29,8 @@ use crate::object::rows::Layer;
 const DIRTY_MAX: usize = 256;
 /// From this many files on, one `syncfs` is cheaper than single syncs.
 const SYNCFS_FROM: usize = 24;
+/// Files that stay entered although their maps found no space; with more, they are poisoned.
+const UNNOTED_MAX: usize = 4 * DIRTY_MAX;
 /// Poisoned places told apart; with more, all are poisoned.
 const POISONED_MAX: usize = 1024;
 /// Layers looked at per database read by [`Pool::sync_all`].
@@ -55,6 +59,14 @@ struct Entry {
 }
 
 impl Entry {
+    /// Takes on what an older entry of the same file had yet to do.
+    fn join(&mut self, older: Self) {
+        self.blocks = self.blocks.max(older.blocks);
+        self.provisional |= older.provisional;
+        self.sidecar = self.sidecar.take().or(older.sidecar);
+        self.below = self.below.take().or(older.below);
+    }
+
     /// Syncs the file, after the one below; `sync` is how.
     fn sync(&self, files: &Files, name: &str, sync: impl Fn(&dyn DiskFile) -> io::Result<()>) -> Result<()> {
         if let Some((below, file)) = &self.below {
@@ -62,6 +74,13 @@ impl Entry {
         }
         files.at(sync(&*self.file), "sync", name)
     }
+}
+
+/// Why a flush did not succeed.
+struct Unflushed {
+    error: StoreError,
+    /// Whether another one must not succeed.
+    poisons: bool,
 }
 
 impl Dirty {
@@ -100,6 +119,27 @@ impl Dirty {
     fn take(&self, wanted: impl Fn(&ObjectKey) -> bool) -> Vec<(String, Entry)> {
         let mut entries = self.entries.lock();
         entries.extract_if(|_, entry| wanted(&entry.key)).collect()
+    }
+
+    /// Enters again what was taken; false when there is too much.
+    fn put_back(&self, taken: Vec<(String, Entry)>) -> bool {
+        let mut entries = self.entries.lock();
+        if entries.len() + taken.len() > UNNOTED_MAX {
+            return false;
+        }
+        for (name, old) in taken {
+            match entries.entry(name) {
+                MapEntry::Vacant(place) => drop(place.insert(old)),
+                MapEntry::Occupied(mut place) => place.get_mut().join(old),
+            }
+        }
+        true
+    }
+
+    /// What becomes of entries that were taken, their files synced, and whose notes were not made. True: they are entered
+    /// again; nothing is to be poisoned.
+    fn unnoted(&self, error: &StoreError, taken: Vec<(String, Entry)>) -> bool {
+        error.errno == Errno::ENOSPC && self.put_back(taken)
     }
 }
 
@@ -144,7 +184,7 @@ impl Pool {
         match full {
             true => {
                 let _alone = self.dirty.flushing.lock();
-                self.flush_where(|_| true)
+                self.flush_where(|_| true).map_err(|unflushed| unflushed.error)
             }
             false => Ok(()),
         }
@@ -159,23 +199,36 @@ impl Pool {
                 format!("flush of pool {} '{prefix}*': an earlier sync failed", self.id),
             ));
         }
-        self.flush_where(|key| key.namespace() == namespace && key.name().starts_with(prefix))
-            .inspect_err(|_| self.dirty.poison(namespace, prefix))
+        let mine = |key: &ObjectKey| key.namespace() == namespace && key.name().starts_with(prefix);
+        self.flush_where(mine).map_err(|unflushed| {
+            if unflushed.poisons {
+                self.dirty.poison(namespace, prefix);
+            }
+            unflushed.error
+        })
     }
 
     /// The caller holds `flushing`.
-    fn flush_where(&self, wanted: impl Fn(&ObjectKey) -> bool) -> Result<()> {
+    fn flush_where(&self, wanted: impl Fn(&ObjectKey) -> bool) -> Result<(), Unflushed> {
         let entries = self.dirty.take(wanted);
-        let flushed = self.flush_entries(&entries);
-        if flushed.is_err() {
-            for (_, entry) in &entries {
-                self.dirty.poison(entry.key.namespace(), entry.key.name());
+        let keys: Vec<_> = entries.iter().map(|(_, entry)| entry.key.clone()).collect();
+        let unflushed = |error, poisons| {
+            for key in keys.iter().filter(|_| poisons) {
+                self.dirty.poison(key.namespace(), key.name());
             }
-        }
-        flushed
+            Unflushed { error, poisons }
+        };
+        let rows = self
+            .sync_entries(&entries)
+            .map_err(|error| unflushed(error, true))?;
+        self.persist_maps(rows).map_err(|error| {
+            let poisons = !self.dirty.unnoted(&error, entries);
+            unflushed(error, poisons)
+        })
     }
 
-    fn flush_entries(&self, entries: &[(String, Entry)]) -> Result<()> {
+    /// Makes the bytes durable; the maps that are to be are left to the caller.
+    fn sync_entries(&self, entries: &[(String, Entry)]) -> Result<Vec<(i64, Bitmap)>> {
         let mut rows = Vec::new();
         for (name, entry) in entries {
             let map = match &entry.sidecar {
@@ -209,7 +262,7 @@ impl Pool {
                 }
             }
         }
-        self.persist_maps(rows)
+        Ok(rows)
     }
 
     /// Adds blocks to the durable maps of layers whose files (with the names of these) have just been synced.
@@ -251,15 +304,18 @@ impl Pool {
         let _alone = self.dirty.flushing.lock();
         let mine = |key: &ObjectKey| key.namespace() == namespace && key.name().starts_with(prefix);
         let taken = self.dirty.take(mine);
-        let synced = self.sync_everyones(namespace, prefix);
-        if synced.is_err() {
-            self.dirty.poison(namespace, prefix);
-        }
-        drop(taken);
-        synced
+        let maps = self
+            .sync_everyones(namespace, prefix)
+            .inspect_err(|_| self.dirty.poison(namespace, prefix))?;
+        self.persist_maps(maps).inspect_err(|error| {
+            if !self.dirty.unnoted(error, taken) {
+                self.dirty.poison(namespace, prefix);
+            }
+        })
     }
 
-    fn sync_everyones(&self, namespace: &str, prefix: &str) -> Result<()> {
+    /// Makes everyone's bytes durable; the maps that are to be are left to the caller.
+    fn sync_everyones(&self, namespace: &str, prefix: &str) -> Result<Vec<(i64, Bitmap)>> {
         if self.dirty.is_poisoned_below(namespace, prefix) {
             return Err(StoreError::new(
                 Errno::EIO,
@@ -292,7 +348,7 @@ impl Pool {
         }
         let synced = self.files.disk().sync_all(self.files.data());
         synced.map_err(|error| StoreError::io(&error, format!("sync {}", self.files.data().display())))?;
-        self.persist_maps(maps)
+        Ok(maps)
     }
 
     /// Heads' layers of matching objects whose rows may lag behind: those with a parent and provisional ones.

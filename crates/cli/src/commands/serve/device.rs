@@ -39,7 +39,12 @@ impl ImageDevice {
 }
 
 pub(super) fn device_error(error: ImageError) -> DeviceError {
-    DeviceError::new(Errno::from_linux(error.errno.0), error.to_string())
+    match error.errno {
+        ferry_store::Errno::ENOSPC | ferry_store::Errno::EDQUOT => {
+            DeviceError::out_of_space(error.to_string())
+        }
+        errno => DeviceError::new(Errno::from_linux(errno.0), error.to_string()),
+    }
 }
 
 #[async_trait]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, SnapKey, admin};
-use ferry_nbd::{BlockDevice, DeviceError, ExportInfo, Exports, OpenError, OpenErrorKind};
+use ferry_nbd::{BlockDevice, DeviceError, ExportInfo, Exports, OnNoSpace, OpenError, OpenErrorKind};
 use ferry_store::{Store, WriteAround};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
@@ -56,6 +56,8 @@ pub(super) struct ExportOptions {
     pub(super) place: PoolSpec,
     pub(super) scope: Scope,
     pub(super) read_only: bool,
+    /// What becomes of changes that find no space.
+    pub(super) on_no_space: OnNoSpace,
     pub(super) metrics: Option<Arc<ServeMetrics>>,
 }
 
@@ -166,6 +168,8 @@ impl StoreExports {
                     until_flush: false,
                     ..around
                 });
+                // A write that is to wait for space must not have been acknowledged.
+                let around = around.filter(|_| self.options.on_no_space == OnNoSpace::Fail);
                 OpenOptions::read_write().writing_around(around)
             }
         };
@@ -184,7 +188,10 @@ impl StoreExports {
         let device = Arc::new(ImageDevice::new(image.clone()));
         let metrics = self.metrics_of(spec, &image);
         let device: Arc<dyn BlockDevice> = match &metrics {
-            Some(metrics) => Arc::new(MeteredDevice::new(device, Arc::clone(metrics))),
+            Some(metrics) => {
+                let metrics = Arc::clone(metrics);
+                Arc::new(MeteredDevice::new(device, metrics, self.options.on_no_space))
+            }
             None => device,
         };
         let name = spec.to_string();

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_nbd::{Exports, ServeSummary, Server, ServerConfig, shutdown_channel};
+use ferry_nbd::{Exports, OnNoSpace, ServeSummary, Server, ServerConfig, shutdown_channel};
 use ferry_store::{Errno, Store};
 use sd_notify::NotifyState;
 
@@ -65,6 +65,7 @@ pub(super) async fn run(session: &Session, signals: &mut Signals) -> Result<(), 
             place: options.place,
             scope: options.scope,
             read_only: options.read_only,
+            on_no_space: config.on_no_space,
             metrics: metrics.as_ref().map(|(_, counters)| Arc::clone(counters)),
         },
     );
@@ -96,6 +97,7 @@ pub(super) fn exports_of(store: Arc<dyn Store>) -> Arc<dyn Exports> {
         },
         scope: Scope::Store,
         read_only: false,
+        on_no_space: OnNoSpace::Fail,
         metrics: None,
     };
     StoreExports::new(store, options)

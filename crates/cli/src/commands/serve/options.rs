@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ferry_nbd::{ServerConfig, TlsServer};
+use ferry_nbd::{OnNoSpace, ServerConfig, TlsServer};
 
 use super::exports::Scope;
 use crate::exit::Failure;
@@ -123,6 +123,10 @@ pub(super) fn server_config(args: &Args) -> Result<ServerConfig, Failure> {
         // At most 1 GiB, as checked.
         max_in_flight_bytes: bytes as u32,
         handshake_timeout: Duration::from_secs(seconds),
+        on_no_space: match args.text("on-enospc") {
+            Some("pause") => OnNoSpace::Pause,
+            _ => OnNoSpace::Fail,
+        },
         ..default
     })
 }
@@ -220,7 +224,9 @@ mod tests {
         assert_eq!((given.max_connections, given.max_in_flight_requests), (3, 4));
         assert_eq!(given.max_in_flight_bytes, 8 << 20);
         assert_eq!(given.handshake_timeout, Duration::from_secs(5));
+        assert_eq!(config("--on-enospc pause").unwrap().on_no_space, OnNoSpace::Pause);
         let none = config("").unwrap();
+        assert_eq!(none.on_no_space, OnNoSpace::Fail);
         assert_eq!(none.max_connections, ServerConfig::default().max_connections);
         for out in [
             "--max-connections 0",

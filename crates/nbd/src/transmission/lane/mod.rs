@@ -130,6 +130,7 @@ struct Lane {
 impl Lane {
     fn run(&mut self) -> Result<End, TransmissionError> {
         let received = self.receive_all();
+        self.session.leave();
         // What was carried out is answered, whatever ended the connection.
         let _ = self.outbox.send(&mut self.outgoing);
         let sent = self.outbox.finish();

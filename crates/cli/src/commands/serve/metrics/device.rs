@@ -1,4 +1,5 @@
-//! A block device that counts and times what passes through it, and changes nothing.
+//! A block device that counts and times what passes through it, and changes nothing. An attempt of a request that is held for
+//! want of space is none; the one that succeeds, or fails in another way, is counted.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,7 +7,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ferry_nbd::{BlockDevice, BlockSizes, DeviceError, Extent, QuickRead, ReadExtent};
+use ferry_nbd::{BlockDevice, BlockSizes, DeviceError, Extent, OnNoSpace, QuickRead, ReadExtent};
 
 use super::{ImageMetrics, Kind};
 
@@ -15,11 +16,33 @@ use super::{ImageMetrics, Kind};
 pub(crate) struct MeteredDevice<D> {
     inner: Arc<D>,
     metrics: Arc<ImageMetrics>,
+    on_no_space: OnNoSpace,
 }
 
 impl<D: BlockDevice> MeteredDevice<D> {
-    pub(crate) fn new(inner: Arc<D>, metrics: Arc<ImageMetrics>) -> Self {
-        Self { inner, metrics }
+    pub(crate) fn new(inner: Arc<D>, metrics: Arc<ImageMetrics>, on_no_space: OnNoSpace) -> Self {
+        Self {
+            inner,
+            metrics,
+            on_no_space,
+        }
+    }
+
+    fn is_held<T>(&self, result: &Result<T, DeviceError>) -> bool {
+        self.on_no_space == OnNoSpace::Pause && result.as_ref().is_err_and(DeviceError::is_out_of_space)
+    }
+
+    /// Counts a change, unless it will be made again.
+    fn changed(
+        &self,
+        waiting: Waiting<'_>,
+        length_bytes: u64,
+        result: Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        match self.is_held(&result) {
+            true => result,
+            false => waiting.ended(length_bytes, result),
+        }
     }
 
     /// Counts a request that may wait; the answer is counted by [`Waiting::ended`].
@@ -111,6 +134,9 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
     fn try_write(&self, offset: u64, data: &[u8], fua: bool) -> Option<Result<(), DeviceError>> {
         let began = Instant::now();
         let result = self.inner.try_write(offset, data, fua)?;
+        if self.is_held(&result) {
+            return Some(result);
+        }
         self.metrics.count(Kind::Write, began, &result, data.len() as u64);
         Some(result)
     }
@@ -118,6 +144,9 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
     fn flush_here(&self) -> Option<Result<(), DeviceError>> {
         let began = Instant::now();
         let result = self.inner.flush_here()?;
+        if self.is_held(&result) {
+            return Some(result);
+        }
         self.metrics.count(Kind::Flush, began, &result, 0);
         Some(result)
     }
@@ -125,12 +154,14 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let waiting = self.waiting(Kind::Write);
         let length_bytes = data.len() as u64;
-        waiting.ended(length_bytes, self.inner.write(offset, data, fua).await)
+        let written = self.inner.write(offset, data, fua).await;
+        self.changed(waiting, length_bytes, written)
     }
 
     async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), DeviceError> {
         let waiting = self.waiting(Kind::Trim);
-        waiting.ended(length_bytes, self.inner.trim(offset, length_bytes, fua).await)
+        let trimmed = self.inner.trim(offset, length_bytes, fua).await;
+        self.changed(waiting, length_bytes, trimmed)
     }
 
     async fn write_zeroes(
@@ -141,8 +172,8 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
         fua: bool,
     ) -> Result<(), DeviceError> {
         let waiting = self.waiting(Kind::WriteZeroes);
-        let result = self.inner.write_zeroes(offset, length_bytes, no_hole, fua).await;
-        waiting.ended(length_bytes, result)
+        let zeroed = self.inner.write_zeroes(offset, length_bytes, no_hole, fua).await;
+        self.changed(waiting, length_bytes, zeroed)
     }
 
     fn is_fast_zero(&self, offset: u64, length_bytes: u64, no_hole: bool) -> bool {
@@ -156,7 +187,8 @@ impl<D: BlockDevice> BlockDevice for MeteredDevice<D> {
 
     async fn flush(&self) -> Result<(), DeviceError> {
         let waiting = self.waiting(Kind::Flush);
-        waiting.ended(0, self.inner.flush().await)
+        let flushed = self.inner.flush().await;
+        self.changed(waiting, 0, flushed)
     }
 
     async fn block_status(
@@ -199,7 +231,7 @@ mod tests {
             snap: None,
         };
         let memory = Arc::new(MemoryDevice::new(1 << 20));
-        let device = MeteredDevice::new(Arc::clone(&memory), metrics.image(&spec));
+        let device = MeteredDevice::new(Arc::clone(&memory), metrics.image(&spec), OnNoSpace::Fail);
         device.read_sparse(0, 4096).await.unwrap();
         device.read(0, 1024).await.unwrap();
         device
@@ -247,6 +279,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn attempts_of_a_request_that_is_held_are_no_failed_requests() {
+        let metrics = Arc::<ServeMetrics>::default();
+        let spec = ImageSpec {
+            pool: "p".into(),
+            namespace: String::new(),
+            image: "a".into(),
+            snap: None,
+        };
+        let series = r#"ferry_image_request_errors_total{pool="p",namespace="",image="a",snapshot="",operation="write"}"#;
+        for (on_no_space, errors) in [(OnNoSpace::Pause, 0.0), (OnNoSpace::Fail, 1.0)] {
+            let memory = Arc::new(MemoryDevice::new(4096));
+            let device = MeteredDevice::new(Arc::clone(&memory), metrics.image(&spec), on_no_space);
+            memory.inject(
+                Operation::Write,
+                Fault::Error(DeviceError::out_of_space("as ordered")),
+            );
+            device
+                .write(0, Bytes::from_static(&[1; 512]), false)
+                .await
+                .unwrap_err();
+            assert_eq!(value(&metrics, series), Some(errors), "{on_no_space:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_request_under_way_is_in_flight_until_it_ends_or_is_dropped() {
         let metrics = Arc::<ServeMetrics>::default();
         let spec = ImageSpec {
@@ -256,7 +313,7 @@ mod tests {
             snap: None,
         };
         let memory = Arc::new(MemoryDevice::new(4096));
-        let device = MeteredDevice::new(memory, metrics.image(&spec));
+        let device = MeteredDevice::new(memory, metrics.image(&spec), OnNoSpace::Fail);
         let waiting = device.waiting(Kind::Flush);
         let series = r#"ferry_image_requests_in_flight{pool="p",namespace="",image="a",snapshot=""}"#;
         assert_eq!(value(&metrics, series), Some(1.0));

@@ -93,6 +93,18 @@ impl Collector for Scrape {
             MetricType::Counter,
             server.connections_put_out(),
         )?;
+        out.server(
+            "ferry_requests_held",
+            "Requests that wait for space now",
+            MetricType::Gauge,
+            server.requests_held_now(),
+        )?;
+        out.server(
+            "ferry_requests_held_ever",
+            "Requests that have waited for space, those that do now included",
+            MetricType::Counter,
+            server.requests_held(),
+        )?;
         let images = self.0.images();
         out.images(&images)?;
         out.layers(&images)?;

@@ -1,0 +1,224 @@
+//! A real file system runs full under a serving writer: the client gets the error or is held, as the server was told; what was
+//! acknowledged is there, nothing is damaged, and work goes on when there is room.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry_e2e::ferry::wait_until;
+use ferry_e2e::load::connect;
+use ferry_e2e::tools::{can_mount, installed};
+use ferry_e2e::{Ferry, run, run_ok};
+use tokio::task::JoinSet;
+
+const MIB: usize = 1 << 20;
+/// Of the image; more than the file systems hold.
+const IMAGE_MIB: u64 = 256;
+
+/// A small file system of its own, unmounted at the end.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None`: this machine does not let us.
+    fn mount(kind: &str, directory: &Path, size_mib: usize) -> Option<Self> {
+        if !can_mount() || !installed(&["mkfs.ext4"]) {
+            return None;
+        }
+        let place = directory.join(kind);
+        std::fs::create_dir_all(&place).unwrap();
+        let place_text = place.to_string_lossy().into_owned();
+        if kind == "tmpfs" {
+            let size = format!("size={size_mib}M");
+            run_ok("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &place_text]);
+        } else {
+            let medium = directory.join("medium");
+            let file = std::fs::File::create(&medium).unwrap();
+            file.set_len((size_mib * MIB) as u64).unwrap();
+            let medium = medium.to_string_lossy().into_owned();
+            run_ok("mkfs.ext4", &["-q", "-m", "0", &medium]);
+            run_ok("mount", &["-o", "loop", &medium, &place_text]);
+        }
+        Some(Self(place))
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.0).unwrap();
+        stat.f_bavail * stat.f_frsize
+    }
+
+    /// Takes space, but for so much; what is given back is the file to remove.
+    fn fill_up_to(&self, left_mib: usize) -> PathBuf {
+        let path = self.0.join("ballast");
+        let size = (self.free_bytes() as usize).saturating_sub(left_mib * MIB);
+        std::fs::write(&path, vec![1; size]).unwrap();
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("--lazy").arg(&self.0));
+    }
+}
+
+fn block(number: u64) -> Bytes {
+    let words = (0..MIB as u64 / 8).flat_map(|word| ((number << 32) | word | 1 << 62).to_le_bytes());
+    words.collect::<Vec<u8>>().into()
+}
+
+/// Neither the store nor what was acknowledged has suffered.
+fn check(ferry: &Ferry, image: &str, written: impl Fn(u64) -> bool) {
+    ferry.ok(&["fsck", "--no-progress"]);
+    let bytes = ferry.export(image);
+    for number in 0..IMAGE_MIB {
+        let at = number as usize * MIB;
+        let found = &bytes[at..at + MIB];
+        if written(number) {
+            assert!(found == block(number), "MiB {number} was acknowledged");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_file_system_holds_its_writers_until_there_is_room() {
+    for kind in ["ext4", "tmpfs"] {
+        let directory = tempfile::tempdir().unwrap();
+        let Some(disk) = Small::mount(kind, directory.path(), 96) else {
+            return;
+        };
+        let ferry = Ferry::at(disk.0.join("store"), directory);
+        ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
+        let ballast = disk.fill_up_to(16);
+        let served = ferry.serve(&["rbd/disk", "--on-enospc", "pause"]);
+        let client = Arc::new(connect(&served.socket, "rbd/disk").await);
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let mut writers = JoinSet::new();
+        for number in 0..40 {
+            let (client, acknowledged) = (Arc::clone(&client), Arc::clone(&acknowledged));
+            writers.spawn(async move {
+                let fua = number % 3 == 0;
+                client
+                    .write(number * MIB as u64, block(number), fua)
+                    .await
+                    .unwrap();
+                acknowledged.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        wait_until("requests are held", || {
+            served.process.stderr().contains("held until there is room")
+        });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = acknowledged.load(Ordering::SeqCst);
+        assert!(
+            (1..40).contains(&before),
+            "{kind}: {before} of 40 fit into 16 MiB"
+        );
+        // Another client is served meanwhile.
+        let other = connect(&served.socket, "rbd/disk").await;
+        other.read(200 * MIB as u64, MIB as u32).await.unwrap();
+        std::fs::remove_file(&ballast).unwrap();
+        while let Some(written) = tokio::time::timeout(Duration::from_secs(60), writers.join_next())
+            .await
+            .unwrap_or_else(|_| panic!("{kind}: still held although there is room"))
+        {
+            written.unwrap();
+        }
+        client.flush().await.unwrap();
+        for number in 0..40 {
+            let found = client.read(number * MIB as u64, MIB as u32).await.unwrap();
+            assert!(found == block(number), "{kind}: MiB {number}");
+        }
+        drop((client, other));
+        served.stop();
+        check(&ferry, "disk", |number| number < 40);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_file_system_refuses_its_writers_and_harms_nothing() {
+    for kind in ["ext4", "tmpfs"] {
+        let directory = tempfile::tempdir().unwrap();
+        let Some(disk) = Small::mount(kind, directory.path(), 96) else {
+            return;
+        };
+        let ferry = Ferry::at(disk.0.join("store"), directory);
+        ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
+        let ballast = disk.fill_up_to(16);
+        let served = ferry.serve(&["rbd/disk"]);
+        let client = connect(&served.socket, "rbd/disk").await;
+        let mut written = Vec::new();
+        let mut refused = 0;
+        for number in 0..40 {
+            match client.write(number * MIB as u64, block(number), false).await {
+                Ok(()) => written.push(number),
+                Err(error) => {
+                    assert!(error.to_string().to_uppercase().contains("ENOSPC"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0 && !written.is_empty(), "{kind}: {written:?}");
+        // What makes writes durable may need space itself; it says so then.
+        if let Err(error) = client.flush().await {
+            assert!(error.to_string().to_uppercase().contains("ENOSPC"), "{error}");
+        }
+        for number in &written {
+            let found = client.read(number * MIB as u64, MIB as u32).await.unwrap();
+            assert!(found == block(*number), "{kind}: MiB {number}");
+        }
+        std::fs::remove_file(&ballast).unwrap();
+        client.flush().await.unwrap();
+        for number in 40..48 {
+            client
+                .write(number * MIB as u64, block(number), true)
+                .await
+                .unwrap();
+            written.push(number);
+        }
+        drop(client);
+        served.stop();
+        check(&ferry, "disk", |number| written.contains(&number));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_holds_writes_can_be_stopped() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Small::mount("tmpfs", directory.path(), 32) else {
+        return;
+    };
+    let ferry = Ferry::at(disk.0.join("store"), directory);
+    ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
+    let served = ferry.serve(&["rbd/disk", "--on-enospc", "pause"]);
+    let client = Arc::new(connect(&served.socket, "rbd/disk").await);
+    let mut writers = JoinSet::new();
+    for number in 0..60 {
+        let client = Arc::clone(&client);
+        writers.spawn(async move {
+            (
+                number,
+                client
+                    .write(number * MIB as u64, block(number), false)
+                    .await
+                    .is_ok(),
+            )
+        });
+    }
+    wait_until("requests are held", || {
+        served.process.stderr().contains("held until there is room")
+    });
+    served.stop();
+    let ends = writers.join_all().await;
+    let acknowledged: Vec<u64> = ends
+        .iter()
+        .filter(|(_, done)| *done)
+        .map(|(number, _)| *number)
+        .collect();
+    assert!(acknowledged.len() < 60);
+    check(&ferry, "disk", |number| acknowledged.contains(&number));
+}
