@@ -27,7 +27,7 @@ use crate::io::around::Around;
 use crate::io::cache_settings::CacheSettings;
 use crate::io::gather::Gathered;
 use crate::io::known::KnownObjects;
-use crate::layering::parent::{ImageId, Parent};
+use crate::layering::parent::{ImageId, Parent, is_gone};
 use crate::layout::Layout;
 use crate::migration::execution::Execution;
 use crate::migration::source::MigrationSource;
@@ -184,6 +184,15 @@ pub(crate) struct Inner {
     refreshing: tokio::sync::Mutex<()>,
     closed: AtomicBool,
 }
+
+/// What an image shows where it has nothing itself.
+struct Below {
+    parent: Option<Arc<Parent>>,
+    source: Option<Arc<MigrationSource>>,
+}
+
+/// How often one reading of a header meets somebody who takes away what it shows.
+const MAX_CHANGES_BELOW: usize = 4;
 
 /// How long an open waits for a `prepare` that is under way in another process, and an open handle for an `abort` that is about
 /// to find that it cannot be.
@@ -460,7 +469,60 @@ impl Image {
         if self.inner.refresh_done.load(Ordering::SeqCst) == wanted {
             return Ok(());
         }
-        let mut header = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
+        let (header, below) = Box::pin(self.read_with_below()).await?;
+        if !self.inner.ignore_parent {
+            *self.inner.parent.write() = below.parent;
+        }
+        if !self.inner.ignore_migration {
+            let ended = below.source.is_none();
+            *self.inner.source.write() = below.source;
+            if ended {
+                self.inner.complete.clear();
+            }
+        }
+        *self.inner.header.write() = Arc::new(header);
+        self.inner.ahead.clear();
+        self.inner.refresh_done.store(wanted, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// A header, and what it shows open. A commit takes the record away first, then the source, and who cuts a clone loose or
+    /// moves its parent does it in that order too: so what is not there any more is looked for in the header again, here for
+    /// who opens the image and for who has it open.
+    async fn read_with_below(&self) -> Result<(Header, Below)> {
+        let mut header = self.read_usable().await?;
+        for _ in 0..MAX_CHANGES_BELOW {
+            match Box::pin(self.open_below(&header)).await {
+                Err(error) if error.errno == Errno::ENOENT || is_gone(&error) => {
+                    let now = self.read_usable().await?;
+                    if now.migration == header.migration && now.parent == header.parent {
+                        return Err(error);
+                    }
+                    header = now;
+                }
+                Err(error) => return Err(error),
+                Ok(below) => return Ok((header, below)),
+            }
+        }
+        let below = Box::pin(self.open_below(&header)).await?;
+        Ok((header, below))
+    }
+
+    async fn open_below(&self, header: &Header) -> Result<Below> {
+        let parent = match self.inner.ignore_parent {
+            true => None,
+            false => Parent::for_header(self, header, self.parent()).await?,
+        };
+        let source = match self.inner.ignore_migration {
+            true => None,
+            false => MigrationSource::for_header(self, header, self.source()).await?,
+        };
+        Ok(Below { parent, source })
+    }
+
+    /// Reads the header, and looks whether the handle can go on under it.
+    async fn read_usable(&self) -> Result<Header> {
+        let header = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
         check_features(&header, self.inner.read_only)?;
         if header.migration_source().is_some() && !self.inner.read_only && !self.inner.ignore_migration {
             return Err(being_migrated());
@@ -479,33 +541,7 @@ impl Image {
                 ),
             ));
         }
-        if !self.inner.ignore_parent {
-            let parent = Parent::for_header(self, &header, self.parent()).await?;
-            *self.inner.parent.write() = parent;
-        }
-        if !self.inner.ignore_migration {
-            let source = match Box::pin(MigrationSource::for_header(self, &header, self.source())).await {
-                Err(error) if error.errno == Errno::ENOENT => {
-                    // A commit takes the record away first, then the source.
-                    let now = header::load(&self.inner.io, self.key(), self.inner.read_only).await?;
-                    if now.migration_target() == header.migration_target() {
-                        return Err(error);
-                    }
-                    header = now;
-                    Box::pin(MigrationSource::for_header(self, &header, self.source())).await?
-                }
-                source => source?,
-            };
-            let ended = source.is_none();
-            *self.inner.source.write() = source;
-            if ended {
-                self.inner.complete.clear();
-            }
-        }
-        *self.inner.header.write() = Arc::new(header);
-        self.inner.ahead.clear();
-        self.inner.refresh_done.store(wanted, Ordering::SeqCst);
-        Ok(())
+        Ok(header)
     }
 
     /// As [`Image::refresh_if_needed`], for a client's request: an `abort` that marks the migration before it sees this handle

@@ -7,6 +7,7 @@ use crate::error::{ErrorKind, ImageError, Result};
 use crate::exclusive_lock::Holder;
 use crate::image::Image;
 use crate::progress::Progress;
+use crate::snapshot;
 use crate::watch::messages::Request;
 use crate::watch::remote;
 
@@ -24,14 +25,21 @@ impl Image {
         }
         let mut last = None;
         let mut may_be_done = false;
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 0..MAX_ATTEMPTS {
             self.refresh_for_client().await?;
+            if attempt == 0
+                && let Request::SnapCreate { name, namespace, .. } = request
+            {
+                // Or it would pass for the work of a first try that nobody heard of.
+                snapshot::check_is_new(self, name, namespace)?;
+            }
             match self.try_acquire_lock().await? {
                 Holder::Us => match run(self, request, progress).await {
                     // The lock was handed over in the middle; what is done stays done.
                     Err(error) if error.errno == Errno::ERESTART => last = Some(error),
-                    // An abort that is about to find that it cannot be has marked the migration.
+                    // An abort that is about to find that it cannot be has marked the migration, perhaps after the work.
                     Err(error) if error.kind == ErrorKind::Migrating && error.errno == Errno::EROFS => {
+                        may_be_done = true;
                         last = Some(error);
                     }
                     Err(error) if may_be_done && is_done(request, &error) => return Ok(()),

@@ -102,7 +102,8 @@ pub(crate) async fn lower_overlap(image: &Image, overlap_bytes: u64) -> Result<A
             .class_call(&client::set_size(overlap_bytes))
             .class_call(&client::set_size(header.size_bytes));
         image.io().write_meta(&image.inner.header_object, op).await?;
-        image.refresh().await?;
+        // Every reader knows, before anything is removed that hides the parent.
+        image.header_changed().await?;
     }
     Ok(image.header())
 }

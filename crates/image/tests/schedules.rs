@@ -254,7 +254,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 10] = [
+const FOUND: [(u64, &str); 16] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -294,6 +294,27 @@ const FOUND: [(u64, &str); 10] = [
     (
         7_100_000_776,
         "who opened an image in the moment of its commit was told that the source does not exist",
+    ),
+    (
+        7_000_000_000_277,
+        "the same, with a shrink and a flatten beside it",
+    ),
+    (
+        7_000_091,
+        "an abort that was killed between its marks left a client refused, which the tool took for a failure",
+    ),
+    (
+        9_200_000_000_207,
+        "an execute was told that the migration was ended when another one had just finished it",
+    ),
+    (9_200_000_001_092, "the same, with the copying in another process"),
+    (
+        9_200_000_000_309,
+        "a snapshot that was taken while an abort found that it could not be was called one that exists already",
+    ),
+    (
+        9_200_000_002_598,
+        "a client that was cut off, and then went on, was told that it had written what an abort had dropped",
     ),
 ];
 

@@ -48,10 +48,13 @@ impl Changes {
             let Some(map) = object_map::snap::load(image, snap).await? else {
                 return Ok(None);
             };
+            // What a killed discard had marked may be as it was, written too.
+            let says_written =
+                |state| state == ObjectState::Exists.byte() || state == ObjectState::Pending.byte();
             let states = map.iter_nonzero();
             written.extend(
                 states
-                    .filter(|(_, state)| *state == ObjectState::Exists.byte())
+                    .filter(|(_, state)| says_written(*state))
                     .map(|(object, _)| ObjectNo(object)),
             );
             last = map;

@@ -90,6 +90,10 @@ impl Image {
                 let found = parent.read_now(extent.image_offset.0, buffer);
                 if found == ReadNow::Filled {
                     self.stats().parent_was_read(buffer.len() as u64);
+                    // A shrink may have removed what hid the parent.
+                    if !self.is_fresh() {
+                        return ReadNow::WouldWait;
+                    }
                 }
                 found
             }

@@ -1,5 +1,7 @@
 //! Reads: from the image's own objects, and through absent ones from the migration source or the parent of a clone.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use ferry_cls::rbd::{MigrationHeaderType, MigrationState};
 use ferry_store::{Errno, ReadOp, ReadResult, SnapId};
@@ -78,6 +80,11 @@ impl Image {
     pub(crate) async fn read_found(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
         for _ in 0..MAX_PARENT_CHANGES {
             match self.read_once(offset, length_bytes, snap).await {
+                Ok((found, header)) => {
+                    if !found.some_absent || self.shows_as_much(&header, snap).await? {
+                        return Ok(found);
+                    }
+                }
                 // Whoever takes a parent away has told the header before; a handle that watches nothing did not hear of it.
                 Err(error) if is_gone(&error) && self.parent().is_some() => {
                     let before = self.header().parent.clone();
@@ -85,13 +92,25 @@ impl Image {
                         return Err(error);
                     }
                 }
-                result => return result,
+                Err(error) => return Err(error),
             }
         }
-        self.read_once(offset, length_bytes, snap).await
+        Ok(self.read_once(offset, length_bytes, snap).await?.0)
     }
 
-    async fn read_once(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<Found> {
+    /// Whether the parent still shows as much through the head as under `header`, by which it was read. Who shrinks a clone tells
+    /// how little the parent will show before anything is removed; what is absent since then is nothing of the parent's.
+    async fn shows_as_much(&self, header: &Header, snap: SnapId) -> Result<bool> {
+        let shown_bytes = header.parent_overlap_bytes(snap);
+        if !snap.is_head() || shown_bytes == 0 {
+            return Ok(true);
+        }
+        self.refresh_for_client().await?;
+        Ok(self.header().parent_overlap_bytes(snap) >= shown_bytes)
+    }
+
+    /// What a read finds under one reading of the header, and that.
+    async fn read_once(&self, offset: u64, length_bytes: u64, snap: SnapId) -> Result<(Found, Arc<Header>)> {
         self.check_open()?;
         self.refresh_for_client().await?;
         let header = self.header();
@@ -126,7 +145,7 @@ impl Image {
         if let [extent] = extents.as_slice() {
             let found = view.object(*extent).await?;
             self.check_not_removed(found.some_absent).await?;
-            return Ok(found);
+            return Ok((found, header));
         }
         let mut parts: Vec<Found> = futures::stream::iter(extents)
             .map(|extent| view.object(extent))
@@ -137,7 +156,7 @@ impl Image {
         self.check_not_removed(some_absent).await?;
         let mut runs: Vec<Run> = parts.iter_mut().flat_map(|part| part.runs.drain(..)).collect();
         runs.sort_by_key(|(at, _)| *at);
-        Ok(Found { runs, some_absent })
+        Ok((Found { runs, some_absent }, header))
     }
 }
 

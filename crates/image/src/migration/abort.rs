@@ -91,6 +91,7 @@ async fn abort_pair(mut pair: Pair, options: AbortOptions, progress: &Progress) 
             check_keepable(&pair).await?;
         }
         mark(&mut pair).await?;
+        fence_lost_owner(&pair.target).await?;
         copy_back::copy_back(&pair, progress).await?;
         pair.source
             .set_state(MigrationState::Aborting, COPIED_BACK)
@@ -117,6 +118,18 @@ async fn mark(pair: &mut Pair) -> Result<()> {
         pair.target.set_state(target, "").await?;
     }
     free
+}
+
+/// Keeps a client from writing to the target that owns its lock and is taken for dead: what it is still told was written would
+/// be lost. Nobody else can take the lock now, as the mark refuses whoever has taken it.
+async fn fence_lost_owner(target: &Side) -> Result<()> {
+    let header = crate::header::load(&target.io, &target.key(), true).await?;
+    if header.lock.lockers.is_empty() || header.lock.tag != crate::names::LOCK_TAG {
+        return Ok(());
+    }
+    let image = open(target, OpenOptions::read_write().ignoring_parent()).await?;
+    let fenced = image.acquire_lock().await;
+    fenced.and(image.close().await)
 }
 
 /// Removes the target, whatever there is of it, and puts the source back. Used by abort and by a failed prepare.

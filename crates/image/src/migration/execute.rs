@@ -354,6 +354,11 @@ async fn copy_one(
     let _guard = image.begin_write().await?;
     // Asked for anew: snapshots of the target may have gone since.
     let Some(source) = image.source() else {
+        let state = image.header().migration_target().map(|spec| spec.state);
+        if matches!(state, None | Some(MigrationState::Executed)) {
+            // Another execute has copied all of it, and its commit may be over too.
+            return Ok(one(Copied::default()));
+        }
         return Err(ImageError::new(
             Errno::ECANCELED,
             format!("migration of image '{}' was ended", image.name()),

@@ -28,9 +28,7 @@ pub(crate) async fn create_here(
     progress: &Progress,
 ) -> Result<()> {
     names::check_snap_name(name)?;
-    if namespace == SnapshotNamespace::User && image.header().snap_by_name(name).is_some() {
-        return Err(exists(image, name));
-    }
+    check_is_new(image, name, &namespace)?;
     progress.update(1, 10);
     image.acquire_lock().await?;
     let asked = match flags & SKIP_QUIESCE == 0 {
@@ -48,6 +46,14 @@ pub(crate) async fn create_here(
     told?;
     progress.update(10, 10);
     Ok(())
+}
+
+/// `EEXIST` if the header that was read last has a snapshot of that name.
+pub(crate) fn check_is_new(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result<()> {
+    match *namespace == SnapshotNamespace::User && image.header().snap_by_name(name).is_some() {
+        true => Err(exists(image, name)),
+        false => Ok(()),
+    }
 }
 
 /// Asks the image's users to hold their writes back; what was asked, to be told when they may go on.

@@ -8,8 +8,8 @@ pub(crate) mod diff;
 mod rollback;
 
 pub(crate) use change::{
-    SKIP_QUIESCE, create_here, protect_here, quiesce, remove_here, remove_snap, remove_unneeded, rename_here,
-    unprotect_here, unquiesce,
+    SKIP_QUIESCE, check_is_new, create_here, protect_here, quiesce, remove_here, remove_snap,
+    remove_unneeded, rename_here, unprotect_here, unquiesce,
 };
 pub use change::{get_limit, set_limit};
 pub(crate) use rollback::roll_back_here;

@@ -140,20 +140,27 @@ async fn offer(
     message: &Message,
     id: AsyncRequestId,
     what: impl Fn() -> String,
-) -> Result<ClientId> {
-    let reply = super::notify(&image.inner.io, &image.inner.header_object, message).await?;
+) -> Result<ClientId, Failed> {
+    // An owner that ends may have taken it on without being heard.
+    let unheard = |error| Failed {
+        error,
+        accepted: true,
+    };
+    let reply = super::notify(&image.inner.io, &image.inner.header_object, message)
+        .await
+        .map_err(unheard)?;
     let mut answers = reply.acks.iter().filter(|(_, _, payload)| !payload.is_empty());
     let Some((gid, cookie, payload)) = answers.next() else {
-        return Err(ImageError::new(
+        return Err(unheard(ImageError::new(
             Errno::ETIMEDOUT,
             format!("{}: nobody answered", what()),
-        ));
+        )));
     };
     if answers.next().is_some() {
-        return Err(ImageError::new(
+        return Err(unheard(ImageError::new(
             Errno::EINVAL,
             format!("{}: two owners answered", what()),
-        ));
+        )));
     }
     let owner = ClientId {
         gid: *gid,
@@ -228,7 +235,7 @@ fn check(result: i32, what: impl Fn() -> String) -> Result<()> {
 pub(crate) struct Failed {
     /// What went wrong.
     pub error: ImageError,
-    /// Whether the owner had taken the request on: then its work may be done all the same.
+    /// Whether the owner had taken the request on, or may have: then its work may be done all the same.
     pub accepted: bool,
 }
 

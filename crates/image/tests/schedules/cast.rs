@@ -149,6 +149,12 @@ impl Stage {
         ))
     }
 
+    /// An abort that was killed, or cut off, between its marks and its look at who has the target open leaves those refused until
+    /// somebody aborts again.
+    fn is_left_aborting(&self, error: &ImageError) -> bool {
+        self.abort_fell.load(Ordering::SeqCst) && error.kind == ErrorKind::Migrating
+    }
+
     async fn close(&self, process: &Process, image: &Image) -> Finding {
         let begun = self.history.now();
         match image.close().await {
@@ -156,7 +162,7 @@ impl Stage {
                 self.history.flushed(begun, process.no);
                 Ok(())
             }
-            Err(_) if process.fell() => Ok(()),
+            Err(error) if process.fell() || self.is_left_aborting(&error) => Ok(()),
             Err(error) => Err(format!("{} cannot close: {error}", process.told())),
         }
     }
@@ -283,16 +289,17 @@ async fn ask(
     let changes = |tag: Tag| history.begin(process.no, first, blocks, tag);
     let (begun, result) = match asked {
         Asked::Read => {
-            // While somebody shrinks the image, what is being cut may show a clone's parent.
+            // While somebody shrinks the image, not everybody sees at the same time that what is being cut shows less of a clone's
+            // parent; but nobody sees the parent again where it was hidden.
             let is_steady = || stage.size.lock().1;
             let (begun, was_steady) = (history.now(), is_steady());
             let read = image.read(offset, length).await;
-            if let Ok(bytes) = &read
-                && was_steady
-                && is_steady()
-            {
+            if let Ok(bytes) = &read {
                 let seen = tags(bytes).map_err(|error| format!("{}: {error}", process.told()))?;
-                history.saw(begun, process.no, first, &seen);
+                match was_steady && is_steady() {
+                    true => history.saw(begun, process.no, first, &seen),
+                    false => history.check_not_hidden(begun, first, &seen)?,
+                }
             }
             (None, read.map(|_| ()))
         }
@@ -326,7 +333,9 @@ async fn ask(
     }
     let resizes = stage.has(Role::Resizes);
     process
-        .judge(result, |error| resizes && error.errno == Errno::EINVAL)
+        .judge(result, |error| {
+            resizes && error.errno == Errno::EINVAL || stage.is_left_aborting(error)
+        })
         .map_err(|error| format!("{asked:?} of blocks {first}+{blocks} by {error}"))
 }
 
@@ -347,7 +356,7 @@ async fn snapshots(stage: &Stage, process: &Process, rng: &mut StdRng) -> Findin
         let ended = stage.history.now();
         let is_there = created.is_ok();
         process
-            .judge(created, |_| false)
+            .judge(created, |error| stage.is_left_aborting(error))
             .map_err(|error| format!("snapshot by {error}"))?;
         if is_there {
             if let Some(taken) = stage.taken.lock().get_mut(&name) {
@@ -376,7 +385,7 @@ async fn snapshots(stage: &Stage, process: &Process, rng: &mut StdRng) -> Findin
                 taken.may_be_removed = true;
             }
             let removed = image.snap_remove(&name, &silent).await;
-            process.judge(removed, |_| !is_there)?;
+            process.judge(removed, |error| !is_there || stage.is_left_aborting(error))?;
         }
         stage.close(process, &image).await?;
     }
@@ -420,7 +429,7 @@ async fn resizes(stage: &Stage, process: &Process, rng: &mut StdRng) -> Finding 
             *stage.size.lock() = (after, true);
         }
         process
-            .judge(resized, |_| false)
+            .judge(resized, |error| stage.is_left_aborting(error))
             .map_err(|error| format!("resize {before} to {after} by {error}"))?;
         stage.close(process, &image).await?;
     }
@@ -483,7 +492,9 @@ async fn flattens(stage: &Stage, process: &Process) -> Finding {
     let flattened = image.flatten(&Progress::silent()).await;
     let is_target = stage.condition.is_target();
     process
-        .judge(flattened, |error| is_target && error.errno == Errno::EBUSY)
+        .judge(flattened, |error| {
+            is_target && error.errno == Errno::EBUSY || stage.is_left_aborting(error)
+        })
         .map_err(|error| format!("flatten by {error}"))?;
     stage.close(process, &image).await
 }

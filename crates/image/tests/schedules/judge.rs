@@ -38,7 +38,7 @@ pub async fn judge(stage: &Stage, built: &Built, whole: bool, power_seed: Option
         None => stage.history.saw(begun, usize::MAX, 0, &head),
     }
     check_snaps(stage, built, &image, whole, power_seed.is_none()).await?;
-    check_map(&image).await?;
+    check_map(stage, &image, whole).await?;
     let is_target = image.header().migration_target().is_some();
     let (io, name) = (image.io().clone(), image.name());
     image.close().await.map_err(told("close at the end"))?;
@@ -62,7 +62,7 @@ pub async fn judge(stage: &Stage, built: &Built, whole: bool, power_seed: Option
             None => stage.history.saw(begun, usize::MAX, 0, &after),
         }
         check_snaps(stage, built, &image, whole, power_seed.is_none()).await?;
-        check_map(&image).await?;
+        check_map(stage, &image, whole).await?;
         image.close().await.map_err(told("close after commit"))?;
     }
     match power_seed {
@@ -150,15 +150,17 @@ async fn check_snaps(stage: &Stage, built: &Built, image: &Image, whole: bool, e
     Ok(())
 }
 
-async fn check_map(image: &Image) -> Finding {
+async fn check_map(stage: &Stage, image: &Image, whole: bool) -> Finding {
     image.acquire_lock().await.map_err(told("lock at the end"))?;
     let wrong = rebuild::verify(image, &Progress::silent())
         .await
         .map_err(told("verify the maps"))?;
-    // What is marked as being removed is looked for wherever it matters; the mark may outlive a writer that overtakes.
+    // Only who dies in the middle of a removal leaves the mark of it, and it counts as that of an object that exists and has
+    // changed.
+    let died = !whole || stage.has(Role::Kills) || stage.has(Role::CutsOff);
     let wrong: Vec<_> = wrong
         .into_iter()
-        .filter(|wrong| wrong.marked != ObjectState::Pending)
+        .filter(|wrong| !(died && wrong.marked == ObjectState::Pending))
         .collect();
     match wrong.is_empty() {
         true => Ok(()),

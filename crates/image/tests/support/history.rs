@@ -154,6 +154,35 @@ impl History {
         }
     }
 
+    /// Whether what a read that began at `begun` has seen was not hidden for sure before it began. That says less than
+    /// [`History::saw`].
+    pub fn check_not_hidden(&self, begun: u64, first: usize, tags: &[Tag]) -> Result<(), String> {
+        let inner = self.inner.lock();
+        for (n, tag) in (first..).zip(tags) {
+            let events = &inner.events[n];
+            let is_write = |event: &&Event| matches!(event.done, Done::Wrote(_));
+            let hidden = |ended: u64| {
+                events
+                    .iter()
+                    .filter(is_write)
+                    .any(|event| event.begun > ended && event.ended < begun)
+            };
+            let initially = (inner.initial[n] == *tag).then_some(0);
+            let mut ends = events
+                .iter()
+                .filter(|event| event.done == Done::Wrote(*tag))
+                .map(|event| event.ended)
+                .chain(initially);
+            if ends.all(hidden) {
+                return Err(format!(
+                    "block {n} shows {tag} to a read that began at {begun}, which was hidden; at first it showed {}, then {events:?}",
+                    inner.initial[n]
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// A flush of `client` that began at `begun` has succeeded.
     pub fn flushed(&self, begun: u64, client: usize) {
         let mut inner = self.inner.lock();
