@@ -67,6 +67,10 @@ struct CxxMap {
     count: usize,
 }
 
+/// `LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL | LIBRADOS_OP_FLAG_FADVISE_NOCACHE`: what is copied is read once. An OSD that keeps it
+/// takes room from what its clients read, and fills new memory for every object.
+const READ_ONCE: u32 = 0x8 | 0x40;
+
 /// Most extents that are taken from an answer.
 const EXTENTS_MAX: usize = 1 << 20;
 
@@ -144,9 +148,15 @@ impl Ioctx {
         let mut ioctx = CxxIoctx { _raw: from.raw };
         let state = WriteState::with(functions, steps)?;
         // SAFETY: an operation of the C interface; a string and a context as C++ has them, which the step copies.
-        // Version 0 is any, and there are no hints about caching.
+        // Version 0 is any.
         with_cxx(state.op, |operation| unsafe {
-            add(operation, (&raw const name).cast(), (&raw mut ioctx).cast(), 0, 0);
+            add(
+                operation,
+                (&raw const name).cast(),
+                (&raw mut ioctx).cast(),
+                0,
+                READ_ONCE,
+            );
         });
         for hole in holes {
             // SAFETY: an operation of the C interface.
