@@ -445,6 +445,29 @@ async fn a_flipped_byte_of_any_page_of_a_pools_database_is_never_returned_as_dat
     );
 }
 
+/// SQLite takes what is missing of a page for zeros, and the check went only to the last whole one. Found by
+/// `FERRY_SEED=10199435970254`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_was_cut_inside_its_last_page_is_never_returned_as_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let sound = dir.path().join("sound");
+    let expected = make(&sound).await;
+    let database = PathBuf::from("pools/2/pool.db");
+    let length = std::fs::metadata(sound.join(&database)).unwrap().len();
+    for missing in [113, 1, 9, 2000, BLOCK as u64 - 1, BLOCK as u64] {
+        let root = dir.path().join(format!("damaged-{missing}"));
+        copy_tree(&sound, &root);
+        Harm::Cut(database.clone(), length - missing).apply(&root, &mut StdRng::seed_from_u64(0));
+        let verdict = judge(&root, &expected).await;
+        assert!(
+            verdict.wrong.is_empty(),
+            "{missing}: read as data: {:?}",
+            verdict.wrong
+        );
+        assert!(!damage_of(&verdict).is_empty(), "{missing}: nothing is found");
+    }
+}
+
 /// A database without checksums, as older programs made it, returns some flips as data: the tool must notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn canary_a_value_that_was_changed_behind_a_fitting_checksum_is_noticed() {

@@ -186,6 +186,13 @@ unsafe extern "C" fn read(
     offset: ffi::sqlite3_int64,
 ) -> c_int {
     let read = below!(file, xRead(buffer, amount, offset), ffi::SQLITE_IOERR_READ);
+    if read == ffi::SQLITE_IOERR_SHORT_READ {
+        // SAFETY: the file is open.
+        return match unsafe { is_cut_at(file, offset) } {
+            true => ffi::SQLITE_IOERR_DATA,
+            false => read,
+        };
+    }
     if read != ffi::SQLITE_OK {
         return read;
     }
@@ -214,6 +221,16 @@ unsafe extern "C" fn read(
         true => ffi::SQLITE_IOERR_DATA,
         false => ffi::SQLITE_OK,
     }
+}
+
+/// Whether a file with checksums ends inside what is read from `offset` on: SQLite would take what is missing for zeros. Behind its end
+/// there is nothing to be judged.
+unsafe fn is_cut_at(file: *mut ffi::sqlite3_file, offset: ffi::sqlite3_int64) -> bool {
+    let mut size: ffi::sqlite3_int64 = 0;
+    let asked = below!(file, xFileSize(&raw mut size), ffi::SQLITE_IOERR_FSTAT);
+    // SAFETY: the file is open.
+    let kept = unsafe { kept(file) };
+    matches!(kept, Kept::Checksums | Kept::Damaged) && (asked != ffi::SQLITE_OK || size > offset)
 }
 
 /// Fills `bytes`, from `offset` on, out of whole pages; false when one of them does not fit. SQLite is told not to ask for parts
@@ -363,6 +380,7 @@ mod tests {
 
     /// A database with one value that lies in overflow pages, and one of these as it lies in the file.
     fn with_a_long_value(path: &Path) -> usize {
+        let _ = std::fs::remove_file(path);
         let connection = connect(path);
         connection.execute_batch("CREATE TABLE t(v BLOB)").unwrap();
         let value = vec![b'v'; PAGES_OF_VALUE * PAGE];
@@ -397,6 +415,24 @@ mod tests {
         let error = value(connect(&path)).unwrap_err();
         let code = error.sqlite_error().map(|error| error.extended_code);
         assert_eq!(code, Some(ffi::SQLITE_IOERR_DATA));
+    }
+
+    #[test]
+    fn a_last_page_that_was_cut_is_an_error_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        with_a_long_value(&path);
+        let pages = std::fs::metadata(&path).unwrap().len() / PAGE as u64;
+        let last = (pages - 1) * PAGE as u64;
+        for inside in [1, 100, PAGE as u64 - RESERVED as u64, PAGE as u64 - 1] {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.set_len(last + inside).unwrap();
+            let read = connect(&path).query_row("SELECT v FROM t", [], |row| row.get::<_, Vec<u8>>(0));
+            let code = read.unwrap_err().sqlite_error().map(|error| error.extended_code);
+            assert_eq!(code, Some(ffi::SQLITE_IOERR_DATA), "{inside}");
+            assert_eq!(page::misfits(&path, 9).unwrap(), [pages - 1], "{inside}");
+            with_a_long_value(&path);
+        }
     }
 
     #[test]

@@ -100,10 +100,11 @@ pub(crate) fn misfits(path: &Path, max: usize) -> io::Result<Vec<u64>> {
     while found.len() < max {
         let mut looks = 0;
         loop {
-            if read_page(&file, number, &mut page)? < PAGE {
+            let have = read_page(&file, number, &mut page)?;
+            if have == 0 {
                 return Ok(found);
             }
-            if fits(number, &page) || page.iter().all(|byte| *byte == 0) {
+            if have == PAGE && (fits(number, &page) || page.iter().all(|byte| *byte == 0)) {
                 break;
             }
             looks += 1;
