@@ -15,7 +15,7 @@ mod object;
 pub mod rbd;
 pub mod testing;
 
-pub use call::{Call, CallExt, exec_read, exec_write};
+pub use call::{Call, CallExt, exec_read, exec_write, exec_write_ordered};
 pub use encoding::{BitVector, DecodeError};
 
 use ferry_store::class::ClassRegistry;

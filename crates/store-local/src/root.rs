@@ -16,7 +16,7 @@ use ferry_store::{
 use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::FlockOperation;
 
-use crate::db::{Commit, Db, NewPages, SqlContext};
+use crate::db::{Commit, Db, Lifetime, SqlContext};
 use crate::disk::Disk;
 use crate::pool::open::PoolPlace;
 use crate::pool::schema::{check_format, check_pages, meta_get, meta_set};
@@ -105,7 +105,7 @@ impl Root {
         let alone = hold(&lock, &lock_path)?;
         let prepared = database.clone();
         let lost = holds_other_things(&dir)?;
-        let db = Db::open(&database, NewPages::Checked, move |connection| {
+        let db = Db::open(&database, Lifetime::Forever, move |connection| {
             prepare(connection, &prepared, lost)
         })?;
         let epoch_path = run.join("epoch");

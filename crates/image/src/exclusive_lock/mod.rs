@@ -132,7 +132,8 @@ impl Image {
         tokio::spawn(async move {
             let call = client::set_modify_timestamp();
             // A header that is gone, or a store that is shut down, has nobody left to read the time.
-            if let Err(error) = ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await
+            if let Err(error) =
+                ferry_cls::exec_write_ordered(&image.inner.io, &image.inner.header_object, call).await
             {
                 tracing::debug!(image = image.name(), %error, "cannot note the time of a write");
             }
@@ -232,7 +233,7 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
         Timestamp::default(),
         0,
     );
-    match ferry_cls::exec_write(io, object, call).await {
+    match ferry_cls::exec_write_ordered(io, object, call).await {
         Ok(()) => {}
         // This very handle holds it already: an earlier try was interrupted.
         Err(error) if error.errno == Errno::EEXIST => {}
@@ -356,7 +357,7 @@ async fn request(image: &Image, who: &str) -> Result<()> {
 
 async fn unlock(image: &Image, cookie: WatchCookie) -> Result<()> {
     let call = lock::client::unlock(names::LOCK, &cookie_text(cookie));
-    absent_is_fine(ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await)
+    absent_is_fine(ferry_cls::exec_write_ordered(&image.inner.io, &image.inner.header_object, call).await)
 }
 
 /// Gives the lock up: waits until nobody keeps it and for writes under way, flushes, unlocks. Does nothing when not owned.

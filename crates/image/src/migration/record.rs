@@ -77,7 +77,13 @@ impl Side {
     /// Changes state and description and tells nobody.
     pub(crate) async fn describe(&self, state: MigrationState, description: &str) -> Result<()> {
         let call = client::migration_set_state(state, description);
-        Ok(ferry_cls::exec_write(&self.io, &self.header_object(), call).await?)
+        let (io, object) = (&self.io, self.header_object());
+        match state {
+            // Whoever finds what was there before instead begins once more, and finds what was copied.
+            MigrationState::Executing => ferry_cls::exec_write_ordered(io, &object, call).await?,
+            _ => ferry_cls::exec_write(io, &object, call).await?,
+        }
+        Ok(())
     }
 
     /// Removes the record, with what Ferry notes beside it, and tells all who have the image open. A header without one, or none, is fine.

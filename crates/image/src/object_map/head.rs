@@ -188,7 +188,7 @@ async fn lock_map(image: &Image) -> Result<()> {
         )
     };
     for _ in 0..10 {
-        match ferry_cls::exec_write(io, &name, take()).await {
+        match ferry_cls::exec_write_ordered(io, &name, take()).await {
             Ok(()) => return Ok(()),
             Err(error) if error.errno == Errno::EEXIST => return Ok(()),
             Err(error) if error.errno == Errno::EBUSY => {
@@ -216,7 +216,7 @@ pub(crate) async fn unload(image: &Image) -> Result<()> {
         return Ok(());
     }
     let call = lock::client::unlock(names::LOCK, "");
-    absent_is_fine(ferry_cls::exec_write(&image.inner.io, &object(image), call).await)
+    absent_is_fine(ferry_cls::exec_write_ordered(&image.inner.io, &object(image), call).await)
 }
 
 /// Marks the head's map as not to be believed, in the header and in memory.

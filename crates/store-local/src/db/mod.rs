@@ -53,20 +53,21 @@ pub(crate) enum Commit {
     Full,
 }
 
-/// What the pages of a database that is made now have.
+/// For how long a database is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NewPages {
-    /// A checksum each: for what must last.
-    Checked,
-    /// None: programs from before there were any write to it too.
-    Plain,
+pub(crate) enum Lifetime {
+    /// For good: each page of one that is made now has a checksum.
+    Forever,
+    /// Until the machine goes down, as whom it tells of are gone then: nothing is ever synced. Pages have no checksums:
+    /// programs from before there were any write to it too.
+    ThisBoot,
 }
 
 /// A database shared by processes.
 #[derive(Debug)]
 pub(crate) struct Db {
     path: PathBuf,
-    pages: NewPages,
+    lifetime: Lifetime,
     readers: Mutex<Readers>,
     returned: Condvar,
     writer: Mutex<Option<Writer>>,
@@ -115,12 +116,12 @@ impl Db {
     /// the writers' lock. Blocks.
     pub(crate) fn open(
         path: &Path,
-        pages: NewPages,
+        lifetime: Lifetime,
         prepare: impl FnOnce(&Connection) -> Result<()>,
     ) -> Result<Arc<Self>> {
         let db = Arc::new(Self {
             path: path.to_owned(),
-            pages,
+            lifetime,
             readers: Mutex::default(),
             returned: Condvar::new(),
             writer: Mutex::new(None),
@@ -131,8 +132,13 @@ impl Db {
         connection
             .query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))
             .at(&db.path, "set up")?;
+        if lifetime == Lifetime::Forever {
+            connection
+                .execute_batch("PRAGMA synchronous=FULL")
+                .at(&db.path, "set up")?;
+        }
         connection
-            .execute_batch("PRAGMA synchronous=FULL; BEGIN IMMEDIATE")
+            .execute_batch("BEGIN IMMEDIATE")
             .at(&db.path, "set up")?;
         prepare(&connection)?;
         connection.execute_batch("COMMIT").at(&db.path, "set up")?;
@@ -175,7 +181,7 @@ impl Db {
         }
         let connection =
             Connection::open_with_flags_and_vfs(&self.path, flags, checked::NAME).at(&self.path, "open")?;
-        if self.pages == NewPages::Checked {
+        if self.lifetime == Lifetime::Forever {
             checked::reserve(&connection);
         }
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
@@ -186,6 +192,11 @@ impl Db {
         connection
             .execute_batch("PRAGMA foreign_keys=OFF; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-8192")
             .at(&self.path, "open")?;
+        if self.lifetime == Lifetime::ThisBoot {
+            connection
+                .execute_batch("PRAGMA synchronous=OFF")
+                .at(&self.path, "open")?;
+        }
         Ok(connection)
     }
 
@@ -275,7 +286,7 @@ impl Db {
         // The thread must not keep the database alive: it has its own view, good for locking and messages only.
         let view = Db {
             path: self.path.clone(),
-            pages: self.pages,
+            lifetime: self.lifetime,
             readers: Mutex::default(),
             returned: Condvar::new(),
             writer: Mutex::new(None),
@@ -325,7 +336,7 @@ impl Db {
                 .map(|_| ()))
         };
         let commit = batch.iter().map(|job| job.0).max().unwrap_or(Commit::Full);
-        let begun = if *current == Some(commit) {
+        let begun = if *current == Some(commit) || self.lifetime == Lifetime::ThisBoot {
             Ok(())
         } else {
             at(connection.execute_batch(match commit {

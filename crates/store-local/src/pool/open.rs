@@ -15,7 +15,7 @@ use super::label::Identity;
 use super::layers::settled;
 use super::slots::Slots;
 use super::{Pool, schema};
-use crate::db::{Commit, Db, NewPages, SqlContext};
+use crate::db::{Commit, Db, Lifetime, SqlContext};
 use crate::disk::Disk;
 use crate::object::bitmap::{Bitmap, blocks_of};
 use crate::object::inline;
@@ -112,7 +112,7 @@ impl PoolPlace {
         let path = self.dir.join(DATABASE);
         let prepared = path.clone();
         let owner = self.owner();
-        drop(Db::open(&path, NewPages::Checked, move |connection| {
+        drop(Db::open(&path, Lifetime::Forever, move |connection| {
             schema::prepare(connection, &prepared, &owner)
         })?);
         let sync = |dir: &Path| std::fs::File::open(dir).and_then(|dir| dir.sync_all());
@@ -239,7 +239,7 @@ impl PoolPlace {
             store: u128::from_str_radix(&self.store, 16).unwrap_or_default(),
             pool: self.id.0,
         };
-        let db = Db::open(&path, NewPages::Checked, move |connection| {
+        let db = Db::open(&path, Lifetime::Forever, move |connection| {
             schema::check(connection, &prepared, &owner)
         })?;
         let pool = Pool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ferry_store::{ClientInstance, EntityAddr, Result, StoreError, WatchCookie, WatchInfo};
 
-use crate::db::{Commit, Db, NewPages, SqlContext};
+use crate::db::{Commit, Db, Lifetime, SqlContext};
 use crate::disk::BootId;
 use crate::sys::alive;
 
@@ -40,7 +40,7 @@ impl Registry {
         }
         let path = run.join(format!("{stem}.db"));
         let prepared = path.clone();
-        let db = Db::open(&path, NewPages::Plain, move |connection| {
+        let db = Db::open(&path, Lifetime::ThisBoot, move |connection| {
             connection
                 .execute_batch(
                     "CREATE TABLE IF NOT EXISTS watches(
