@@ -249,7 +249,9 @@ impl Sides {
             let log = line.starts_with("20") && line.contains(" -1 ");
             !log && !line.starts_with("rbd: note: ") && !line.trim().is_empty()
         });
-        lines.map(|line| self.without_namespace(line)).collect()
+        lines
+            .map(|line| without_trash_id(&self.without_namespace(line)))
+            .collect()
     }
 
     fn without_namespace(&self, text: &str) -> String {
@@ -324,6 +326,16 @@ impl Sides {
         }
         value
     }
+}
+
+/// A line that names an image in the trash by its id too, without that.
+fn without_trash_id(line: &str) -> String {
+    let parts = line.split_once(" (trash ").and_then(|(before, rest)| {
+        let (id, after) = rest.split_once(')')?;
+        let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_id.then(|| format!("{before} (trash <id>){after}"))
+    });
+    parts.unwrap_or_else(|| line.to_owned())
 }
 
 /// Ceph's 16.2.15 does that now and then, when it has printed everything and disconnects.

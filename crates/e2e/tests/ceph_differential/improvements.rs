@@ -1,7 +1,7 @@
 //! Where Ferry does otherwise than Ceph on purpose, and what is compared there instead.
 //!
-//! Each is written down for users, in the words that [`IMPROVEMENTS`] names; a test looks for them. What depends on the past of an
-//! image is remembered by its name, which nothing else ever gets.
+//! Each is written down for users, in the words that [`IMPROVEMENTS`] names, and `docs/differential.md` is made of that list; a test
+//! looks for both. What depends on the past of an image is remembered by its name, which nothing else ever gets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,149 +19,238 @@ pub enum Rule {
     True,
 }
 
-/// A documented difference: the document, and words in it.
+/// What is done about a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// `du` and `diff` of an image with such a past are held to [`Rule::Less`] or [`Rule::True`].
+    HeldToTruth,
+    /// The same, of whole objects only.
+    WholeObjects,
+    FerryIsToldCephs,
+    CephIsToldFerrys,
+    FerrysNameForAnId,
+    BothRefuse,
+    LeftOut,
+}
+
+impl Treatment {
+    pub const ALL: [Self; 7] = [
+        Self::HeldToTruth,
+        Self::WholeObjects,
+        Self::FerryIsToldCephs,
+        Self::CephIsToldFerrys,
+        Self::FerrysNameForAnId,
+        Self::BothRefuse,
+        Self::LeftOut,
+    ];
+
+    /// For `docs/differential.md`.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::HeldToTruth => {
+                "What `du` and `diff` say of an image with such a past: Ferry's `diff` must tell of every byte that differs, and `du` list \
+                 the same versions; where all that happened is that something was zeroed or copied back, Ferry must besides tell of \
+                 nothing, and count no more, than Ceph's does"
+            }
+            Self::WholeObjects => "The same, with `--whole-object` only",
+            Self::FerryIsToldCephs => "Ferry is told, by an option of its own, to do what Ceph's does",
+            Self::CephIsToldFerrys => "Ceph's is told, by an option, to do what Ferry does",
+            Self::FerrysNameForAnId => "Ferry's name counts as equal to an id of Ceph's",
+            Self::BothRefuse => "Both must refuse; with which code is not compared",
+            Self::LeftOut => "Such a step is left out of the sequence",
+        }
+    }
+}
+
+/// A documented difference: what is done about it, the document, and words in it.
 pub struct Improvement {
+    pub treatment: Treatment,
     pub document: &'static str,
     pub words: &'static str,
 }
 
+impl Improvement {
+    /// The words as a sentence: a row of a table says what, what Ceph's does, what Ferry does.
+    pub fn sentence(&self) -> String {
+        let Some(row) = self.words.strip_prefix("| ") else {
+            return self.words.to_owned();
+        };
+        let fields: Vec<&str> = row
+            .split('|')
+            .map(str::trim)
+            .filter(|field| !field.is_empty())
+            .collect();
+        match fields[..] {
+            [what, ceph, ferry] => format!("{what}: Ceph's {ceph}; Ferry: {ferry}"),
+            [what, ceph] => format!("{what}: Ceph's {ceph}"),
+            _ => fields.join(": "),
+        }
+    }
+}
+
 pub const IMPROVEMENTS: &[Improvement] = &[
-    // `du` and `diff` of an image with this past are held to less.
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/compatibility.md",
         words: "counts as a write of every object that it puts back",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/migration.md",
         words: "| copy-back of abort | writes again all that was written | writes what differs |",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/ceph.md",
         words: "so the object map says so (1, not 3) after Ferry's `execute`",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/ceph.md",
         words: "A discard makes no object of a target where the source has none",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/ceph.md",
         words: "A discard up to the end of an image takes its last object away",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/ceph.md",
         words: "what is zeroed behind the end of an object does not lengthen it",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
         document: "docs/compatibility.md",
         words: "objects are copied as they are, where Ceph's writes whole blocks of 4 KiB",
     },
-    // Only of whole objects.
     Improvement {
+        treatment: Treatment::WholeObjects,
         document: "docs/compatibility.md",
         words: "objects that a shrink took away are told too, which Ceph forgets",
     },
-    // Ferry is told to do what Ceph's does.
     Improvement {
+        treatment: Treatment::FerryIsToldCephs,
         document: "docs/compatibility.md",
         words: "snapshots taken on the target are named, and only dropped with `--force`",
     },
-    // Ferry's name is taken where Ceph's shows an id.
     Improvement {
+        treatment: Treatment::FerrysNameForAnId,
         document: "docs/compatibility.md",
         words: "a removed snapshot that clones still show has the name that it had",
     },
-    // Both refuse.
     Improvement {
+        treatment: Treatment::BothRefuse,
         document: "docs/migration.md",
         words: "| a clone whose snapshot was removed | refused (22, or 2 if new clones are of format 2) | refused (16), names `--flatten`",
     },
-    // Ceph's is told to do what Ferry does.
     Improvement {
+        treatment: Treatment::CephIsToldFerrys,
         document: "docs/migration.md",
         words: "| clone of format 2 of an unprotected snapshot | refused where new clones are of format 1 | keeps its format |",
     },
-    // Left out of the sequence.
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| `--flatten` | the target is a clone until the end, and stays listed for ever |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| clones of format 1, target in another namespace | are listed by nobody | become clones of format 2 |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| metadata of a clone | the target has the parent's too | as it was |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| `--flatten` of a clone whose snapshot was removed | refused (22) | works |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| abort after a discard on the target | what was discarded is back | it stays zero |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "a new name with a pool but without a namespace is one without a namespace",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "where Ceph's refuses an unprotected snapshot if new clones are of format 1",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "an image of format 1 keeps its metadata",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "shows images in the trash, at which Ceph's list ends",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "changes nothing unless the snapshot is complete and every image has its part",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/ceph.md",
         words: "Zeroes are never written where they can be discarded to the byte",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "an object size alone means default striping",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "an image of no bytes uses none, where Ceph's stops with a failed assertion",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| abort | ignores errors of the copy-back, drops new snapshots silently, loses metadata and new names of snapshots, checks the name last |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| prepare in place, in a namespace | now and then fails (17), or leaves the image without its name |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "of an image that is being migrated is refused (16)",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/compatibility.md",
         words: "refused (16) for a migration target also when it is executed",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| limit of snapshots | forgotten | taken along |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| shrink of a target | removes objects |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| rollback of a target before `execute` | keeps what the snapshot lacks and the source's head has |",
     },
     Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| removed snapshots of a target | stay in the map |",
     },

@@ -13,13 +13,14 @@ mod steps;
 mod world;
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use ferry_e2e::Ferry;
 use ferry_e2e::tools::seed;
 use rand::RngExt;
 
 use compare::Sides;
-use improvements::{IMPROVEMENTS, Known, Past};
+use improvements::{IMPROVEMENTS, Known, Past, Treatment};
 use steps::{Step, Steps};
 use world::{Group, Kind, World};
 
@@ -73,12 +74,7 @@ fn look(sides: &mut Sides, known: &Known, steps: &mut Steps, world: &World, name
 fn whatever_is_asked_both_sides_answer_the_same() {
     let Some(ferry) = Ferry::on_ceph() else { return };
     let count = steps_to_do();
-    // Without a wish, always the same sequence, which checks changes to Ferry: as long as new ones find a difference every few hundred
-    // steps, they are for whoever looks for differences.
-    let wished = ["FERRY_SEED", "FERRY_STEPS"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
-    let mut steps = Steps::new(if wished { seed("differential") } else { 16 });
+    let mut steps = Steps::new(seed("differential"));
     let mut sides = Sides::new(ferry.with_variable("RBD_FORCE_ALLOW_V1", "1"));
     let mut known = Known::default();
     let mut log: Vec<String> = Vec::new();
@@ -171,6 +167,35 @@ fn every_deliberate_difference_is_documented() {
             "{} does not say {:?}",
             improvement.document,
             improvement.words
+        );
+    }
+}
+
+const BEGIN: &str = "<!-- made by crates/e2e/tests/ceph_differential (FERRY_UPDATE=1 writes it anew) -->";
+const END: &str = "<!-- end -->";
+
+#[test]
+fn the_page_lists_every_deliberate_difference() {
+    let mut made = String::new();
+    for treatment in Treatment::ALL {
+        let _ = writeln!(made, "\n**{}**\n", treatment.title());
+        for improvement in IMPROVEMENTS.iter().filter(|one| one.treatment == treatment) {
+            let name = improvement.document.trim_start_matches("docs/");
+            let _ = writeln!(made, "- {} ([{name}]({name}))", improvement.sentence());
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = root.join("docs/differential.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let wanted = format!("{before}{BEGIN}\n{made}\n{END}{after}");
+    if std::env::var_os("FERRY_UPDATE").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    } else {
+        assert!(
+            page == wanted,
+            "docs/differential.md is out of date; FERRY_UPDATE=1 writes it anew"
         );
     }
 }
