@@ -65,7 +65,7 @@ fn a_missing_file_is_named_and_never_read_as_zeros() {
     let said = store.fails("fsck --no-progress", 5);
     let name = gone.file_name().unwrap().to_str().unwrap();
     assert!(
-        said.contains(name) && said.contains("[file-missing]") && said.contains("1 damaged"),
+        said.contains(name) && said.contains("[file-missing]") && said.contains("[data-object]"),
         "{said}"
     );
     store.fails("export --no-progress vm out", 5);
@@ -149,4 +149,71 @@ fn an_emptied_database_is_damage_not_an_empty_pool() {
             said.output
         );
     }
+}
+
+/// Changes the images of the store behind the command's back.
+fn damage(store: &TestStore, object: &str, op: ferry_store::WriteOp) {
+    use ferry_store::Store as _;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let options = ferry_store_local::LocalOptions {
+            registry: ferry_cls::registry(),
+            disk: None,
+        };
+        let engine = ferry_store_local::LocalStore::open(&store.root(), options).unwrap();
+        let scope = ferry_store::Scope::new(ferry_store::PoolId(1));
+        ferry_store::IoCtx::new(engine.clone(), scope)
+            .write_meta(object, op)
+            .await
+            .unwrap();
+        engine.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn an_image_that_lost_its_name_is_found_and_gets_it_back() {
+    let store = store();
+    damage(&store, "rbd_id.vm", ferry_store::WriteOp::new().remove());
+    store.fails("export --no-progress vm out", 2);
+    let said = store.fails("fsck --no-progress rbd", 5);
+    assert!(
+        said.contains("damaged: image 'rbd/vm': 'rbd_id.vm'") && said.contains("[id-object]"),
+        "{said}"
+    );
+    let json = store.run(&["fsck", "--no-progress", "rbd/vm", "--format", "json"]);
+    assert!(
+        json.code == 5 && json.output.contains("\"kind\":\"id-object\""),
+        "{}",
+        json.output
+    );
+    let said = store.ok("fsck --no-progress rbd/vm --repair");
+    assert!(said.contains("1 repaired"), "{said}");
+    store.ok("fsck --no-progress");
+    store.ok("export --no-progress vm out");
+}
+
+#[test]
+fn data_of_no_image_is_left_over_and_kept() {
+    let store = store();
+    let op = ferry_store::WriteOp::new().write(0, b"whose".as_slice());
+    damage(&store, "rbd_data.cafe.0000000000000001", op);
+    for options in ["", " --repair"] {
+        let said = store.fails(&format!("fsck --no-progress{options}"), 117);
+        assert!(
+            said.contains("[data-stray]") && said.contains("rbd_data.cafe.*"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn one_image_is_checked_by_its_spec_and_what_is_none_is_said() {
+    let store = store();
+    assert_eq!(
+        store.ok("fsck --no-progress rbd/vm"),
+        "0 damaged, 0 left over, 0 repaired, 0 not checked\n"
+    );
+    store.fails("fsck --no-progress rbd/nothing", 2);
+    store.fails("fsck --no-progress nowhere/vm", 2);
+    store.fails("fsck --no-progress a/b/c/d", 22);
 }

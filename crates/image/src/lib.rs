@@ -4,6 +4,7 @@
 //! on, NBD, the command line.
 
 pub mod admin;
+pub mod check;
 pub mod client_activity;
 pub mod deep_copy;
 pub mod diff;

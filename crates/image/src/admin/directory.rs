@@ -133,7 +133,7 @@ pub(crate) async fn clear_id_object(io: &IoCtx, name: &str, id: &str) -> Result<
 }
 
 /// Removes an `rbd_id.<name>` that holds nothing: missing bytes compare as zeros, and no id has a length of zero.
-async fn clear_empty_id_object(io: &IoCtx, name: &str) -> Result<()> {
+pub(crate) async fn clear_empty_id_object(io: &IoCtx, name: &str) -> Result<()> {
     clear_object_holding(io, name, Bytes::from_static(&[0; 8])).await
 }
 

@@ -173,7 +173,7 @@ async fn name_of(io: &IoCtx, id: &str) -> Result<String> {
 }
 
 /// The group that an image's own header names. `None` also for an image that is gone.
-pub(super) async fn reference(io: &IoCtx, id: &str) -> Result<Option<GroupSpec>> {
+pub(crate) async fn reference(io: &IoCtx, id: &str) -> Result<Option<GroupSpec>> {
     let call = client::image_group_get();
     let spec = optional(ferry_cls::exec_read(io, &names::header_object(id), call).await)?;
     Ok(spec.filter(GroupSpec::exists))

@@ -20,8 +20,8 @@ use ferry_store::{Errno, IoCtx, SnapId, WriteOp};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
 use crate::names::new_image_id;
 
-pub(crate) use images::move_membership;
 pub use images::{GroupImage, GroupInfo, of_image};
+pub(crate) use images::{move_membership, reference};
 pub use snapshot::{PartOf, part_of};
 
 /// A group that was found.

@@ -62,7 +62,8 @@ async fn by_trash(io: &IoCtx, name: &str) -> Result<Found> {
     }
 }
 
-async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Found> {
+/// The same for a header that is known.
+pub(crate) async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Found> {
     let mut side = Side {
         io: io.clone(),
         id: key.id().to_owned(),

@@ -2,7 +2,7 @@
 
 use ferry_cls::BitVector;
 use ferry_cls::rbd::{ObjectState, client, feature, flag};
-use ferry_store::{Errno, ReadOp, SnapId};
+use ferry_store::{Errno, IoCtx, ReadOp, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use crate::error::{ImageError, Result, optional};
@@ -17,14 +17,22 @@ const CONCURRENT_OBJECTS: usize = 10;
 
 /// One object in the map of a snapshot or of the head.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+pub(crate) struct Seen {
     state: ObjectState,
     /// It exists, and the engine cannot tell whether it has changed since this snapshot: then it is said to have.
     maybe_as_at: Option<SnapId>,
 }
 
+impl Seen {
+    /// Whether a map that marks the object so tells a lie; not where the engine cannot tell.
+    pub(crate) fn is_surely_wrong(&self, marked: ObjectState) -> bool {
+        let is_doubtful = self.maybe_as_at.is_some() && marked == ObjectState::ExistsClean;
+        is_wrong(marked, self.state) && !is_doubtful
+    }
+}
+
 /// One object in the maps of some snapshots and of the head.
-type States = Vec<Seen>;
+pub(crate) type States = Vec<Seen>;
 
 /// Most wrong entries that are told of.
 const MISMATCHES_MAX: usize = 10_000;
@@ -203,15 +211,25 @@ async fn scan(
 /// it shares all of its bytes.
 async fn states(image: &Image, versions: &[(SnapId, u64)], object_no: ObjectNo) -> Result<States> {
     let object = image.data_object(object_no.0);
+    let fast_diff = image.header().has(feature::FAST_DIFF);
+    states_of(&image.inner.data_io, &object, versions, fast_diff).await
+}
+
+/// The same of an object of an image that is not open.
+pub(crate) async fn states_of(
+    data_io: &IoCtx,
+    object: &str,
+    versions: &[(SnapId, u64)],
+    fast_diff: bool,
+) -> Result<States> {
     let snaps: Vec<SnapId> = versions.iter().map(|(snap, _)| *snap).collect();
-    let Some(snapset) = optional(image.inner.data_io.list_snaps(&object, &snaps).await)? else {
+    let Some(snapset) = optional(data_io.list_snaps(object, &snaps).await)? else {
         let absent = Seen {
             state: ObjectState::Nonexistent,
             maybe_as_at: None,
         };
         return Ok(vec![absent; versions.len()]);
     };
-    let fast_diff = image.header().has(feature::FAST_DIFF);
     let mut before: Option<(SnapId, usize)> = None;
     Ok(versions
         .iter()

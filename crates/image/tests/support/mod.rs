@@ -177,3 +177,17 @@ impl TestLayout {
         }
     }
 }
+
+/// What is found of all images of a store that nobody uses.
+pub async fn findings(store: &Arc<dyn Store>) -> Vec<ferry_store::check::Finding> {
+    let mut found = Vec::new();
+    for of in store.pool_list().await.unwrap() {
+        found.extend(ferry_image::check::pool_at_rest(store, &of).await.unwrap());
+    }
+    found
+}
+
+/// Checks all images of a store, which must be sound.
+pub async fn sound(store: &Arc<dyn Store>, when: &str) {
+    assert_eq!(findings(store).await, [], "{when}");
+}

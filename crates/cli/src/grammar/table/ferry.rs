@@ -23,15 +23,15 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::built(
         CommandId::Fsck,
         &["fsck"],
-        "Look for damage in a store.",
+        "Look for damage in a store and its images.",
     )
     .positionals(&[optional(
-        "pool-name",
-        "pool to look at; without one, the whole store",
+        "pool-or-image",
+        "pool to look at, or POOL/[NAMESPACE/]IMAGE for one image; without it, the whole store",
     )])
     .options(&[&[POOL], FSCK, FORMAT, &[NO_PROGRESS]])
     .notes(&[
-        "Reads only, without --repair, and may run beside servers. Exit codes: 0 when nothing is wrong, 117 when something is left over that harms nobody, 5 when something is damaged; what --repair has put right does not count.",
+        "Looks at what the engine keeps, then at the images: names, headers, object maps, data objects, clones, groups and migrations. Of one image, only at that. Reads only, without --repair, and may run beside servers; object maps of images that are open are not compared with their objects. --repair never removes data or headers. Exit codes: 0 when nothing is wrong, 117 when something is left over that harms nobody, 5 when something is damaged; what --repair has put right does not count.",
         "An addition of Ferry.",
     ]),
     Command::new(
