@@ -233,7 +233,9 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
         Timestamp::default(),
         0,
     );
-    match ferry_cls::exec_write_ordered(io, object, call).await {
+    // Fully durable, and with it all marks in the object map that the former owner made: this owner makes none for objects
+    // that it finds marked.
+    match ferry_cls::exec_write(io, object, call).await {
         Ok(()) => {}
         // This very handle holds it already: an earlier try was interrupted.
         Err(error) if error.errno == Errno::EEXIST => {}
