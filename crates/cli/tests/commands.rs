@@ -491,6 +491,12 @@ fn settings_of_pools_and_images_are_kept_listed_with_their_source_and_refused_wh
     assert_eq!(unknown, "rbd: invalid config key: rbd_nope\n");
     store.fails(&format!("config image set i {key} maybe"), 22);
     assert_eq!(listed("image ls i"), one("false", "config"));
+    let without = store.fails("config image set i rbd_cache false", 22);
+    assert!(
+        without.contains("clients of this store have no cache"),
+        "{without}"
+    );
+    store.fails("config global set global rbd_cache_policy writeback", 22);
     assert!(store.ok("config image ls i").starts_with("There is 1 value:\n"));
     assert!(store.ok("config pool ls rbd").starts_with("Name "));
 }
@@ -547,6 +553,49 @@ fn settings_of_the_store_hold_for_its_images_until_something_nearer_says_otherwi
 }
 
 #[test]
+fn sizes_of_objects_and_stripes_are_those_that_ceph_s_command_makes() {
+    let store = TestStore::new();
+    for (size, order) in [
+        ("5M", 22),
+        ("6M", 23),
+        ("2897", 12),
+        ("33M", 25),
+        ("4K", 12),
+        ("32M", 25),
+    ] {
+        store.ok(&format!("create --size 1M --object-size {size} o{size}"));
+        let info = store.ok(&format!("info o{size}"));
+        assert!(info.contains(&format!("order {order} ")), "{size}: {info}");
+    }
+    for size in ["64M", "2K", "1", "47453133"] {
+        let said = store.fails(&format!("create --size 1M --object-size {size} no"), 33);
+        assert!(
+            said.starts_with("rbd: create error: (33) Numerical argument out of domain"),
+            "{size}: {said}"
+        );
+    }
+    store.ok("create --size 1M --object-size 4K --stripe-unit 512 --stripe-count 2 striped");
+    assert!(store.ok("info striped").contains("stripe unit: 512 B"));
+    store.fails(
+        "create --size 1M --object-size 4K --stripe-unit 700 --stripe-count 2 no",
+        22,
+    );
+    assert!(!store.ok("ls").contains("no"));
+    store.ok("create --size 9223372036854775807B --image-feature layering huge");
+    for line in [
+        "create --size 9223372036854775808B --image-feature layering no",
+        "resize --size 8E huge",
+    ] {
+        let said = store.fails(line, 27);
+        assert!(
+            said.contains("the largest image has 9223372036854775807 bytes"),
+            "{said}"
+        );
+    }
+    store.ok("rm --no-progress huge");
+}
+
+#[test]
 fn devices_of_another_kind_and_options_that_nobody_honours_are_refused_before_anything_is_done() {
     let store = TestStore::new();
     for (line, code, start) in [
@@ -589,12 +638,12 @@ fn devices_of_another_kind_and_options_that_nobody_honours_are_refused_before_an
         (
             "device unmap i",
             22,
-            "rbd: rbd/i: not a mapped image, snapshot or device",
+            "rbd: rbd/i: not a mapped image or snapshot\nrbd: unmap failed: (22) Invalid argument",
         ),
         (
             "unmap /dev/nbd4095",
             22,
-            "rbd: /dev/nbd4095: not a mapped image, snapshot or device",
+            "rbd: /dev/nbd4095: not a mapped device\nrbd: unmap failed: (22)",
         ),
         (
             "device attach i --device /dev/nbd0",

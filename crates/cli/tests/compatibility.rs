@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use ferry_cli::grammar::table::{Command, State, commands};
 
 /// All others would be promises that nobody keeps.
-const HONOURED: &str =
-    "knows the settings that Ferry honours: `rbd_clone_copy_on_read`, from the next opening on";
+const HONOURED: &str = "knows the settings that Ferry honours, from the next opening on: `rbd_clone_copy_on_read`; on a cluster also `rbd_cache`, \
+     `rbd_cache_max_dirty`, `rbd_cache_policy`, `rbd_cache_writethrough_until_flush` and `rbd_readahead_max_bytes` (0, or more), of which an image or \
+     a pool can only narrow what the client's own configuration allows";
 
 /// Where Ferry's command does on purpose what Ceph's does not, and why.
 const DIFFERS: &[(&str, &str)] = &[
@@ -24,7 +25,7 @@ const DIFFERS: &[(&str, &str)] = &[
     ("config global get", HONOURED),
     (
         "config global list",
-        "lists all that is set, like Ceph's; of it Ferry honours `rbd_clone_copy_on_read`",
+        "lists all that is set, like Ceph's; what of it Ferry honours: see `config global get`",
     ),
     ("config global remove", HONOURED),
     ("config global set", HONOURED),
@@ -43,7 +44,9 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
     (
         "create",
-        "stripe unit and count are checked before the name is looked for; `RBD_FORCE_ALLOW_V1` allows images of format 1 here, not \
+        "images of 2^63 bytes and more are refused (27), here and in `resize`: no client could say where in them it reads, and Ceph's counts their \
+         objects wrongly; an object size of one byte is too small (33), Ceph takes it for none; \
+         stripe unit and count are checked before the name is looked for; `RBD_FORCE_ALLOW_V1` allows images of format 1 here, not \
          in `copy`, `deep copy` and `import`, which make format 2 only",
     ),
     (
@@ -61,7 +64,7 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
     (
         "device map",
-        "`nbd` is the kind that is meant and the only one, others are refused (95); `-o` takes `timeout`, `io-timeout` and `try-netlink`; not yet run on a kernel that has nbd",
+        "`nbd` is the kind that is meant and the only one, others are refused (95); `-o` takes `timeout`, `io-timeout` and `try-netlink`; a kernel without the driver is told at once (19), Ceph's says that it finds no unused device (22); not yet run on a kernel that has nbd",
     ),
     (
         "device unmap",
@@ -128,6 +131,10 @@ const DIFFERS: &[(&str, &str)] = &[
     (
         "migration prepare",
         "see [migration.md](migration.md) for what differs of all verbs, on the same records",
+    ),
+    (
+        "resize",
+        "images do not become larger than 2^63 - 1 bytes, as in `create`",
     ),
     (
         "rename",

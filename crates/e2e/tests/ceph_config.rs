@@ -69,6 +69,11 @@ impl World {
     /// What both sides list of the setting: value and source.
     #[track_caller]
     fn listed(&self, line: &str) -> (String, String) {
+        self.listed_of(KEY, line)
+    }
+
+    #[track_caller]
+    fn listed_of(&self, key: &str, line: &str) -> (String, String) {
         let [ours, theirs] = Side::BOTH.map(|side| {
             let listed = self.ok(side, &format!("{line} --format json"));
             let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
@@ -76,7 +81,7 @@ impl World {
                 .as_array()
                 .unwrap()
                 .iter()
-                .find(|one| one["name"] == KEY)
+                .find(|one| one["name"] == key)
                 .cloned();
             found.unwrap()
         });
@@ -140,6 +145,57 @@ fn settings_of_images_and_pools_are_read_listed_and_removed_by_the_other_side() 
         "config image get POOL/nosuch KEY",
     ] {
         assert_ne!(world.both(wrong).1, 0, "{wrong}");
+    }
+}
+
+#[test]
+fn settings_of_the_cache_take_what_ceph_takes_and_show_the_same() {
+    let Some(world) = World::new() else { return };
+    let size = &["0", "4096B", "1K", "32M", "32Mi"][..];
+    let no_size = &[
+        "32MiB",
+        "32m",
+        "1.5M",
+        "0x10",
+        "banana",
+        "16E",
+        "99999999999999999999",
+    ][..];
+    for (key, good, bad) in [
+        ("rbd_cache", &["false", "1"][..], &["no", "banana"][..]),
+        ("rbd_cache_writethrough_until_flush", &["true", "0"], &["off"]),
+        (
+            "rbd_cache_policy",
+            &["writethrough", "writeback", "writearound"],
+            &["WriteBack", "1"],
+        ),
+        ("rbd_cache_max_dirty", size, no_size),
+        ("rbd_readahead_max_bytes", size, no_size),
+    ] {
+        world.listed_of(key, "config image ls POOL/i");
+        for (what, name) in [("pool", "POOL"), ("image", "POOL/i")] {
+            for (index, value) in good.iter().enumerate() {
+                let maker = Side::BOTH[index % 2];
+                world.ok(maker, &format!("config {what} set {name} {key} {value}"));
+                let listed = world.listed_of(key, "config image ls POOL/i");
+                assert_eq!(listed, ((*value).to_owned(), what.to_owned()), "{key}");
+            }
+            for value in bad {
+                let line = format!("config {what} set {name} {key} {value}");
+                assert_eq!(world.both(&line).1, 22, "{line}");
+            }
+        }
+        for value in good {
+            world.ok(Side::Ferry, &format!("config global set CLIENT {key} {value}"));
+            assert_eq!(world.both(&format!("config global get CLIENT {key}")).1, 0);
+        }
+        for value in bad.iter().filter(|value| !["no", "off"].contains(value)) {
+            assert_eq!(
+                world.both(&format!("config global set CLIENT {key} {value}")).1,
+                22
+            );
+        }
+        world.ok(Side::Ceph, &format!("config global rm CLIENT {key}"));
     }
 }
 

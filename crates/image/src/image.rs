@@ -81,11 +81,11 @@ pub struct OpenOptions {
     pub ignore_parent: bool,
     /// Makes the clone's own what clients read of the parent; `None`: if the image's metadata ask for it.
     pub copy_on_read: Option<bool>,
-    /// How writes may be acknowledged early; `None`: as the store has it ([`ferry_store::Store::write_around`]). The image's
-    /// metadata may forbid it, or allow less.
+    /// How writes may be acknowledged early; `None`: as the store has it ([`ferry_store::Store::write_around`]). Settings of the
+    /// image and its pool may forbid it, or allow less.
     pub write_around: Option<WriteAround>,
     /// Whether reads that follow one another are read ahead of; `None`: as the store has it ([`ferry_store::Store::reads_ahead`]).
-    /// The image's metadata may forbid it.
+    /// Settings of the image and its pool may forbid it.
     pub read_ahead: Option<bool>,
     /// The images that this one is opened for as a parent, the nearest last.
     pub(crate) serves: Vec<ImageId>,

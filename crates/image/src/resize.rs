@@ -12,6 +12,7 @@ use ferry_cls::rbd::client;
 use ferry_cls::rbd::v1::IMAGE_SIZE_OFFSET;
 use ferry_store::{Errno, SnapId, WriteOp, WriteStep};
 
+use crate::admin::create::{MAX_SIZE_BYTES, too_large};
 use crate::error::{ImageError, Result};
 use crate::header::Header;
 use crate::image::Image;
@@ -138,6 +139,10 @@ pub(crate) fn still_ours(image: &Image) -> Result<()> {
 }
 
 fn check_size(image: &Image, size_bytes: u64) -> Result<()> {
+    // One that others made larger may still be shrunk.
+    if size_bytes > MAX_SIZE_BYTES && size_bytes > image.header().size_bytes {
+        return Err(too_large(size_bytes));
+    }
     let objects = image.layout().object_count(size_bytes);
     if image.header().has(ferry_cls::rbd::feature::OBJECT_MAP) && objects > ferry_cls::encoding::MAX_OBJECTS {
         return Err(ImageError::new(

@@ -4,12 +4,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use ferry_cls::rbd::client;
 use ferry_image::admin::{create, metadata};
 use ferry_image::{Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::wrappers::{Call, Hook, OpKind, Wrapper};
@@ -216,7 +218,7 @@ async fn a_failure_of_reading_ahead_is_nobodys() {
 }
 
 #[tokio::test]
-async fn an_image_whose_metadata_forbid_it_is_not_read_ahead() {
+async fn an_image_whose_settings_or_pool_forbid_it_is_not_read_ahead() {
     let (_, io, store) = full_image().await;
     for (key, value) in [("conf_rbd_cache", "false"), ("conf_rbd_readahead_max_bytes", "0")] {
         let image = open(&io, OpenOptions::read_write()).await;
@@ -229,5 +231,24 @@ async fn an_image_whose_metadata_forbid_it_is_not_read_ahead() {
         assert_eq!(store.hook().count(), 64, "{key}");
         metadata::remove(&image, key).await.unwrap();
         image.close().await.unwrap();
+        // The same of its pool.
+        let pool = io.with_namespace("");
+        let set = BTreeMap::from([(key.to_owned(), value.into())]);
+        let of_pool = client::metadata_set(&set);
+        ferry_cls::exec_write(&pool, "rbd_info", of_pool).await.unwrap();
+        let image = open(&io, ahead()).await;
+        image.write(0, block(1)).await.unwrap();
+        store.hook().count();
+        read_on(&image, 0..64).await;
+        assert_eq!(store.hook().count(), 64, "{key} of the pool");
+        image.close().await.unwrap();
+        let nothing = client::metadata_remove(key);
+        ferry_cls::exec_write(&pool, "rbd_info", nothing).await.unwrap();
     }
+    let image = open(&io, ahead()).await;
+    image.write(0, block(1)).await.unwrap();
+    store.hook().count();
+    read_on(&image, 0..64).await;
+    assert!(store.hook().count() < 64, "nothing forbids it any more");
+    image.close().await.unwrap();
 }

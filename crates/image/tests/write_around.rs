@@ -4,12 +4,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use ferry_cls::rbd::client;
 use ferry_image::admin::{create, metadata};
 use ferry_image::{Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::wrappers::{Call, Fault, FaultyStore, Hook, OpKind, Wrapper};
@@ -180,7 +182,7 @@ async fn what_is_on_its_way_is_bounded_and_nothing_is_before_the_first_flush_if_
 }
 
 #[tokio::test]
-async fn an_image_whose_metadata_forbid_it_acknowledges_nothing_early() {
+async fn an_image_whose_settings_or_pool_forbid_it_acknowledges_nothing_early() {
     let (plain, io, store) = held().await;
     for (key, value) in [
         ("conf_rbd_cache", "false"),
@@ -199,6 +201,35 @@ async fn an_image_whose_metadata_forbid_it_acknowledges_nothing_early() {
         }
         metadata::remove(&image, key).await.unwrap();
         image.close().await.unwrap();
+        // The same of its pool, which the image overrules.
+        let pool = plain.with_namespace("");
+        let set = BTreeMap::from([(key.to_owned(), value.into())]);
+        ferry_cls::exec_write(&pool, "rbd_info", client::metadata_set(&set))
+            .await
+            .unwrap();
+        let image = open(&io, around(AROUND)).await;
+        {
+            let mut writing = Box::pin(image.write(0, block(1)));
+            assert!(poll!(&mut writing).is_pending(), "{key} of the pool");
+            store.hook().permits.add_permits(1);
+            writing.await.unwrap();
+        }
+        let allowed = match key {
+            "conf_rbd_cache" => "true",
+            "conf_rbd_cache_policy" => "writeback",
+            _ => "32M",
+        };
+        metadata::set(&image, key, allowed.into()).await.unwrap();
+        image.close().await.unwrap();
+        let image = open(&io, around(AROUND)).await;
+        image.write(0, block(2)).await.unwrap();
+        store.hook().permits.add_permits(1);
+        image.flush().await.unwrap();
+        metadata::remove(&image, key).await.unwrap();
+        image.close().await.unwrap();
+        ferry_cls::exec_write(&pool, "rbd_info", client::metadata_remove(key))
+            .await
+            .unwrap();
     }
 }
 

@@ -243,7 +243,7 @@ pub(super) const LAYOUT: &[Opt] = &[
     ),
     Opt::new("image-feature", Kind::Features, FEATURES_HELP),
     Opt::switch("image-shared", "leave out the features that need a single writer"),
-    Opt::new("stripe-unit", Kind::ObjectSize, "length of a stripe in B/K/M"),
+    Opt::new("stripe-unit", Kind::Size, "length of a stripe in B/K/M"),
     Opt::new(
         "stripe-count",
         Kind::Number(u64::MAX),

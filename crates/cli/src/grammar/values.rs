@@ -102,10 +102,13 @@ fn image_size_bytes(text: &str) -> Option<u64> {
     }
 }
 
-/// Rounded up to a power of two; 0 and everything above 32 MiB are refused.
+/// The nearest power of two, by its exponent, as Ceph's command has it: 5 MiB are 4 MiB, 6 MiB are 8 MiB. Whether objects of that
+/// size exist is the library's business.
 fn object_size_bytes(text: &str) -> Option<u64> {
     let size = size_bytes(text).filter(|size| *size > 0)?;
-    ORDERS.map(|order| 1 << order).find(|rounded| size <= *rounded)
+    let below = size.ilog2();
+    let is_nearer_to_next = u128::from(size).pow(2) >= 1 << (2 * below + 1);
+    1_u64.checked_shl(below + u32::from(is_nearer_to_next))
 }
 
 fn features(text: &str) -> Option<u64> {
@@ -174,20 +177,28 @@ mod tests {
     }
 
     #[test]
-    fn object_sizes_are_rounded_up_to_a_power_of_two() {
+    fn object_sizes_are_rounded_as_by_ceph_s_command() {
         let table = [
             ("3000", 4096),
+            ("2896", 2048),
+            ("2897", 4096),
             ("4096", 4096),
-            ("4097", 8192),
+            ("4097", 4096),
             ("3M", 4 << 20),
+            ("5931641", 4 << 20),
+            ("5931642", 8 << 20),
             ("512K", 512 << 10),
             ("32M", 32 << 20),
+            ("47453132", 32 << 20),
+            ("47453133", 64 << 20),
+            ("1", 1),
         ];
         for (text, wanted) in table {
             assert_eq!(object_size_bytes(text), Some(wanted), "{text}");
         }
-        assert_eq!(object_size_bytes("33M"), None);
-        assert_eq!(object_size_bytes("0"), None);
+        for text in ["0", "16E", "15E"] {
+            assert_eq!(object_size_bytes(text), None, "{text}");
+        }
     }
 
     #[test]

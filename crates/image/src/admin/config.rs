@@ -3,11 +3,15 @@
 //! Where Ceph keeps them: metadata `conf_NAME` of the image, or of the object `rbd_info` in the pool's default namespace, or what the
 //! engine keeps for all clients ([`Setting`]). The image's comes before the pool's, that before the store's, that before the
 //! default. A handle goes by what it found when it was opened.
+//!
+//! Those of the cache exist where clients of the store have one, which is on a cluster. They say how early writes may be acknowledged,
+//! and whether is read ahead; an image or a pool can only narrow what the client's own configuration allows (`io/cache_settings.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use ferry_cls::rbd::client;
 use ferry_store::{Errno, IoCtx, Setting, Store};
 
@@ -24,8 +28,87 @@ const GLOBAL: &str = "global";
 /// Seconds since 1970 at which a pool's settings changed last.
 const POOL_UPDATE: &str = "rbd_config_pool_override_update_timestamp";
 
-/// A setting: its name, and what holds where nobody has set it. All are switches so far.
-const SETTINGS: &[(&str, &str)] = &[(CLONE_COPY_ON_READ, "false")];
+/// Whether writes may be acknowledged early.
+pub(crate) const CACHE: &str = "rbd_cache";
+/// `writethrough` acknowledges none early.
+pub(crate) const CACHE_POLICY: &str = "rbd_cache_policy";
+/// Bytes that may be acknowledged and on their way.
+pub(crate) const CACHE_MAX_DIRTY: &str = "rbd_cache_max_dirty";
+/// Whether none is acknowledged early before the first flush.
+pub(crate) const CACHE_UNTIL_FLUSH: &str = "rbd_cache_writethrough_until_flush";
+/// 0 reads nothing ahead.
+pub(crate) const READAHEAD_MAX: &str = "rbd_readahead_max_bytes";
+
+/// What values a setting has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// See [`switch`].
+    Switch,
+    /// See [`size_bytes`].
+    Size,
+    /// One of these.
+    Choice(&'static [&'static str]),
+}
+
+impl Kind {
+    fn takes(self, value: &str) -> bool {
+        match self {
+            Self::Switch => switch(value).is_some(),
+            Self::Size => size_bytes(value).is_some(),
+            Self::Choice(words) => words.contains(&value),
+        }
+    }
+
+    fn hint(self) -> String {
+        match self {
+            Self::Switch => "use true or false".to_owned(),
+            Self::Size => "use a number of bytes, or one with K, M, G or T".to_owned(),
+            Self::Choice(words) => format!("use one of {}", words.join(", ")),
+        }
+    }
+}
+
+/// A setting that Ferry honours.
+struct Known {
+    name: &'static str,
+    kind: Kind,
+    /// What holds where nobody has set it; `None`: as the store says, and where that says nothing there is no such setting.
+    default: Option<&'static str>,
+}
+
+/// In the order in which they are listed.
+const SETTINGS: &[Known] = &[
+    Known {
+        name: CACHE,
+        kind: Kind::Switch,
+        default: None,
+    },
+    Known {
+        name: CACHE_MAX_DIRTY,
+        kind: Kind::Size,
+        default: None,
+    },
+    Known {
+        name: CACHE_POLICY,
+        kind: Kind::Choice(&["writethrough", "writeback", "writearound"]),
+        default: None,
+    },
+    Known {
+        name: CACHE_UNTIL_FLUSH,
+        kind: Kind::Switch,
+        default: None,
+    },
+    Known {
+        name: CLONE_COPY_ON_READ,
+        kind: Kind::Switch,
+        default: Some("false"),
+    },
+    Known {
+        name: READAHEAD_MAX,
+        kind: Kind::Size,
+        default: None,
+    },
+];
 
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +143,31 @@ pub struct Effective {
     pub source: Source,
 }
 
-/// Whether Ferry honours a setting of this name.
+fn known(name: &str) -> Option<&'static Known> {
+    SETTINGS.iter().find(|known| known.name == name)
+}
+
+/// Whether Ferry honours a setting of this name, on some engine.
 pub fn is_known(name: &str) -> bool {
-    SETTINGS.iter().any(|(known, _)| *known == name)
+    known(name).is_some()
+}
+
+/// The number of bytes that a value stands for, up to 2^63 - 1, as Ceph reads it: digits, and perhaps one of `B`, `K`, `Ki` and so on.
+pub(crate) fn size_bytes(value: &str) -> Option<u64> {
+    const UNITS: &str = "BKMGTPE";
+    let end = value.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, unit) = value.split_at(end);
+    let letter = unit
+        .strip_suffix('i')
+        .filter(|letter| *letter != "B")
+        .unwrap_or(unit);
+    let power = match letter.len() {
+        0 if unit.is_empty() => 0,
+        1 => UNITS.find(letter)?,
+        _ => return None,
+    };
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << (10 * power))?;
+    (bytes <= i64::MAX as u64).then_some(bytes)
 }
 
 /// The switch that a value stands for; as Ceph reads it, so that both take and refuse the same.
@@ -76,17 +181,20 @@ pub(crate) fn switch(value: &str) -> Option<bool> {
     value.parse().ok().map(|number: i64| number != 0)
 }
 
-fn check(name: &str, value: &str) -> Result<()> {
-    if !is_known(name) {
+async fn check(store: &Arc<dyn Store>, name: &str, value: &str) -> Result<()> {
+    let Some(known) = known(name) else {
         return Err(ImageError::new(
             Errno::EINVAL,
             format!("setting '{name}' is not known"),
         ));
+    };
+    if !known.kind.takes(value) {
+        let error = ImageError::new(Errno::EINVAL, format!("value '{value}' of {name}"));
+        return Err(error.hint(known.kind.hint()));
     }
-    if switch(value).is_none() {
-        return Err(
-            ImageError::new(Errno::EINVAL, format!("value '{value}' of {name}")).hint("use true or false"),
-        );
+    if known.default.is_none() && store.setting(name).await?.is_none() {
+        let error = ImageError::new(Errno::EINVAL, format!("setting {name}"));
+        return Err(error.hint("clients of this store have no cache; on a Ceph cluster they have one"));
     }
     Ok(())
 }
@@ -95,16 +203,26 @@ fn key(name: &str) -> String {
     format!("conf_{name}")
 }
 
+/// What the pool of `io` sets, by key. Asked for as a list, which users may whose rights end at a namespace.
+pub(crate) async fn all_of_pool(io: &IoCtx) -> Result<BTreeMap<String, Bytes>> {
+    let listed = client::metadata_list_all(&io.with_namespace(""), names::INFO).await;
+    Ok(optional(listed)?.unwrap_or_default())
+}
+
+/// A value of those that a pool or an image has.
+pub(crate) fn find(held: &BTreeMap<String, Bytes>, name: &str) -> Option<String> {
+    let value = held.get(&key(name))?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
 /// What the pool of `io` sets; `None`: nothing.
 pub async fn of_pool(io: &IoCtx, name: &str) -> Result<Option<String>> {
-    let call = client::metadata_get(&key(name));
-    let found = optional(ferry_cls::exec_read(&io.with_namespace(""), names::INFO, call).await)?;
-    Ok(found.map(|value| String::from_utf8_lossy(&value).into_owned()))
+    Ok(find(&all_of_pool(io).await?, name))
 }
 
 /// Sets it for the pool. `EINVAL` for an unknown name, or a value that makes no sense.
 pub async fn set_of_pool(io: &IoCtx, name: &str, value: &str) -> Result<()> {
-    check(name, value)?;
+    check(io.store(), name, value).await?;
     let io = io.with_namespace("");
     pool::validate(&io).await?;
     let pairs = BTreeMap::from([(key(name), value.to_owned().into())]);
@@ -148,7 +266,7 @@ pub async fn of_image(image: &Image, name: &str) -> Result<Option<String>> {
 
 /// Sets it for the image. Errors as [`set_of_pool`].
 pub async fn set_of_image(image: &Image, name: &str, value: &str) -> Result<()> {
-    check(name, value)?;
+    check(image.io().store(), name, value).await?;
     metadata::set(image, &key(name), value.to_owned().into()).await
 }
 
@@ -161,9 +279,13 @@ pub async fn remove_of_image(image: &Image, name: &str) -> Result<bool> {
     }
 }
 
-/// A setting as it is for a pool, or for an image in it. `None` for an unknown name.
+/// A setting as it is for a pool, or for an image in it. `None` for an unknown name, or one that this store does not have.
 pub(crate) async fn effective(io: &IoCtx, image: Option<&Image>, name: &str) -> Result<Option<Effective>> {
-    let Some((name, default)) = SETTINGS.iter().find(|(known, _)| *known == name) else {
+    let Some(Known { name, default, .. }) = known(name) else {
+        return Ok(None);
+    };
+    let by_store = io.store().setting(name).await?;
+    let Some(by_store) = by_store.or_else(|| default.map(str::to_owned)) else {
         return Ok(None);
     };
     let by_image = match image {
@@ -174,10 +296,7 @@ pub(crate) async fn effective(io: &IoCtx, image: Option<&Image>, name: &str) -> 
         Some(value) => (value, Source::Image),
         None => match of_pool(io, name).await? {
             Some(value) => (value, Source::Pool),
-            None => {
-                let by_store = io.store().setting(name).await?;
-                (by_store.unwrap_or_else(|| (*default).to_owned()), Source::Config)
-            }
+            None => (by_store, Source::Config),
         },
     };
     Ok(Some(Effective { name, value, source }))
@@ -186,8 +305,8 @@ pub(crate) async fn effective(io: &IoCtx, image: Option<&Image>, name: &str) -> 
 /// All settings, as they are for a pool, or for an image in it.
 pub async fn list(io: &IoCtx, image: Option<&Image>) -> Result<Vec<Effective>> {
     let mut out = Vec::new();
-    for (name, _) in SETTINGS {
-        out.extend(effective(io, image, name).await?);
+    for known in SETTINGS {
+        out.extend(effective(io, image, known.name).await?);
     }
     Ok(out)
 }
@@ -225,8 +344,14 @@ pub async fn of_store(store: &Arc<dyn Store>, section: &str, name: &str) -> Resu
 
 /// Sets it for a section. Errors as [`set_of_pool`].
 pub async fn set_of_store(store: &Arc<dyn Store>, section: &str, name: &str, value: &str) -> Result<()> {
-    check(name, value)?;
-    let value = switch(value).map_or_else(|| value.to_owned(), |value| value.to_string());
+    check(store, name, value).await?;
+    // As the monitors of a cluster keep it.
+    let value = match known(name).map(|known| known.kind) {
+        Some(Kind::Switch) => switch(value).map(|value| value.to_string()),
+        Some(Kind::Size) => size_bytes(value).map(|value| value.to_string()),
+        Some(Kind::Choice(_)) | None => None,
+    }
+    .unwrap_or_else(|| value.to_owned());
     let setting = Setting {
         section: section.to_owned(),
         name: name.to_owned(),
@@ -238,4 +363,46 @@ pub async fn set_of_store(store: &Arc<dyn Store>, section: &str, name: &str, val
 /// Takes a section's value away; nothing if there was none.
 pub async fn remove_of_store(store: &Arc<dyn Store>, section: &str, name: &str) -> Result<()> {
     Ok(store.setting_remove(section, name).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_that_ceph_takes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("4096B", 4096),
+            ("1K", 1024),
+            ("32M", 32 << 20),
+            ("32Mi", 32 << 20),
+            ("7E", 7 << 60),
+            ("9223372036854775807", i64::MAX as u64),
+        ] {
+            assert_eq!(size_bytes(text), Some(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "i",
+            "5i",
+            "5Bi",
+            "32MiB",
+            "32m",
+            "1.5M",
+            "0x10",
+            " 5",
+            "5 ",
+            "-1",
+            "8E",
+            "16E",
+            "9223372036854775808",
+            "99999999999999999999",
+            "5é",
+        ] {
+            assert_eq!(size_bytes(text), None, "{text}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use ferry_store::{Errno, IoCtx, PoolId, SnapId, WriteOp};
 use super::{directory, format_1, namespace, pool, staged};
 use crate::error::{ImageError, Result};
 use crate::image::Image;
-use crate::layout::{DEFAULT_ORDER, Layout, MAX_ORDER, MIN_ORDER};
+use crate::layout::{DEFAULT_ORDER, Layout};
 use crate::names;
 use crate::progress::Progress;
 
@@ -51,21 +51,6 @@ pub(crate) struct CheckedOptions {
     pub features: u64,
     /// Pool of the data objects, if not that of the image.
     pub data_pool: Option<PoolId>,
-}
-
-/// The exponent for an object size in bytes, rounded up to a power of two. `EDOM` outside 4 KiB to 32 MiB.
-pub fn order_of_object_size(bytes: u64) -> Result<u8> {
-    let order = bytes
-        .max(1 << MIN_ORDER)
-        .checked_next_power_of_two()
-        .map_or(u32::MAX, u64::trailing_zeros);
-    u8::try_from(order)
-        .ok()
-        .filter(|order| bytes > 0 && *order <= MAX_ORDER)
-        .ok_or_else(|| {
-            ImageError::new(Errno::EDOM, format!("object size of {bytes} bytes"))
-                .hint("use a power of two from 4 KiB to 32 MiB")
-        })
 }
 
 /// Creates the image `name`. `EEXIST` ([`crate::ErrorKind::ImageExists`]); `EDOM` and `EINVAL` for a layout or features
@@ -167,6 +152,11 @@ pub async fn check_name_free(io: &IoCtx, name: &str) -> Result<()> {
     directory::free_name(io, name).await
 }
 
+pub(crate) fn too_large(size_bytes: u64) -> ImageError {
+    ImageError::new(Errno::EFBIG, format!("size of {size_bytes} bytes"))
+        .hint(format!("the largest image has {MAX_SIZE_BYTES} bytes"))
+}
+
 /// Refuses layouts, features and data pools that make no sense. Changes nothing.
 pub async fn check_options(io: &IoCtx, options: &CreateOptions) -> Result<()> {
     plan(io, options).await.map(|_| ())
@@ -176,10 +166,7 @@ pub(crate) async fn plan(io: &IoCtx, options: &CreateOptions) -> Result<CheckedO
     let order = options.order.unwrap_or(DEFAULT_ORDER);
     let layout = Layout::new(order, options.stripe_unit_bytes, options.stripe_count)?;
     if options.size_bytes > MAX_SIZE_BYTES {
-        return Err(
-            ImageError::new(Errno::EFBIG, format!("size of {} bytes", options.size_bytes))
-                .hint(format!("the largest image has {MAX_SIZE_BYTES} bytes")),
-        );
+        return Err(too_large(options.size_bytes));
     }
     let data_pool = match &options.data_pool {
         Some(name) => Some(pool::lookup(io.store(), name).await?).filter(|pool| *pool != io.pool()),
@@ -354,15 +341,5 @@ mod tests {
         assert_eq!(bits, feature::LAYERING | feature::STRIPINGV2 | feature::DATA_POOL);
         let inherited = feature::LAYERING | feature::STRIPINGV2;
         assert_eq!(features(inherited, &plain(), false).unwrap(), feature::LAYERING);
-    }
-
-    #[test]
-    fn object_sizes_are_rounded_up() {
-        assert_eq!(order_of_object_size(3000).unwrap(), 12);
-        assert_eq!(order_of_object_size(4097).unwrap(), 13);
-        assert_eq!(order_of_object_size(32 << 20).unwrap(), 25);
-        for bad in [0, (32 << 20) + 1, u64::MAX] {
-            assert_eq!(order_of_object_size(bad).unwrap_err().errno, Errno::EDOM, "{bad}");
-        }
     }
 }

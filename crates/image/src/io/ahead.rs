@@ -7,8 +7,8 @@
 //!   ends ([`Image::changing`]), and no chunk is read with a write of its range on its way.
 //! * Reading ahead changes nothing and delays nobody: an error of it is forgotten, and whoever waited reads for himself.
 //!
-//! Ceph's settings decide: `rbd_cache=false` and `rbd_readahead_max_bytes=0` switch it off, in the store's configuration and in the
-//! image's metadata (`conf_rbd_cache`, `conf_rbd_readahead_max_bytes`).
+//! Ceph's settings decide: `rbd_cache=false` and `rbd_readahead_max_bytes=0` switch it off, in the store's configuration, of the pool
+//! and of the image ([`super::cache_settings`]).
 //!
 //! Bounds: [`MAX_STREAMS`] readers are told apart, [`MAX_KEPT_BYTES`] are kept or on their way, [`MAX_AHEAD_BYTES`] before
 //! any reader. What it does not know: where the bytes of the image are.

@@ -12,9 +12,8 @@
 //! Bounds: [`WriteAround::max_bytes`] and [`MAX_WRITES`]; a write that finds no room waits for some, and where none will come
 //! (writes that failed have it) for its own end. Those of one object go together ([`super::gather`]).
 //!
-//! Ceph's settings of the cache decide: those of the store, and those in the image's metadata (`conf_rbd_cache`,
-//! `conf_rbd_cache_policy`, `conf_rbd_cache_max_dirty`, `conf_rbd_cache_writethrough_until_flush`). What it does not know: how
-//! an object is written.
+//! Ceph's settings of the cache decide: those of the store, which the image's and the pool's ([`super::cache_settings`]) can only
+//! narrow. What it does not know: how an object is written.
 
 use std::collections::BTreeMap;
 use std::future::Future;

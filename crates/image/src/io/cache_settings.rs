@@ -1,67 +1,64 @@
-//! Ceph's settings of the cache, as an image's metadata have them (`conf_rbd_...`): they narrow what the store's configuration allows.
+//! What an image's and its pool's settings of the cache leave of what the store's configuration allows: acknowledging writes early, and
+//! reading ahead.
+//!
+//! They can only narrow it, so that no image makes its clients keep more than they allow. Which names there are, what values they have
+//! and where they are kept, [`config`] knows.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use ferry_cls::rbd::client;
 use ferry_store::{IoCtx, WriteAround};
 
+use crate::admin::config;
 use crate::error::{Result, optional};
 
-/// Words that mean no.
-const NO: &[&[u8]] = &[b"false", b"no", b"off", b"0"];
-
-/// What an image says; `None`: nothing.
+/// What an image and its pool say; the default: nothing.
 #[derive(Debug, Default)]
 pub(crate) struct CacheSettings {
-    cache: Option<Bytes>,
-    policy: Option<Bytes>,
-    max_dirty: Option<Bytes>,
-    until_flush: Option<Bytes>,
-    readahead_max: Option<Bytes>,
+    of_image: BTreeMap<String, Bytes>,
+    of_pool: BTreeMap<String, Bytes>,
 }
 
 impl CacheSettings {
-    /// Reads them from the image of that header.
+    /// Reads them of the image of that header, and of its pool.
     pub(crate) async fn read(io: &IoCtx, header_object: &str) -> Result<Self> {
-        let value = async |key: &str| {
-            let call = client::metadata_get(key);
-            optional(ferry_cls::exec_read(io, header_object, call).await)
+        let of_image = async {
+            let listed = client::metadata_list_all(io, header_object).await;
+            Ok(optional(listed)?.unwrap_or_default())
         };
-        let (cache, policy, max_dirty, until_flush, readahead_max) = futures::try_join!(
-            value("conf_rbd_cache"),
-            value("conf_rbd_cache_policy"),
-            value("conf_rbd_cache_max_dirty"),
-            value("conf_rbd_cache_writethrough_until_flush"),
-            value("conf_rbd_readahead_max_bytes"),
-        )?;
-        Ok(Self {
-            cache,
-            policy,
-            max_dirty,
-            until_flush,
-            readahead_max,
-        })
+        let (of_image, of_pool) = futures::try_join!(of_image, config::all_of_pool(io))?;
+        Ok(Self { of_image, of_pool })
     }
 
     /// What they leave of acknowledging writes early.
     pub(crate) fn write_around(&self, around: WriteAround) -> Option<WriteAround> {
-        if is(&self.cache, NO) || is(&self.policy, &[b"writethrough"]) {
+        if self.is_off(config::CACHE) || self.value(config::CACHE_POLICY).as_deref() == Some("writethrough") {
             return None;
         }
-        let max_dirty = self.max_dirty.as_ref();
-        let max_dirty = max_dirty.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        let max_dirty = self.size_bytes(config::CACHE_MAX_DIRTY);
         let max_bytes = max_dirty.unwrap_or(around.max_bytes).min(around.max_bytes);
         (max_bytes > 0).then(|| WriteAround {
             max_bytes,
-            until_flush: around.until_flush && !is(&self.until_flush, NO),
+            until_flush: around.until_flush && !self.is_off(config::CACHE_UNTIL_FLUSH),
         })
     }
 
     /// Whether they leave reading ahead.
     pub(crate) fn reads_ahead(&self) -> bool {
-        !is(&self.cache, NO) && !is(&self.readahead_max, NO)
+        !self.is_off(config::CACHE) && self.size_bytes(config::READAHEAD_MAX) != Some(0)
     }
-}
 
-fn is(value: &Option<Bytes>, words: &[&[u8]]) -> bool {
-    value.as_ref().is_some_and(|value| words.contains(&&value[..]))
+    /// The image's value, else the pool's.
+    fn value(&self, name: &str) -> Option<String> {
+        config::find(&self.of_image, name).or_else(|| config::find(&self.of_pool, name))
+    }
+
+    fn size_bytes(&self, name: &str) -> Option<u64> {
+        config::size_bytes(&self.value(name)?)
+    }
+
+    fn is_off(&self, name: &str) -> bool {
+        self.value(name).and_then(|value| config::switch(&value)) == Some(false)
+    }
 }

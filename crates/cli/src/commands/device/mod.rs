@@ -294,6 +294,13 @@ impl Wanted {
         }
     }
 
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Device(_) => "device",
+            Self::Image(_) => "image or snapshot",
+        }
+    }
+
     /// The only device of those that is meant.
     fn find(&self, mapped: Vec<Mapped>) -> Result<Mapped, Failure> {
         let mut found: Vec<Mapped> = mapped.into_iter().filter(|one| self.is(one)).collect();
@@ -306,10 +313,10 @@ impl Wanted {
             (Some(_), _) => Err(Failure::invalid(format_args!(
                 "{name} is mapped more than once; name the device"
             ))),
-            (None, _) => Err(Failure::invalid(format_args!(
-                "{name}: not a mapped image, snapshot or device"
-            ))
-            .with_line("rbd: unmap failed: (22) Invalid argument")),
+            (None, _) => Err(
+                Failure::invalid(format_args!("{name}: not a mapped {}", self.kind()))
+                    .with_line("rbd: unmap failed: (22) Invalid argument"),
+            ),
         }
     }
 }
