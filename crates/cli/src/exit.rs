@@ -8,7 +8,6 @@
 //! * [`Failure::errno_bare`]: the few lines that Ceph prints without the `rbd: ` in front;
 //! * [`Failure::message`]: any other text with its own exit code;
 //! * [`Failure::silent`]: everything has been said on stderr already;
-//! * [`Failure::not_implemented`] and [`Failure::option_not_implemented`]: known to `rbd`, not built in Ferry; exit 95;
 //! * [`Failure::not_supported`]: known to `rbd`, not what Ferry does; exit 95.
 //!
 //! Invariant: the text of a failure goes to stderr and the code is never 0. This module does not know which
@@ -17,8 +16,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::process::ExitCode;
-
-use crate::VERSION;
 
 /// Exit code of command-line errors, as Ceph's `rbd` uses it.
 pub const EXIT_USAGE: u8 = 1;
@@ -97,26 +94,10 @@ impl Failure {
         }
     }
 
-    /// A command of `rbd` that Ferry has not built: exit 95.
-    pub fn not_implemented(command: &str) -> Self {
+    /// A command or option of `rbd` for what Ferry does not do, and why: exit 95.
+    pub fn not_supported(what: &str, reason: &str) -> Self {
         Self {
-            text: format!("rbd: {command} is not implemented yet in Ferry {VERSION}"),
-            code: exit_code(EOPNOTSUPP),
-        }
-    }
-
-    /// A command of `rbd` for what Ferry does not do, and why: exit 95.
-    pub fn not_supported(command: &str, reason: &str) -> Self {
-        Self {
-            text: format!("rbd: {command} is not supported: {reason}"),
-            code: exit_code(EOPNOTSUPP),
-        }
-    }
-
-    /// An option of a built command that Ferry has not built: exit 95, so that nothing is parsed and ignored.
-    pub fn option_not_implemented(long: &str) -> Self {
-        Self {
-            text: format!("rbd: option '--{long}' is not implemented yet in Ferry {VERSION}"),
+            text: format!("rbd: {what} is not supported: {reason}"),
             code: exit_code(EOPNOTSUPP),
         }
     }

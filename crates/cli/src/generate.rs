@@ -237,9 +237,6 @@ pub fn man() -> String {
             let _ = writeln!(text, ".br\nAlso: rbd {}", escape(&alias.join(" ")));
         }
         match command.state {
-            State::ToCome => {
-                let _ = writeln!(text, ".br\nNot implemented yet in Ferry {VERSION}.");
-            }
             State::Unsupported(reason) => {
                 let _ = writeln!(text, ".br\nNot supported: {}.", escape(reason));
             }
@@ -262,7 +259,7 @@ pub fn man() -> String {
     }
     text.push_str(
         ".SH EXIT STATUS\n0 on success; 1 for a command line that cannot be parsed; else the number of the error, \
-         95 for what is not implemented or not supported.\n\
+         95 for what is not supported.\n\
          .SH ENVIRONMENT\n.TP\n.B FERRY_STORE\nDirectory of a local store, or the word ceph.\n",
     );
     text

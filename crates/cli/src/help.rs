@@ -42,7 +42,7 @@ pub fn overview() -> String {
     ));
     text.push('\n');
     text.push_str(&paragraph(
-        "A * marks commands that are not implemented yet or not supported; they end with exit code 95.",
+        "A * marks commands that are not supported; they end with exit code 95.",
     ));
     text.push_str("See 'rbd help <command>' for help on a specific command.\n");
     text
@@ -87,12 +87,6 @@ pub fn command(command: &Command) -> String {
             "Not supported: {reason}. The command ends with exit code 95."
         )));
     }
-    if command.state == State::ToCome {
-        text.push('\n');
-        text.push_str(&paragraph(&format!(
-            "Not implemented yet in Ferry {VERSION}: the command ends with exit code 95."
-        )));
-    }
     text
 }
 
@@ -130,7 +124,7 @@ fn command_list(prefix: &[&str]) -> String {
 
 /// Whether the command only says that it cannot be run.
 fn is_refused(command: &Command) -> bool {
-    matches!(command.state, State::ToCome | State::Unsupported(_))
+    matches!(command.state, State::Unsupported(_))
 }
 
 fn name_with_alias(command: &Command) -> String {
@@ -212,12 +206,8 @@ fn option_list(options: &[Opt]) -> String {
     shown
         .iter()
         .map(|(name, option)| {
-            let later = if option.built {
-                ""
-            } else {
-                " (not implemented yet)"
-            };
-            row(name, &format!("{}{later}", option.help), column(longest))
+            let refused = option.refused.map_or("", |_| " (not supported)");
+            row(name, &format!("{}{refused}", option.help), column(longest))
         })
         .collect()
 }
@@ -298,10 +288,7 @@ mod tests {
                     option.long
                 );
             }
-            assert_eq!(
-                text.contains("Not implemented yet in"),
-                entry.state == State::ToCome
-            );
+            assert_eq!(text.contains("Not supported: "), is_refused(entry));
         }
     }
 

@@ -44,5 +44,5 @@ pub mod output;
 pub mod progress;
 pub mod spec;
 
-/// Ferry's version, as printed by `rbd version` and named in "not implemented yet" answers.
+/// Ferry's version, as printed by `rbd version`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

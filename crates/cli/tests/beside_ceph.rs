@@ -39,6 +39,19 @@ fn info_shows_the_limit_of_snapshots_while_there_is_one() {
     assert_eq!(json(&store, "info a")["snapshot_limit"], 5);
     store.ok("snap limit clear a");
     assert!(!store.ok("info a").contains("limit"));
+    let create = ["create", "--image-format", "1", "--size", "1M", "old"];
+    let made = store.command(&create).env("RBD_FORCE_ALLOW_V1", "1").status();
+    assert!(made.unwrap().success());
+    store.ok("snap limit set --limit 1 old");
+    assert!(
+        store
+            .ok("info old")
+            .ends_with("\tformat: 1\n\tsnapshot_limit: 1\n")
+    );
+    store.ok("snap create --no-progress old@a");
+    store.fails("snap create --no-progress old@b", 122);
+    store.ok("snap limit clear old");
+    assert!(!store.ok("info old").contains("limit"));
 }
 
 #[test]

@@ -179,19 +179,24 @@ fn own(name: &str) -> Option<&'static Command> {
     commands().find(|command| command.name() == name)
 }
 
-/// Options of Ceph's that the command does not take, and those that it knows and refuses.
-fn missing(command: &Command, options: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
+/// Options of Ceph's that the command does not take, and those that it knows and refuses, by the reason.
+fn missing(
+    command: &Command,
+    options: &BTreeSet<String>,
+) -> (Vec<String>, BTreeMap<&'static str, Vec<String>>) {
     let known = |long: &str| {
         command
             .all_options()
             .find(|option| option.long == long || option.alias == Some(long))
     };
     let unknown = options.iter().filter(|long| known(long).is_none()).cloned();
-    let refused = options
-        .iter()
-        .filter(|long| known(long).is_some_and(|option| !option.built))
-        .cloned();
-    (unknown.collect(), refused.collect())
+    let mut refused: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for long in options {
+        if let Some(why) = known(long).and_then(|option| option.refused) {
+            refused.entry(why).or_default().push(long.clone());
+        }
+    }
+    (unknown.collect(), refused)
 }
 
 fn page() -> String {
@@ -200,7 +205,7 @@ fn page() -> String {
          Every command and option of Ceph's `rbd` 16.2.15. This page is made from the command table by `crates/cli/tests/compatibility.rs`,\n\
          which fails if it is out of date; `FERRY_UPDATE=1` writes it anew.\n\n\
          Outputs and exit codes are compared with recorded sessions of Ceph's command (`crates/cli/tests/golden`), files with Ceph's\n\
-         own, byte by byte. An option that a row does not name is taken and does what Ceph's does. What is *to come* or *not supported* is known to the command line, explained by `rbd help`, and exits 95.\n\n\
+         own, byte by byte. An option that a row does not name is taken and does what Ceph's does. What is *not supported* is known to the command line,\n         explained by `rbd help`, and exits 95.\n\n\
          | command | state | notes |\n|---|---|---|\n",
     );
     let mut count: BTreeMap<&str, usize> = BTreeMap::new();
@@ -209,7 +214,6 @@ fn page() -> String {
         let mut notes = Vec::new();
         let differs = DIFFERS.iter().find(|(command, _)| *command == name);
         let state = match command.state {
-            State::ToCome => "to come",
             State::Unsupported(reason) => {
                 notes.push(reason.to_owned());
                 "not supported"
@@ -221,8 +225,8 @@ fn page() -> String {
                     names.join(", ")
                 };
                 notes.extend(differs.map(|(_, why)| (*why).to_owned()));
-                if !refused.is_empty() {
-                    notes.push(format!("refused (95): {}", listed(&refused)));
+                for (why, options) in &refused {
+                    notes.push(format!("refused (95): {} ({why})", listed(options)));
                 }
                 if !unknown.is_empty() {
                     notes.push(format!("not known: {}", listed(&unknown)));

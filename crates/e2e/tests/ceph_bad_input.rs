@@ -107,19 +107,93 @@ fn a_pool_for_something_else_is_what_it_is_to_ceph() {
                 Some(name)
             );
         }
-        ceph(
-            &ferry,
-            "ceph",
-            &[
-                "osd",
-                "pool",
-                "delete",
-                &pool,
-                &pool,
-                "--yes-i-really-really-mean-it",
-            ],
-        );
+        delete_pool(&ferry, &pool);
         ferry.rbd(&["ls", &pool]).fails(2, &pool);
+    }
+}
+
+fn delete_pool(ferry: &Ferry, pool: &str) {
+    let words = [
+        "osd",
+        "pool",
+        "delete",
+        pool,
+        pool,
+        "--yes-i-really-really-mean-it",
+    ];
+    ceph(ferry, "ceph", &words);
+}
+
+#[test]
+fn a_pool_that_is_gone_leaves_parents_free_and_clones_that_say_what_they_lack() {
+    let Some(ferry) = Ferry::on_ceph() else { return };
+    for maker in Side::BOTH {
+        let (kept, gone) = (unique("kept"), unique("gone"));
+        for pool in [&kept, &gone] {
+            ferry.ok_as(Side::Ferry, &["pool", "create", pool]);
+        }
+        let (parent, other) = (format!("{kept}/parent"), format!("{gone}/parent"));
+        for image in [&parent, &other] {
+            let snap = format!("{image}@s");
+            ferry.ok_as(maker, &["create", "--size", "8M", "--object-size", "1M", image]);
+            ferry.ok_as(
+                maker,
+                &[
+                    "bench",
+                    "--io-type",
+                    "write",
+                    "--io-size",
+                    "1M",
+                    "--io-total",
+                    "4M",
+                    image,
+                ],
+            );
+            ferry.ok_as(maker, &["snap", "create", "--no-progress", &snap]);
+            ferry.ok_as(maker, &["snap", "protect", &snap]);
+        }
+        for format in ["1", "2"] {
+            for (from, to) in [(&kept, &gone), (&gone, &kept)] {
+                let (snap, clone) = (format!("{from}/parent@s"), format!("{to}/clone-{format}"));
+                let words = ["clone", "--rbd-default-clone-format", format, &snap, &clone];
+                ferry.ok_as(maker, &words);
+            }
+        }
+        delete_pool(&ferry, &gone);
+        // The parent: its clones are no more.
+        let before = ferry.export_as(Side::Ceph, &parent);
+        // Ceph's lists it as one that is missing.
+        assert_eq!(ferry.ok(&["children", &parent]), "");
+        let moved = format!("{kept}/moved");
+        ferry.ok(&["migration", "prepare", &parent, &moved]);
+        ferry.ok(&["migration", "abort", "--no-progress", &moved]);
+        ferry.ok(&["migration", "prepare", &parent, &moved]);
+        ferry.ok(&["migration", "execute", "--no-progress", &moved]);
+        ferry.ok(&["migration", "commit", "--no-progress", &moved]);
+        assert!(ferry.export_as(Side::Ceph, &moved) == before, "made by {maker:?}");
+        ferry.ok(&["snap", "unprotect", &format!("{moved}@s")]);
+        ferry.ok(&["snap", "rm", "--no-progress", &format!("{moved}@s")]);
+        assert_eq!(ferry.ok_as(Side::Ceph, &["snap", "ls", "--all", &moved]), "");
+        ferry.ok(&["rm", "--no-progress", &moved]);
+        // The clones: what they lack is named; they can only be removed.
+        for format in ["1", "2"] {
+            let clone = format!("{kept}/clone-{format}");
+            // What is known of it is told, where Ceph's tells nothing.
+            let info = ferry.ok(&["info", &clone]);
+            assert!(info.contains("parent: <") && !info.contains("(trash)"), "{info}");
+            for words in [
+                &["bench", "--io-type", "write", "--io-total", "4K", &clone][..],
+                &["flatten", "--no-progress", &clone],
+                &["migration", "prepare", &clone, &moved],
+            ] {
+                ferry.rbd(words).fails(2, "parent");
+            }
+            let listed = ferry.ok_as(Side::Ceph, &["ls", &kept]);
+            assert!(listed.contains(&format!("clone-{format}")), "{listed}");
+            assert!(!listed.contains("moved"), "{listed}");
+            ferry.ok(&["rm", "--no-progress", &clone]);
+        }
+        delete_pool(&ferry, &kept);
     }
 }
 

@@ -3,16 +3,23 @@
 //! Costs follow the members: an empty stretch of any length takes neither memory nor time.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::error::Result;
 use crate::image::Image;
 use crate::layout::ObjectNo;
+
+/// Most objects that are tried one by one.
+const TRIED_MAX: u64 = 1 << 20;
 
 /// Names listed at a time.
 const LIST_PAGE: usize = 1024;
 
 const WORDS_PER_CHUNK: usize = 64;
 const OBJECTS_PER_CHUNK: u64 = 64 * WORDS_PER_CHUNK as u64;
+
+/// Numbers of objects to look at, ascending.
+pub(crate) type Candidates<'a> = Box<dyn Iterator<Item = u64> + Send + 'a>;
 
 /// The set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +58,12 @@ impl ObjectSet {
     /// Whether there is no member.
     pub fn is_empty(&self) -> bool {
         self.members == 0
+    }
+
+    /// The members in `range`, ascending.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        let members = self.iter().map(|object| object.0);
+        members.filter(move |object| range.contains(object))
     }
 
     /// The members, ascending.
@@ -107,6 +120,16 @@ pub(crate) async fn existing(image: &Image) -> Result<ObjectSet> {
             Some(last) if page.len() == LIST_PAGE => after.clone_from(last),
             _ => return Ok(out),
         }
+    }
+}
+
+/// The same where it costs less than to try each of the objects `range`: there are many, and no object map says which there
+/// are. An image of exabytes without a map would keep its remover busy for years.
+pub(crate) async fn existing_of_many(image: &Image, range: &Range<u64>) -> Result<Option<ObjectSet>> {
+    let many = range.end.saturating_sub(range.start) > TRIED_MAX;
+    match many && !image.inner.head_map.is_loaded() {
+        true => existing(image).await.map(Some),
+        false => Ok(None),
     }
 }
 

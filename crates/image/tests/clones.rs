@@ -5,7 +5,7 @@ mod support;
 
 use ferry_cls::rbd::{ChildImageSpec, ParentImageSpec, client, feature};
 use ferry_image::admin::{config, create, namespace, remove, trash};
-use ferry_image::layering::children::{children, descendants};
+use ferry_image::layering::children::{ChildInfo, children, descendants};
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::layering::parent::MAX_CHAIN;
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey, names};
@@ -69,7 +69,10 @@ async fn id_of(io: &IoCtx, name: &str) -> String {
 }
 
 async fn names_of_children(io: &IoCtx, name: &str) -> Vec<String> {
-    let found = children(io, &id_of(io, name).await, None).await.unwrap();
+    names_of(children(io, &id_of(io, name).await, None).await.unwrap())
+}
+
+fn names_of(found: Vec<ChildInfo>) -> Vec<String> {
     found.into_iter().map(|child| child.image).collect()
 }
 
@@ -127,25 +130,48 @@ async fn a_clone_whose_snapshot_is_missing_says_so() {
 async fn parents_in_a_circle_are_refused() {
     let engine = Engine::memory();
     let io = pool(&engine.connect().await, "rbd").await;
-    parent(&io, "base").await;
-    clone_of(&io, "base", "child", CloneFormat::Two).await;
-    snap(&io, "child", "s").await;
-    let child = open_read_only(&io, "child").await;
-    let link = ParentImageSpec {
-        pool_id: io.pool(),
-        pool_namespace: String::new(),
-        image_id: child.id().to_owned(),
-        snap_id: child.header().snap_by_name("s").unwrap().id,
-    };
-    let header = names::header_object(&id_of(&io, "base").await);
-    // Snapshot `s` of the base has an overlap only if it is taken with the link there.
-    ferry_cls::exec_write(&io, &header, client::parent_attach(&link, SIZE, false))
-        .await
-        .unwrap();
-    let error = Image::open(&io, ImageKey::Name("base"), OpenOptions::read_write())
-        .await
-        .unwrap_err();
-    assert_eq!(error.errno, Errno::ELOOP, "{error}");
+    // A parent that is the clone of its clone, and one that is its own.
+    for (base, child) in [("base", "child"), ("own", "own")] {
+        parent(&io, base).await;
+        if child != base {
+            clone_of(&io, base, child, CloneFormat::Two).await;
+            snap(&io, child, "s").await;
+        }
+        let end = open_read_only(&io, child).await;
+        let link = ParentImageSpec {
+            pool_id: io.pool(),
+            pool_namespace: String::new(),
+            image_id: end.id().to_owned(),
+            snap_id: end.header().snap_by_name("s").unwrap().id,
+        };
+        let id = id_of(&io, base).await;
+        let (header, entry) = (
+            names::header_object(&id),
+            ChildImageSpec {
+                pool_id: io.pool(),
+                pool_namespace: String::new(),
+                image_id: id.clone(),
+            },
+        );
+        // Snapshot `s` of the base has an overlap only if it is taken with the link there.
+        ferry_cls::exec_write(&io, &header, client::parent_attach(&link, SIZE, false))
+            .await
+            .unwrap();
+        let listed = client::child_attach(link.snap_id, &entry);
+        ferry_cls::exec_write(&io, &names::header_object(&link.image_id), listed)
+            .await
+            .unwrap();
+        for options in [OpenOptions::read_only(), OpenOptions::read_write()] {
+            let error = Image::open(&io, ImageKey::Name(base), options).await.unwrap_err();
+            assert_eq!(error.errno, Errno::ELOOP, "{error}");
+        }
+        assert_eq!(
+            names_of(children(&io, &link.image_id, None).await.unwrap()),
+            [base]
+        );
+        let below = names_of(descendants(&io, &id, None).await.unwrap());
+        assert!(below.contains(&base.to_owned()) && below.len() < 3, "{below:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

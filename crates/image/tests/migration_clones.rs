@@ -400,3 +400,80 @@ async fn an_abort_that_would_orphan_clones_is_refused_before_anything_changes() 
     compare(&moved, &reference.snaps["a"], "moved").await;
     moved.close().await.unwrap();
 }
+
+/// A snapshot `s` of `base` in one pool, and clones of both formats of it in another.
+async fn apart(io: &IoCtx, other: &IoCtx) -> Vec<u8> {
+    let bytes = base(io, "base").await;
+    let snap = SnapKey::Name("s".to_owned());
+    for (name, format) in [("one", CloneFormat::One), ("two", CloneFormat::Two)] {
+        let options = CloneOptions {
+            format: Some(format),
+            ..CloneOptions::default()
+        };
+        clone(io, "base", &snap, other, name, &options).await.unwrap();
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_in_a_pool_that_is_gone_are_in_nobodys_way_and_not_relinked() {
+    for engine in ["memory", "local"] {
+        let engine = Engine::named(engine);
+        let store = engine.connect().await;
+        let (io, other) = (pool(&store, "rbd").await, pool(&store, "p2").await);
+        let bytes = apart(&io, &other).await;
+        clone_of(&io, "base", "s", "here", CloneFormat::Two).await;
+        store.pool_remove("p2").await.unwrap();
+        assert_eq!(names_of_children(&io, "base").await, ["here"]);
+        prepare(&io, "base", &io, "moved", &order(17)).await.unwrap();
+        assert_eq!(names_of_children(&io, "moved").await, ["here"]);
+        abort(&io, "moved", AbortOptions::default(), &silent())
+            .await
+            .unwrap();
+        assert_eq!(names_of_children(&io, "base").await, ["here"]);
+        prepare(&io, "base", &io, "moved", &order(17)).await.unwrap();
+        execute(&io, "moved", &silent()).await.unwrap();
+        commit(&io, "moved", &silent()).await.unwrap();
+        let here = open(&io, "here").await;
+        compare(&here, &bytes, "after commit").await;
+        here.close().await.unwrap();
+        let moved = open(&io, "moved").await;
+        remove::remove(&io, "here", &silent()).await.unwrap();
+        moved.snap_unprotect("s").await.unwrap();
+        moved.snap_remove("s", &silent()).await.unwrap();
+        assert!(moved.header().snaps.is_empty());
+        moved.close().await.unwrap();
+        remove::remove(&io, "moved", &silent()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_whose_parent_s_pool_is_gone_says_so_is_not_migrated_and_can_be_removed() {
+    for engine in ["memory", "local"] {
+        let engine = Engine::named(engine);
+        let store = engine.connect().await;
+        let (io, other) = (pool(&store, "rbd").await, pool(&store, "p2").await);
+        apart(&other, &io).await;
+        store.pool_remove("p2").await.unwrap();
+        for name in ["one", "two"] {
+            for options in [OpenOptions::read_only(), OpenOptions::read_write()] {
+                let error = Image::open(&io, ImageKey::Name(name), options).await.unwrap_err();
+                assert_eq!(
+                    (error.kind, error.errno),
+                    (ErrorKind::ParentMissing, Errno::ENOENT),
+                    "{error}"
+                );
+            }
+            for flatten in [false, true] {
+                let options = PrepareOptions { flatten, ..order(17) };
+                let error = prepare(&io, name, &io, "moved", &options).await.unwrap_err();
+                assert_eq!(error.kind, ErrorKind::ParentMissing, "{error}");
+                let names = ferry_image::admin::list::names(&io).await.unwrap();
+                assert!(names.contains(&name.to_owned()), "{names:?}");
+                assert!(!names.contains(&"moved".to_owned()), "{names:?}");
+                assert!(trash::list(&io).await.unwrap().is_empty());
+            }
+            remove::remove(&io, name, &silent()).await.unwrap();
+        }
+    }
+}

@@ -143,6 +143,8 @@ async fn walk(engine: Engine, from: TestLayout, to: TestLayout, end_by_abort: bo
 const PLAIN: TestLayout = TestLayout(16, 0, 0);
 const SMALL: TestLayout = TestLayout(12, 0, 0);
 const STRIPED: TestLayout = TestLayout(15, 4096, 3);
+/// The largest objects that there are; [`SMALL`] ones are the smallest.
+const LARGE: TestLayout = TestLayout(25, 0, 0);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_image_becomes_striped_and_commits() {
@@ -172,4 +174,14 @@ async fn a_plain_image_becomes_striped_and_commits_on_the_local_engine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_become_larger_and_the_changes_come_back_at_abort_on_the_local_engine() {
     walk(Engine::local(), SMALL, STRIPED, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_smallest_objects_become_the_largest_and_commit() {
+    walk(Engine::memory(), SMALL, LARGE, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_objects_become_the_smallest_and_the_changes_come_back_at_abort() {
+    walk(Engine::memory(), LARGE, SMALL, true).await;
 }

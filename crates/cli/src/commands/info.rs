@@ -42,6 +42,10 @@ fn text(info: &ImageInfo) -> String {
         lines.push(format!("block_name_prefix: {}", info.block_name_prefix));
         lines.push("format: 1".to_owned());
         lines.extend(protected_line(info));
+        lines.extend(
+            info.snapshot_limit
+                .map(|limit| format!("snapshot_limit: {limit}")),
+        );
         return under_name(info, &lines);
     }
     lines.push(format!("id: {}", info.id));
@@ -122,7 +126,8 @@ fn document(info: &ImageInfo) -> Document {
     if info.id.is_empty() {
         node = node
             .with("format", 1u64)
-            .with_some("protected", info.protected.map(Node::str_bool));
+            .with_some("protected", info.protected.map(Node::str_bool))
+            .with_some("snapshot_limit", info.snapshot_limit);
         return Document::new("image", node);
     }
     node = node

@@ -246,7 +246,10 @@ async fn body(session: &Session, command: CommandId) -> Result<(), Failure> {
         CommandId::TrashRemove => trash::remove(session).await,
         CommandId::TrashRestore => trash::restore(session).await,
         // Dispatched above, since they end on their own at a signal.
-        CommandId::Serve | CommandId::Watch => Err(Failure::not_implemented(&command.name())),
+        CommandId::Serve | CommandId::Watch => Err(Failure::not_supported(
+            &command.name(),
+            "it ends at a signal only",
+        )),
     }
 }
 

@@ -1,6 +1,14 @@
 //! The options of `rbd`, each described once. Commands list groups of these; help, parsing and typed access all
 //! read the same description, so an option cannot be documented and not parsed, or parsed and not documented.
 
+/// Why options and commands for journals are refused.
+pub(super) const JOURNALS: &str =
+    "Ferry writes no journals; an image with the journaling feature can be read";
+/// Why those for mirroring are.
+pub(super) const MIRRORS: &str = "Ferry does not mirror images to other clusters";
+/// Why those for quiesce hooks are.
+pub(super) const QUIESCES: &str = "Ferry runs no quiesce hooks";
+
 /// What kind of value an option takes, and so how it is checked while parsing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -16,7 +24,7 @@ pub enum Kind {
     Size,
     /// Bytes with an optional binary suffix; no suffix means MiB (`--size`).
     ImageSize,
-    /// Bytes, rounded up to a power of two between 4 KiB and 32 MiB.
+    /// Bytes, rounded to the nearest power of two.
     ObjectSize,
     /// Binary logarithm of the object size, 12..=25.
     Order,
@@ -58,8 +66,8 @@ pub struct Opt {
     pub need: Need,
     /// Shown in help; deprecated spellings are not.
     pub visible: bool,
-    /// False: known to `rbd`, answered with "not implemented yet".
-    pub built: bool,
+    /// Why Ferry does not do what it asks for, which is answered with this and exit 95.
+    pub refused: Option<&'static str>,
     /// It may be given several times; each is one more value.
     pub repeatable: bool,
 }
@@ -75,7 +83,7 @@ impl Opt {
             help,
             need,
             visible: true,
-            built: true,
+            refused: None,
             repeatable: false,
         }
     }
@@ -113,8 +121,8 @@ impl Opt {
         self
     }
 
-    pub(super) const fn to_come(mut self) -> Self {
-        self.built = false;
+    pub(super) const fn refused(mut self, why: &'static str) -> Self {
+        self.refused = Some(why);
         self
     }
 
@@ -255,20 +263,20 @@ pub(super) const LAYOUT: &[Opt] = &[
         Kind::Choice(&["journal", "snapshot"]),
         "mirroring mode: journal or snapshot",
     )
-    .to_come(),
+    .refused(MIRRORS),
     Opt::new(
         "journal-splay-width",
         Kind::Number(u64::MAX),
         "number of journal objects in use at once",
     )
-    .to_come(),
+    .refused(JOURNALS),
     Opt::new(
         "journal-object-size",
         Kind::Size,
         "size of the journal's objects, 4K to 64M",
     )
-    .to_come(),
-    Opt::text("journal-pool", "pool for the journal's objects").to_come(),
+    .refused(JOURNALS),
+    Opt::text("journal-pool", "pool for the journal's objects").refused(JOURNALS),
 ];
 /// Help text of `--image-feature`; the marks are explained by [`FEATURES_NOTE`].
 pub(super) const FEATURES_HELP: &str = "features of the image, by name, separated by commas: layering(+), exclusive-lock(+*), object-map(+*), \
@@ -344,7 +352,7 @@ pub(super) const FLATTEN: Opt = Opt::switch(
 );
 pub(super) const FROM_SNAP: Opt = Opt::text("from-snap", "snapshot to start from");
 pub(super) const IGNORE_QUIESCE_ERROR: Opt =
-    Opt::switch("ignore-quiesce-error", "go on when a quiesce hook fails").to_come();
+    Opt::switch("ignore-quiesce-error", "go on when a quiesce hook fails").refused(QUIESCES);
 pub(super) const IMPORT_ONLY: Opt = Opt::switch(
     "import-only",
     "only read from the source, which may be a file or another cluster",
@@ -433,7 +441,7 @@ pub(super) const THRESHOLD: Opt = Opt::new(
 );
 pub(super) const WHOLE_OBJECT: Opt = Opt::switch("whole-object", "compare whole objects");
 
-// Options of commands that are still to come.
+// Options of settings, devices, groups, and of what is not supported.
 pub(super) const CHILDREN_ALL: Opt = ALL.help("include children in the trash");
 pub(super) const CIPHER_ALG: Opt = Opt::new(
     "cipher-alg",

@@ -88,7 +88,6 @@ pub fn parse(
             return Err(Failure::usage("too many arguments"));
         }
         State::Frame(FrameCommand::Version) => return Ok(Parsed::Print(help::version())),
-        State::ToCome => return Err(Failure::not_implemented(&command.name())),
         State::Unsupported(reason) => return Err(Failure::not_supported(&command.name(), reason)),
     };
     let rest = scan.without_positionals(length);
@@ -309,8 +308,11 @@ fn parse_options(command: &Command, words: &[&str]) -> Result<(Values, Vec<Strin
     }
     let is_given = |option: &Opt| values.iter().any(|(long, _)| *long == option.long);
     for option in command.own_options() {
-        if !option.built && is_given(option) {
-            return Err(Failure::option_not_implemented(option.long));
+        if let Some(why) = option.refused.filter(|_| is_given(option)) {
+            return Err(Failure::not_supported(
+                &format!("option '--{}'", option.long),
+                why,
+            ));
         }
         if option.need == Need::ByParser && !is_given(option) {
             return Err(Failure::usage(format_args!(

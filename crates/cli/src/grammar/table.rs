@@ -1,7 +1,7 @@
 //! The command table: every command of Ceph's `rbd` 16.2.15 and Ferry's own, as data.
 //!
-//! Parsing, help and the "not implemented yet" answers are all derived from it. To build a command that is to come:
-//! give it a variant in [`CommandId`], change its entry from `to_come` to `built`, and write its body.
+//! Parsing, help and the "not supported" answers are all derived from it. To build a command: give it a variant in [`CommandId`],
+//! make its entry `built`, and write its body.
 
 mod clone;
 mod ferry;
@@ -135,8 +135,6 @@ pub enum State {
     Built(CommandId),
     /// `version` and `help` are answered by the frame itself.
     Frame(FrameCommand),
-    /// Known, not built: exit 95.
-    ToCome,
     /// Known, and not what Ferry does; the reason. Exit 95.
     Unsupported(&'static str),
 }
@@ -196,10 +194,6 @@ pub struct Command {
 impl Command {
     const fn built(id: CommandId, path: &'static [&'static str], summary: &'static str) -> Self {
         Self::new(State::Built(id), path, summary)
-    }
-
-    const fn to_come(path: &'static [&'static str], summary: &'static str) -> Self {
-        Self::new(State::ToCome, path, summary)
     }
 
     const fn unsupported(reason: &'static str, path: &'static [&'static str], summary: &'static str) -> Self {

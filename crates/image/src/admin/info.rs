@@ -120,9 +120,6 @@ pub async fn info(io: &IoCtx, key: ImageKey<'_>, snap: Option<&SnapKey>) -> Resu
 }
 
 async fn snapshot_limit(io: &IoCtx, key: &HeaderKey) -> Result<Option<u64>> {
-    if key.is_format_1() {
-        return Ok(None);
-    }
     let call = client::snapshot_get_limit();
     let limit = ferry_cls::exec_read(io, &key.object(), call).await?;
     Ok(Some(limit).filter(|limit| *limit != u64::MAX))
@@ -154,12 +151,13 @@ pub(crate) async fn parent(io: &IoCtx, header: &Header, snap: SnapId) -> Result<
     let spec = &link.spec;
     let there = io.with_pool(spec.pool_id).with_namespace(&spec.pool_namespace);
     let listed = directory::listed_name(&there, &spec.image_id).await?;
-    let trash = listed.is_none();
-    let image = match listed {
-        Some(name) => name,
-        None => trash::find(&there, &spec.image_id)
-            .await?
-            .map_or(spec.image_id.clone(), |entry| entry.name),
+    let (image, trash) = match listed {
+        Some(name) => (name, false),
+        None => match trash::find(&there, &spec.image_id).await? {
+            Some(entry) => (entry.name, true),
+            // It is gone: its id is all that there is of it.
+            None => (spec.image_id.clone(), false),
+        },
     };
     Ok(Some(ParentInfo {
         pool: pool::name_of(io.store(), spec.pool_id).await?,

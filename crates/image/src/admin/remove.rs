@@ -17,6 +17,7 @@ use crate::image::{Image, ImageKey, OpenOptions};
 use crate::layering::links;
 use crate::layout::ObjectNo;
 use crate::names;
+use crate::object_set::{self, Candidates};
 use crate::progress::Progress;
 
 /// Removes the image `name`. `ENOENT` ([`ErrorKind::ImageMissing`]), `ENOTEMPTY` ([`ErrorKind::HasSnapshots`]), `EBUSY`
@@ -320,7 +321,11 @@ async fn remove_data(image: &Image, progress: &Progress) -> Result<()> {
     // A migration target that shrank may have empty objects past its end.
     let overlap = header.migration.as_ref().map_or(0, |spec| spec.overlap_bytes);
     let end = total.max(image.layout().object_count(overlap));
-    let objects = (0..end).filter(|n| image.inner.head_map.may_exist(ObjectNo(*n)));
+    let known = object_set::existing_of_many(image, &(0..end)).await?;
+    let objects: Candidates<'_> = match &known {
+        Some(known) => Box::new(known.within(0..end)),
+        None => Box::new((0..end).filter(|n| image.inner.head_map.may_exist(ObjectNo(*n)))),
+    };
     let mut done = futures::stream::iter(objects)
         .map(|n| {
             let header = &header;

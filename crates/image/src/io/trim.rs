@@ -14,7 +14,7 @@ use crate::header::Header;
 use crate::image::Image;
 use crate::layering::copy_up::Shown;
 use crate::layout::ObjectNo;
-use crate::object_set::ObjectSet;
+use crate::object_set::{self, Candidates, ObjectSet};
 use crate::progress::Progress;
 
 /// Empties everything beyond `new_size_bytes`. The caller holds the gate exclusively and owns the lock. The head shows its
@@ -43,7 +43,19 @@ pub(crate) async fn trim(
         let by_snaps = Shown::through(image, header, object_no).is_some_and(Shown::by_snaps);
         uncopied || n < source_shows || by_snaps || image.inner.head_map.may_exist(object_no)
     };
-    let objects = (first_touched..total).filter(|n| needs_visit(*n));
+    let range = first_touched..total;
+    let objects: Candidates<'_> = match object_set::existing_of_many(image, &range).await? {
+        Some(mut known) => {
+            known.extend(below.iter());
+            // As far as something shows from below, each is looked at.
+            let near = source_shows.max(layout.object_count(header.largest_parent_overlap_bytes()));
+            let near = near.clamp(first_touched, total);
+            let far: Vec<u64> = known.within(near..total).collect();
+            Box::new((first_touched..near).chain(far))
+        }
+        None => Box::new(range),
+    };
+    let objects = objects.filter(|n| needs_visit(*n));
     let mut done = futures::stream::iter(objects)
         .map(|n| {
             let writer = &writer;
@@ -107,8 +119,13 @@ async fn remove_heads(image: &Image, header: &Header, range: Range<u64>, progres
     let writer = Writer::removing(image, header);
     let inside = image.layout().object_count(header.size_bytes);
     let total = range.end.max(1);
+    let known = object_set::existing_of_many(image, &range).await?;
+    let objects: Candidates<'_> = match &known {
+        Some(known) => Box::new(known.within(range)),
+        None => Box::new(range),
+    };
     // The map knows nothing beyond the image's size.
-    let objects = range.filter(|n| *n >= inside || image.inner.head_map.may_exist(ObjectNo(*n)));
+    let objects = objects.filter(|n| *n >= inside || image.inner.head_map.may_exist(ObjectNo(*n)));
     let mut done = futures::stream::iter(objects)
         .map(|n| {
             let writer = &writer;

@@ -95,6 +95,11 @@ impl HeadMap {
         self.state(object) != Some(ObjectState::Nonexistent)
     }
 
+    /// Whether there is a map that says which objects exist.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.bits.read().is_some()
+    }
+
     /// A copy of the whole map.
     pub fn copy(&self) -> Option<BitVector> {
         self.bits.read().clone()

@@ -1,5 +1,4 @@
-//! Commands of Ceph's `rbd` that Ferry has not built yet, and those built of their families. They have full entries, so that help explains them and
-//! building one is a matter of its body.
+//! Settings of images, pools and clients, block devices, and encryption.
 
 use super::super::options::*;
 use super::*;
@@ -15,12 +14,16 @@ const DEVICE_SPEC: Positional = positional(
     "image, snapshot or path of the device, as [POOL/[NAMESPACE/]]IMAGE[@SNAP] or PATH",
 );
 
-const NO_SHOW_COOKIE: Opt = SHOW_COOKIE.to_come();
-const NO_COOKIE: Opt = COOKIE.to_come();
-const NO_EXCLUSIVE: Opt = EXCLUSIVE.to_come();
-const NO_QUIESCE: Opt = QUIESCE.to_come();
-const NO_QUIESCE_HOOK: Opt = QUIESCE_HOOK.to_come();
+const NO_SHOW_COOKIE: Opt = SHOW_COOKIE.refused(COOKIES);
+const NO_COOKIE: Opt = COOKIE.refused(COOKIES);
+const NO_EXCLUSIVE: Opt =
+    EXCLUSIVE.refused("a server of Ferry gives the exclusive lock up when another client asks for it");
+const NO_QUIESCE: Opt = QUIESCE.refused(QUIESCES);
+const NO_QUIESCE_HOOK: Opt = QUIESCE_HOOK.refused(QUIESCES);
 
+const COOKIES: &str =
+    "cookies find a device again when another server is attached to it, which Ferry does not do";
+const ENCRYPTION: &str = "Ferry encrypts nothing; use LUKS (cryptsetup) on the device that serves the image";
 const ONE_SERVER: &str = "a device stays with the server that it was mapped with; unmap it and map it again";
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -177,11 +180,15 @@ pub(super) const COMMANDS: &[Command] = &[
     .positionals(&[DEVICE_SPEC])
     .options(&[&[DEVICE_TYPE], SNAP_NAMES, &[DEVICE_OPTIONS]])
     .notes(&["A device that is mounted is refused (16) unless -o force is given."]),
-    Command::to_come(&["encryption", "format"], "Prepare an image for encryption.")
-        .positionals(&[
-            IMAGE_SPEC,
-            positional("format", "form of encryption: luks1 or luks2"),
-            positional("passphrase-file", "file with the passphrase"),
-        ])
-        .options(&[IMAGE_NAMES, &[CIPHER_ALG]]),
+    Command::unsupported(
+        ENCRYPTION,
+        &["encryption", "format"],
+        "Prepare an image for encryption.",
+    )
+    .positionals(&[
+        IMAGE_SPEC,
+        positional("format", "form of encryption: luks1 or luks2"),
+        positional("passphrase-file", "file with the passphrase"),
+    ])
+    .options(&[IMAGE_NAMES, &[CIPHER_ALG]]),
 ];

@@ -3,8 +3,6 @@
 use super::super::options::*;
 use super::*;
 
-const JOURNALS: &str = "Ferry writes no journals; an image with the journaling feature can be read";
-const MIRRORS: &str = "Ferry does not mirror images to other clusters";
 const SCHEDULES: &str =
     "schedules are run by Ceph's manager; let a timer of the system run 'rbd trash purge'";
 const MANAGER: &str =
