@@ -6,7 +6,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use ferry_store::{Durability, Errno, IoCtx, ReadOp, ReadReply, Result, SnapId, StoreError, WriteOp};
+use ferry_store::{Errno, IoCtx, ReadOp, ReadReply, Result, SnapId, StoreError, WriteOp};
 
 use crate::encoding::{Decode, DecodeError, Encode, Encoder};
 
@@ -122,14 +122,12 @@ pub async fn exec_write(io: &IoCtx, name: &str, call: Call<()>) -> Result<()> {
         .map(|_| ())
 }
 
-/// The same, durable before whatever is done later in the same pool and not sooner ([`Durability::Ordered`]): for what says
+/// The same, durable before whatever is done later in the same pool and not sooner ([`ferry_store::Durability::Ordered`]): for what says
 /// nothing to anybody after a power loss, as a lock whose owner is gone then.
 pub async fn exec_write_ordered(io: &IoCtx, name: &str, call: Call<()>) -> Result<()> {
-    let op = WriteOp {
-        durability: Durability::Ordered,
-        ..WriteOp::new().class_call(&call)
-    };
-    io.write_meta(name, op).await.map(|_| ())
+    io.write_meta(name, WriteOp::ordered().class_call(&call))
+        .await
+        .map(|_| ())
 }
 
 /// The whole value as a payload.

@@ -71,6 +71,16 @@ fn block(number: u64) -> Bytes {
     words.collect::<Vec<u8>>().into()
 }
 
+/// A store with an image `disk` on a file system that has room for 16 MiB, and the file that takes the rest.
+fn nearly_full(kind: &str) -> Option<(Small, Ferry, PathBuf)> {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Small::mount(kind, directory.path(), 96)?;
+    let ferry = Ferry::at(disk.0.join("store"), directory);
+    ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
+    let ballast = disk.fill_up_to(16);
+    Some((disk, ferry, ballast))
+}
+
 /// Neither the store nor what was acknowledged has suffered.
 fn check(ferry: &Ferry, image: &str, written: impl Fn(u64) -> bool) {
     // A writer that found no room for its marks gives the object map up, which harms nobody.
@@ -96,13 +106,9 @@ fn check(ferry: &Ferry, image: &str, written: impl Fn(u64) -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_file_system_holds_its_writers_until_there_is_room() {
     for kind in ["ext4", "tmpfs"] {
-        let directory = tempfile::tempdir().unwrap();
-        let Some(disk) = Small::mount(kind, directory.path(), 96) else {
+        let Some((_mounted, ferry, ballast)) = nearly_full(kind) else {
             return;
         };
-        let ferry = Ferry::at(disk.0.join("store"), directory);
-        ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
-        let ballast = disk.fill_up_to(16);
         let served = ferry.serve(&["rbd/disk", "--on-enospc", "pause"]);
         let client = Arc::new(connect(&served.socket, "rbd/disk").await);
         let acknowledged = Arc::new(AtomicU64::new(0));
@@ -151,13 +157,9 @@ async fn a_full_file_system_holds_its_writers_until_there_is_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_file_system_refuses_its_writers_and_harms_nothing() {
     for kind in ["ext4", "tmpfs"] {
-        let directory = tempfile::tempdir().unwrap();
-        let Some(disk) = Small::mount(kind, directory.path(), 96) else {
+        let Some((_mounted, ferry, ballast)) = nearly_full(kind) else {
             return;
         };
-        let ferry = Ferry::at(disk.0.join("store"), directory);
-        ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
-        let ballast = disk.fill_up_to(16);
         let served = ferry.serve(&["rbd/disk"]);
         let client = connect(&served.socket, "rbd/disk").await;
         let mut written = Vec::new();

@@ -295,6 +295,14 @@ impl WriteOp {
         }
     }
 
+    /// No steps yet, durable with what is done later ([`Durability::Ordered`]).
+    pub fn ordered() -> Self {
+        Self {
+            steps: Vec::new(),
+            durability: Durability::Ordered,
+        }
+    }
+
     /// Adds a step.
     pub fn step(mut self, step: WriteStep) -> Self {
         self.steps.push(step);

@@ -203,21 +203,46 @@ fn key(name: &str) -> String {
     format!("conf_{name}")
 }
 
-/// What the pool of `io` sets, by key. Asked for as a list, which users may whose rights end at a namespace.
-pub(crate) async fn all_of_pool(io: &IoCtx) -> Result<BTreeMap<String, Bytes>> {
-    let listed = client::metadata_list_all(&io.with_namespace(""), names::INFO).await;
-    Ok(optional(listed)?.unwrap_or_default())
+/// What an image and its pool set, read once; the default: nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    of_image: BTreeMap<String, Bytes>,
+    of_pool: BTreeMap<String, Bytes>,
 }
 
-/// A value of those that a pool or an image has.
-pub(crate) fn find(held: &BTreeMap<String, Bytes>, name: &str) -> Option<String> {
-    let value = held.get(&key(name))?;
-    Some(String::from_utf8_lossy(value).into_owned())
+impl Held {
+    /// Reads them of the pool of `io`, and of the image of that header. The pool's are asked for as a list, which users may whose
+    /// rights end at a namespace.
+    pub(crate) async fn read(io: &IoCtx, header_object: Option<&str>) -> Result<Self> {
+        let of_image = async {
+            match header_object {
+                Some(object) => all_of(io, object).await,
+                None => Ok(BTreeMap::new()),
+            }
+        };
+        let in_pool = io.with_namespace("");
+        let (of_image, of_pool) = futures::try_join!(of_image, all_of(&in_pool, names::INFO))?;
+        Ok(Self { of_image, of_pool })
+    }
+
+    /// The image's value, else the pool's.
+    pub(crate) fn value(&self, name: &str) -> Option<(String, Source)> {
+        let key = key(name);
+        let of_image = self.of_image.get(&key).map(|value| (value, Source::Image));
+        let (value, source) = of_image.or_else(|| Some((self.of_pool.get(&key)?, Source::Pool)))?;
+        Some((String::from_utf8_lossy(value).into_owned(), source))
+    }
+}
+
+async fn all_of(io: &IoCtx, object: &str) -> Result<BTreeMap<String, Bytes>> {
+    let listed = client::metadata_list_all(io, object).await;
+    Ok(optional(listed)?.unwrap_or_default())
 }
 
 /// What the pool of `io` sets; `None`: nothing.
 pub async fn of_pool(io: &IoCtx, name: &str) -> Result<Option<String>> {
-    Ok(find(&all_of_pool(io).await?, name))
+    let held = Held::read(io, None).await?;
+    Ok(held.value(name).map(|(value, _)| value))
 }
 
 /// Sets it for the pool. `EINVAL` for an unknown name, or a value that makes no sense.
@@ -279,34 +304,33 @@ pub async fn remove_of_image(image: &Image, name: &str) -> Result<bool> {
     }
 }
 
-/// A setting as it is for a pool, or for an image in it. `None` for an unknown name, or one that this store does not have.
-pub(crate) async fn effective(io: &IoCtx, image: Option<&Image>, name: &str) -> Result<Option<Effective>> {
-    let Some(Known { name, default, .. }) = known(name) else {
+/// A setting as it is for who holds `held`. `None` where the store does not have it.
+async fn effective(store: &Arc<dyn Store>, held: &Held, known: &Known) -> Result<Option<Effective>> {
+    let name = known.name;
+    let by_store = store.setting(name).await?;
+    let Some(by_store) = by_store.or_else(|| known.default.map(str::to_owned)) else {
         return Ok(None);
     };
-    let by_store = io.store().setting(name).await?;
-    let Some(by_store) = by_store.or_else(|| default.map(str::to_owned)) else {
-        return Ok(None);
-    };
-    let by_image = match image {
-        Some(image) => of_image(image, name).await?,
-        None => None,
-    };
-    let (value, source) = match by_image {
-        Some(value) => (value, Source::Image),
-        None => match of_pool(io, name).await? {
-            Some(value) => (value, Source::Pool),
-            None => (by_store, Source::Config),
-        },
-    };
+    let (value, source) = held.value(name).unwrap_or((by_store, Source::Config));
     Ok(Some(Effective { name, value, source }))
+}
+
+/// Whether a switch is on for an image. It is off where nobody knows it.
+pub(crate) async fn is_on(image: &Image, name: &str) -> Result<bool> {
+    let Some(known) = known(name) else {
+        return Ok(false);
+    };
+    let held = Held::read(image.io(), Some(image.header_object())).await?;
+    let setting = effective(image.io().store(), &held, known).await?;
+    Ok(setting.and_then(|setting| switch(&setting.value)) == Some(true))
 }
 
 /// All settings, as they are for a pool, or for an image in it.
 pub async fn list(io: &IoCtx, image: Option<&Image>) -> Result<Vec<Effective>> {
+    let held = Held::read(io, image.map(Image::header_object)).await?;
     let mut out = Vec::new();
     for known in SETTINGS {
-        out.extend(effective(io, image, known.name).await?);
+        out.extend(effective(io.store(), &held, known).await?);
     }
     Ok(out)
 }

@@ -4,31 +4,19 @@
 //! They can only narrow it, so that no image makes its clients keep more than they allow. Which names there are, what values they have
 //! and where they are kept, [`config`] knows.
 
-use std::collections::BTreeMap;
-
-use bytes::Bytes;
-use ferry_cls::rbd::client;
 use ferry_store::{IoCtx, WriteAround};
 
-use crate::admin::config;
-use crate::error::{Result, optional};
+use crate::admin::config::{self, Held};
+use crate::error::Result;
 
 /// What an image and its pool say; the default: nothing.
 #[derive(Debug, Default)]
-pub(crate) struct CacheSettings {
-    of_image: BTreeMap<String, Bytes>,
-    of_pool: BTreeMap<String, Bytes>,
-}
+pub(crate) struct CacheSettings(Held);
 
 impl CacheSettings {
     /// Reads them of the image of that header, and of its pool.
     pub(crate) async fn read(io: &IoCtx, header_object: &str) -> Result<Self> {
-        let of_image = async {
-            let listed = client::metadata_list_all(io, header_object).await;
-            Ok(optional(listed)?.unwrap_or_default())
-        };
-        let (of_image, of_pool) = futures::try_join!(of_image, config::all_of_pool(io))?;
-        Ok(Self { of_image, of_pool })
+        Ok(Self(Held::read(io, Some(header_object)).await?))
     }
 
     /// What they leave of acknowledging writes early.
@@ -49,9 +37,8 @@ impl CacheSettings {
         !self.is_off(config::CACHE) && self.size_bytes(config::READAHEAD_MAX) != Some(0)
     }
 
-    /// The image's value, else the pool's.
     fn value(&self, name: &str) -> Option<String> {
-        config::find(&self.of_image, name).or_else(|| config::find(&self.of_pool, name))
+        self.0.value(name).map(|(value, _)| value)
     }
 
     fn size_bytes(&self, name: &str) -> Option<u64> {

@@ -20,9 +20,7 @@ static RUNNING: Semaphore = Semaphore::const_new(MAX_RUNNING);
 
 /// Whether the image, its pool or the store asks for it.
 pub(crate) async fn is_wanted(image: &Image) -> Result<bool> {
-    let setting = config::effective(image.io(), Some(image), config::CLONE_COPY_ON_READ).await?;
-    let wanted = setting.and_then(|setting| config::switch(&setting.value));
-    Ok(wanted.unwrap_or(false))
+    config::is_on(image, config::CLONE_COPY_ON_READ).await
 }
 
 /// A client has read this range, and some of it was not the clone's own.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ferry_cls::encoding::{Decoder, Encoder};
 use ferry_cls::rbd::MigrationSpec;
-use ferry_store::{Durability, IoCtx, Timestamp, WriteOp, WriteStep};
+use ferry_store::{IoCtx, Timestamp, WriteOp, WriteStep};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -247,10 +247,9 @@ async fn write_note(image: &Image, progress: &ExecuteProgress) -> Result<()> {
         Bytes::from_static(PROGRESS_KEY),
         progress.encode(Timestamp::now()),
     )];
-    let mut op = WriteOp::new()
+    let op = WriteOp::ordered()
         .step(WriteStep::AssertExists)
         .step(WriteStep::OmapSet(pairs.into_iter().collect()));
-    op.durability = Durability::Ordered;
     image.io().write_meta(&image.inner.header_object, op).await?;
     Ok(())
 }

@@ -132,11 +132,6 @@ impl Db {
         connection
             .query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))
             .at(&db.path, "set up")?;
-        if lifetime == Lifetime::Forever {
-            connection
-                .execute_batch("PRAGMA synchronous=FULL")
-                .at(&db.path, "set up")?;
-        }
         connection
             .execute_batch("BEGIN IMMEDIATE")
             .at(&db.path, "set up")?;
@@ -192,11 +187,11 @@ impl Db {
         connection
             .execute_batch("PRAGMA foreign_keys=OFF; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-8192")
             .at(&self.path, "open")?;
-        if self.lifetime == Lifetime::ThisBoot {
-            connection
-                .execute_batch("PRAGMA synchronous=OFF")
-                .at(&self.path, "open")?;
-        }
+        let synchronous = match self.lifetime {
+            Lifetime::Forever => "PRAGMA synchronous=FULL",
+            Lifetime::ThisBoot => "PRAGMA synchronous=OFF",
+        };
+        connection.execute_batch(synchronous).at(&self.path, "open")?;
         Ok(connection)
     }
 
