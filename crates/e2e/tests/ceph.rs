@@ -45,9 +45,9 @@ fn every_verb_of_a_migration_can_follow_the_other_side_s() {
             ],
         );
         source.check(&ferry, &target, &format!("{when}: prepared"));
-        ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(executor, "execute", &target);
         source.check(&ferry, &target, &format!("{when}: executed"));
-        ferry.ok_as(committer, &["migration", "commit", "--no-progress", &target]);
+        ferry.migrate_as(committer, "commit", &target);
         source.check(&ferry, &target, &format!("{when}: committed"));
         for side in Side::BOTH {
             ferry
@@ -70,9 +70,9 @@ fn an_abort_can_follow_the_other_side_s_verbs() {
         ferry.ok_as(preparer, &["migration", "prepare", &source.name, &target]);
         // Ceph's own goes back only from what it has not wholly copied as well as from what it has.
         if mask % 3 != 0 {
-            ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+            ferry.migrate_as(executor, "execute", &target);
         }
-        ferry.ok_as(aborter, &["migration", "abort", "--no-progress", &target]);
+        ferry.migrate_as(aborter, "abort", &target);
         source.check(&ferry, &source.name, &format!("{when}: aborted"));
         for side in Side::BOTH {
             ferry.run_as(side, &["info", &target]).fails(2, "No such file");
@@ -106,9 +106,9 @@ fn both_sides_print_the_same() {
         compare(name);
         ferry.ok_as(maker, &["migration", "prepare", name, &target]);
         compare(&target);
-        ferry.ok_as(maker, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(maker, "execute", &target);
         compare(&target);
-        ferry.ok_as(maker, &["migration", "abort", "--no-progress", &target]);
+        ferry.migrate_as(maker, "abort", &target);
         compare(name);
     }
 }

@@ -122,9 +122,9 @@ fn a_migration_is_right_and_copies_only_what_changed() {
         let before = changed(&ferry, &name);
         ferry.ok_as(preparer, &["migration", "prepare", &name, &target]);
         check(&ferry, &target, &versions, "prepared");
-        ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(executor, "execute", &target);
         check(&ferry, &target, &versions, "executed");
-        ferry.ok_as(ender, &["migration", "commit", "--no-progress", &target]);
+        ferry.migrate_as(ender, "commit", &target);
         check(&ferry, &target, &versions, "committed");
         let after = changed(&ferry, &target);
         // What was compared is known to 4 KiB.
@@ -160,9 +160,9 @@ fn other_object_sizes_and_an_abort_are_right() {
                 &target,
             ],
         );
-        ferry.ok_as(Side::Ferry, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(Side::Ferry, "execute", &target);
         check(&ferry, &target, &versions, object_size);
-        ferry.ok_as(Side::Ferry, &["migration", "abort", "--no-progress", &target]);
+        ferry.migrate_as(Side::Ferry, "abort", &target);
         check(&ferry, &name, &versions, "aborted");
     }
 }

@@ -61,7 +61,7 @@ fn clients_of_either_side_keep_their_data_under_the_other_s_execute_and_after_a_
         let mut load = Background::start(&mut fio(&ferry, 7, &slowly), &ferry.path(""), "load");
         std::thread::sleep(Duration::from_millis(500));
         assert!(load.is_running(), "{}", load.stderr());
-        ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(executor, "execute", &target);
         load.finish().ok();
         ferry_e2e::run(&mut fio(&ferry, 7, &[reader, &["--verify_only"]].concat())).ok();
         // Now the other way, and then the server is killed.
@@ -84,7 +84,7 @@ fn clients_of_either_side_keep_their_data_under_the_other_s_execute_and_after_a_
             assert!(ferry.export_as(executor, &spec) == *expected, "{spec}");
         }
         ferry.ok_as(executor, &["object-map", "check", "--no-progress", &target]);
-        ferry.ok_as(executor, &["migration", "commit", "--no-progress", &target]);
+        ferry.migrate_as(executor, "commit", &target);
     }
 }
 

@@ -206,10 +206,10 @@ fn migrations_of_an_image_with_a_parent_and_clones_can_change_hands() {
             &[&words[..], &[family.source.as_str(), target.as_str()]].concat(),
         );
         family.check(&ferry, &target, &format!("{when}: prepared"));
-        ferry.ok_as(executor, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(executor, "execute", &target);
         family.check(&ferry, &target, &format!("{when}: executed"));
         if aborts {
-            ferry.ok_as(finisher, &["migration", "abort", "--no-progress", &target]);
+            ferry.migrate_as(finisher, "abort", &target);
             family.check(&ferry, &family.source, &format!("{when}: aborted"));
             family.check_parent_lists(&ferry, &format!("rbd/{}", family.source), &when);
         } else {
@@ -234,10 +234,10 @@ fn a_flattened_target_is_nobody_s_clone_whoever_prepared_it() {
             let words = ["migration", "prepare", "--flatten", &family.source, &target];
             ferry.ok_as(preparer, &words);
             family.check(&ferry, &target, &format!("{when}: prepared"));
-            ferry.ok_as(Side::Ferry, &["migration", "execute", "--no-progress", &target]);
+            ferry.migrate_as(Side::Ferry, "execute", &target);
             family.check(&ferry, &target, &format!("{when}: executed"));
             if aborts {
-                ferry.ok_as(Side::Ferry, &["migration", "abort", "--no-progress", &target]);
+                ferry.migrate_as(Side::Ferry, "abort", &target);
                 family.check(&ferry, &family.source, &format!("{when}: aborted"));
                 family.check_parent_lists(&ferry, &format!("rbd/{}", family.source), &when);
             } else {

@@ -305,10 +305,10 @@ fn a_migration_from_format_1_changes_hands_at_every_verb() {
         }
         past.write(&ferry, executes, &target, 1 + combination as u8);
         past.check(&ferry, &target, &format!("written; {when}"));
-        ferry.ok_as(executes, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(executes, "execute", &target);
         past.check(&ferry, &target, &format!("executed; {when}"));
         if aborts {
-            ferry.ok_as(ends, &["migration", "abort", "--no-progress", &target]);
+            ferry.migrate_as(ends, "abort", &target);
             past.check(&ferry, &name, &format!("aborted; {when}"));
             for side in Side::BOTH {
                 let list = ferry.ok_as(side, &["ls"]);
@@ -319,7 +319,7 @@ fn a_migration_from_format_1_changes_hands_at_every_verb() {
                 );
             }
         } else {
-            ferry.ok_as(ends, &["migration", "commit", "--no-progress", &target]);
+            ferry.migrate_as(ends, "commit", &target);
             past.check(&ferry, &target, &format!("committed; {when}"));
             let left = ferry.rados_objects("rbd", &format!("{name}.rbd"));
             assert!(left.is_empty(), "{left:?} after {when}");

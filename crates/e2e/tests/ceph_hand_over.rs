@@ -92,9 +92,9 @@ fn an_execute_that_was_killed_is_continued_and_committed_by_the_other_side() {
         // The other side's client writes into the half-copied target; it has to take the lock from the dead.
         history.write(&ferry, other, &target);
         history.check(&ferry, &target, &when);
-        ferry.ok_as(other, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(other, "execute", &target);
         assert_eq!(ferry.migration_state(&target), "executed");
-        ferry.ok_as(other, &["migration", "commit", "--no-progress", &target]);
+        ferry.migrate_as(other, "commit", &target);
         history.check(&ferry, &target, &format!("{when}, continued and committed"));
         nothing_is_left(&ferry, "rbd", &source_id, &when);
         assert_eq!(ferry.migration_state(&target), "");
@@ -134,7 +134,7 @@ fn abort_when_the_dead_are_gone(ferry: &Ferry, side: Side, target: &str) {
         let status = ferry.ok_as(Side::Ceph, &["status", target]);
         status.contains("Watchers: none")
     });
-    ferry.ok_as(side, &["migration", "abort", "--no-progress", target]);
+    ferry.migrate_as(side, "abort", target);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn an_abort_that_was_killed_is_finished_by_the_other_side() {
         for side in Side::BOTH {
             history.write(&ferry, side, &target);
         }
-        ferry.ok_as(other, &["migration", "execute", "--no-progress", &target]);
+        ferry.migrate_as(other, "execute", &target);
         kill_at(&ferry, killed, "abort", &target, 5);
         assert_eq!(ferry.migration_state(&target), "aborting");
         let when = format!("killed {killed:?} in abort, finished by {other:?}");

@@ -111,7 +111,7 @@ fn work_of_one_side_is_done_by_the_lock_s_owner_of_the_other_while_that_writes()
             );
         };
         ask(&["migration", "execute", "--no-progress", &image]);
-        ferry.ok_as(asker, &["migration", "commit", "--no-progress", &image]);
+        ferry.migrate_as(asker, "commit", &image);
         ask(&["resize", "--no-progress", "--size", "12M", &image]);
         ask(&["snap", "create", "--no-progress", &snap("a")]);
         ask(&["snap", "create", "--no-progress", &snap("b")]);
