@@ -66,6 +66,14 @@ pub struct CephStore {
 }
 
 impl CephStore {
+    /// Whose the bytes of large reads and writes may stay.
+    fn lending(&self) -> Lending {
+        match self.c_interface_only {
+            true => Lending::No,
+            false => Lending::Large,
+        }
+    }
+
     /// Connects to a cluster.
     ///
     /// # Errors
@@ -369,11 +377,7 @@ impl Store for CephStore {
                 _ => None,
             });
         let calls: Calls = calls.collect();
-        let lending = match self.c_interface_only {
-            true => Lending::No,
-            false => Lending::Large,
-        };
-        reading::run(&ioctx, object.name, op, lending)
+        reading::run(&ioctx, object.name, op, self.lending())
             .await
             .map_err(|error| self.failed_calls(error, &calls, what))
     }
@@ -392,7 +396,7 @@ impl Store for CephStore {
                 _ => None,
             });
         let calls: Calls = calls.collect();
-        writing::run(&ioctx, object.name, op)
+        writing::run(&ioctx, object.name, op, self.lending())
             .await
             .map_err(|error| self.failed_calls(error, &calls, what))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferry_store::{Errno, WriteOp, WriteReply, WriteStep};
 
-use crate::sys::{Ioctx, OpError};
+use crate::sys::{Ioctx, Lending, OpError};
 
 /// How often a write is tried again because the object came or went between two attempts.
 const RETRIES_MAX: usize = 16;
@@ -12,7 +12,12 @@ const RETRIES_MAX: usize = 16;
 type Indexed = Vec<(usize, WriteStep)>;
 
 /// Runs a write.
-pub(crate) async fn run(ioctx: &Arc<Ioctx>, object: &str, op: WriteOp) -> Result<WriteReply, OpError> {
+pub(crate) async fn run(
+    ioctx: &Arc<Ioctx>,
+    object: &str,
+    op: WriteOp,
+    lending: Lending,
+) -> Result<WriteReply, OpError> {
     // After a removal, a write and a removal in one operation, an OSD (16.2.15) brings the bytes that a snapshot holds back to
     // the head when it is made again.
     let mut removals = (0..op.steps.len()).filter(|&index| op.steps[index] == WriteStep::Remove);
@@ -24,7 +29,7 @@ pub(crate) async fn run(ioctx: &Arc<Ioctx>, object: &str, op: WriteOp) -> Result
     }
     let steps = sent(op.steps);
     for _ in 0..RETRIES_MAX {
-        let error = match attempt(ioctx, object, &steps).await {
+        let error = match attempt(ioctx, object, &steps, lending).await {
             Err(error) if error.errno == Errno::ENOENT => error,
             other => return other,
         };
@@ -41,7 +46,7 @@ pub(crate) async fn run(ioctx: &Arc<Ioctx>, object: &str, op: WriteOp) -> Result
         }
         match on_nothing(&steps, error)? {
             None => return Ok(WriteReply::default()),
-            Some(steps) => match attempt(ioctx, object, &steps).await {
+            Some(steps) => match attempt(ioctx, object, &steps, lending).await {
                 // It is there now, so it is compared.
                 Err(error) if error.errno == Errno::EEXIST && error.step.is_none() => {}
                 other => return other,
@@ -54,12 +59,17 @@ pub(crate) async fn run(ioctx: &Arc<Ioctx>, object: &str, op: WriteOp) -> Result
 /// Index of a step that the caller did not give.
 const OURS: usize = usize::MAX;
 
-async fn attempt(ioctx: &Arc<Ioctx>, object: &str, indexed: &Indexed) -> Result<WriteReply, OpError> {
+async fn attempt(
+    ioctx: &Arc<Ioctx>,
+    object: &str,
+    indexed: &Indexed,
+    lending: Lending,
+) -> Result<WriteReply, OpError> {
     if indexed.is_empty() {
         return Ok(WriteReply::default());
     }
     let steps: Vec<WriteStep> = indexed.iter().map(|(_, step)| step.clone()).collect();
-    match ioctx.write(object, &steps).await {
+    match ioctx.write(object, &steps, lending).await {
         Ok(version) => Ok(WriteReply { version }),
         Err(error) => Err(OpError {
             errno: error.errno,

@@ -87,20 +87,35 @@ impl BufferList {
         });
     }
 
-    /// Its bytes, for as long as it is kept.
-    pub(super) fn into_bytes(mut self) -> Bytes {
+    /// The library's list.
+    pub(super) fn as_raw(&mut self) -> *mut c_void {
+        (&raw mut *self.raw).cast()
+    }
+
+    /// Its bytes.
+    pub(super) fn bytes(&mut self) -> &[u8] {
         let length = self.raw.length as usize;
         if length == 0 {
-            return Bytes::new();
+            return &[];
         }
         // SAFETY: a list that the library has filled; this makes one piece of it if it is not.
-        let start = unsafe { (self.methods.c_str)((&raw mut *self.raw).cast()) };
+        let start = unsafe { (self.methods.c_str)(self.as_raw()) };
         if start.is_null() {
+            return &[];
+        }
+        // SAFETY: as the library said; nobody changes the list while it is borrowed.
+        unsafe { slice::from_raw_parts(start, length) }
+    }
+
+    /// Its bytes, for as long as they are kept.
+    pub(super) fn into_bytes(mut self) -> Bytes {
+        let bytes = self.bytes();
+        if bytes.is_empty() {
             return Bytes::new();
         }
         Bytes::from_owner(Lent {
-            start,
-            length,
+            start: bytes.as_ptr(),
+            length: bytes.len(),
             _list: self,
         })
     }

@@ -16,7 +16,7 @@ use ferry_store::{Errno, Extent, WriteStep};
 use super::cxx::with_cxx;
 use super::ioctx::Ioctx;
 use super::library::RawIoctx;
-use super::read::OpError;
+use super::read::{Lending, OpError};
 use super::write::WriteState;
 use super::{Rc, check, text};
 
@@ -146,7 +146,7 @@ impl Ioctx {
         let source = text(source)?;
         let name = CxxString::lend(source.as_bytes_with_nul());
         let mut ioctx = CxxIoctx { _raw: from.raw };
-        let state = WriteState::with(functions, steps)?;
+        let state = WriteState::with(functions, steps, Lending::No)?;
         // SAFETY: an operation of the C interface; a string and a context as C++ has them, which the step copies.
         // Version 0 is any.
         with_cxx(state.op, |operation| unsafe {

@@ -189,6 +189,13 @@ functions! {
         list_c_str = "_ZN4ceph6buffer7v15_2_04list5c_strEv" (*mut c_void) -> *mut u8;
         list_append = "_ZN4ceph6buffer7v15_2_04list6appendEPKcj" (*mut c_void, *const u8, u32);
         list_substr_of = "_ZN4ceph6buffer7v15_2_04list9substr_ofERKS2_jj" (*mut c_void, *const c_void, u32, u32);
+        // Bytes that are lent: see `cxx_lend`.
+        claim_buffer = "_ZN4ceph6buffer7v15_2_012claim_bufferEjPc7deleter" (*mut c_void, u32, *mut u8, *mut c_void);
+        list_append_pointer = "_ZN4ceph6buffer7v15_2_04list6appendERKNS1_3ptrE" (*mut c_void, *const c_void);
+        write_list_step = "_ZN8librados7v14_2_020ObjectWriteOperation5writeEmRKN4ceph6buffer7v15_2_04listE"
+            (*mut c_void, u64, *const c_void);
+        write_full_list_step = "_ZN8librados7v14_2_020ObjectWriteOperation10write_fullERKN4ceph6buffer7v15_2_04listE"
+            (*mut c_void, *const c_void);
         // A variable, of which only the address is asked; never called.
         list_no_carriage = "_ZN4ceph6buffer7v15_2_04list17always_empty_bptrE" ();
     }

@@ -10,6 +10,7 @@ mod completion;
 mod cxx;
 mod cxx_buffer;
 mod cxx_copy;
+mod cxx_lend;
 mod ioctx;
 mod library;
 mod list;

@@ -41,7 +41,8 @@ pub(crate) struct ReadAnswer {
     pub(crate) steps: Vec<StepAnswer>,
 }
 
-/// Whether the bytes of large reads may stay the library's ([`cxx_buffer`]).
+/// Whether the bytes of large reads may stay the library's ([`cxx_buffer`]), and those of large writes ours
+/// ([`cxx_lend`](super::cxx_lend)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lending {
     /// All are copied.

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use ferry_store::{Errno, WriteStep};
 
 use super::completion;
+use super::cxx_lend::LentBytes;
 use super::ioctx::{Ioctx, Raw};
 use super::library::{Functions, RawOp};
-use super::read::OpError;
+use super::read::{Lending, OpError};
 use super::{Rc, errno_of, text};
 
 /// `LIBRADOS_OPERATION_FULL_TRY`: a full cluster answers, where the library would wait for room.
@@ -38,8 +39,13 @@ impl Drop for WriteState {
 
 impl Ioctx {
     /// Runs a write; gives the object's version after it.
-    pub(crate) async fn write(self: &Arc<Self>, object: &str, steps: &[WriteStep]) -> Result<u64, OpError> {
-        let state = WriteState::with(self.functions(), steps)?;
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        object: &str,
+        steps: &[WriteStep],
+        lending: Lending,
+    ) -> Result<u64, OpError> {
+        let state = WriteState::with(self.functions(), steps, lending)?;
         self.operate(object, state)
             .await
             .map_err(|error| failed(steps, error))
@@ -118,12 +124,29 @@ impl WriteState {
     }
 
     /// With these steps.
-    pub(super) fn with(functions: &'static Functions, steps: &[WriteStep]) -> Rc<Box<Self>> {
+    pub(super) fn with(
+        functions: &'static Functions,
+        steps: &[WriteStep],
+        lending: Lending,
+    ) -> Rc<Box<Self>> {
         let mut state = Self::new(functions, steps.len());
         for (index, step) in steps.iter().enumerate() {
-            state.add(index, step)?;
+            if lending == Lending::No || !state.lend(step) {
+                state.add(index, step)?;
+            }
         }
         Ok(state)
+    }
+
+    /// Adds a step whose bytes are many, without copying them; `false`: it is not one, or this library can't.
+    fn lend(&mut self, step: &WriteStep) -> bool {
+        let lent = |data| LentBytes::new(self.functions, data);
+        match step {
+            WriteStep::Write { offset, data } => lent(data).map(|mut data| data.write_to(self.op, *offset)),
+            WriteStep::WriteFull { data } => lent(data).map(|mut data| data.write_full_to(self.op)),
+            _ => None,
+        }
+        .is_some()
     }
 
     /// Adds one step; the library copies what goes in.
