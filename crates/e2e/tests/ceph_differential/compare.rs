@@ -22,6 +22,14 @@ pub struct Sides {
     namespaces: [String; 2],
 }
 
+/// What came of a step.
+pub enum Outcome {
+    /// Whether both sides succeeded, and how they differ.
+    Done(bool, Vec<String>),
+    /// Nobody knows what Ceph's would have done, and its side is half done.
+    CephDied,
+}
+
 impl Sides {
     pub fn new(ferry: Ferry) -> Self {
         let namespaces = Side::BOTH.map(|side| {
@@ -51,24 +59,28 @@ impl Sides {
         difference("contents", &self.plain(&ours), &self.plain(&theirs))
     }
 
-    /// Does a step on both sides. Whether both succeeded, and how they differ.
-    pub fn step(&mut self, step: &Step, known: &Known, world: &World) -> (bool, Vec<String>) {
+    /// Does a step on both sides.
+    pub fn step(&mut self, step: &Step, known: &Known, world: &World) -> Outcome {
         match step {
             Step::Command(line) => {
                 let [ours, theirs] = self.run(line);
+                if died_in_the_middle(&theirs) {
+                    println!("{line}: Ceph's rbd died in the middle: {theirs}");
+                    return Outcome::CephDied;
+                }
                 let mut differences = match known.refused_otherwise(line, world) {
                     true if ours.code != 0 && theirs.code != 0 => vec![],
                     // What it has done is seen in what is there now.
                     _ if aborted_at_its_end(&theirs) => {
                         println!("{line}: Ceph's rbd aborted at its end");
-                        return (ours.code == 0, vec![]);
+                        return Outcome::Done(ours.code == 0, vec![]);
                     }
                     _ => self.ends(line, &ours, &theirs),
                 };
                 if differences.is_empty() && theirs.code == 0 {
                     differences = self.files(line, known);
                 }
-                (ours.code == 0 && theirs.code == 0, differences)
+                Outcome::Done(ours.code == 0 && theirs.code == 0, differences)
             }
             Step::Write(image, requests) => {
                 let [ours, theirs] = [self.write_to_ferry(image, requests), {
@@ -81,7 +93,7 @@ impl Sides {
                         "writes to {image}:\n  Ferry {ours:?}\n  Ceph  {theirs:?}"
                     )],
                 };
-                (ours.is_ok() && theirs.is_ok(), differences)
+                Outcome::Done(ours.is_ok() && theirs.is_ok(), differences)
             }
         }
     }
@@ -341,6 +353,11 @@ fn without_trash_id(line: &str) -> String {
 /// Ceph's 16.2.15 does that now and then, when it has printed everything and disconnects.
 fn aborted_at_its_end(theirs: &Finished) -> bool {
     theirs.stderr.contains("std::system_error") && theirs.stderr.contains("Caught signal (Aborted)")
+}
+
+/// Of a fault in its own code, with the work half done.
+fn died_in_the_middle(theirs: &Finished) -> bool {
+    theirs.stderr.contains("*** Caught signal (") && !aborted_at_its_end(theirs)
 }
 
 fn is_uuid(text: &str) -> bool {

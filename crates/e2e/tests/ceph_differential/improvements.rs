@@ -468,8 +468,14 @@ impl Known {
             {
                 true
             }
-            // Ceph's loses its metadata.
-            ("mv", _) if image.is_some_and(|image| image.old && !image.metadata.is_empty()) => true,
+            // Ceph's loses its metadata, and its limit of snapshots.
+            ("mv", _)
+                if image.is_some_and(|image| {
+                    image.old && (!image.metadata.is_empty() || self.has(&image.name, Past::Limited))
+                }) =>
+            {
+                true
+            }
             ("mv", _)
                 if specs
                     .iter()
