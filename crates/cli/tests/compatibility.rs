@@ -139,7 +139,8 @@ const DIFFERS: &[(&str, &str)] = &[
     (
         "rename",
         "the error for another pool names both pools; a new name with a pool but without a namespace is one without a namespace, not \
-         one in the old namespace; an image of format 1 keeps its metadata, and is not renamed while it is open",
+         one in the old namespace; an image of format 1 keeps its metadata and its limit of snapshots, and is not renamed while it is \
+         open",
     ),
     (
         "snap rollback",

@@ -11,6 +11,7 @@ use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
+use ferry_image::snapshot::{get_limit, set_limit};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::{Errno, IoCtx, ReadOp, SnapId};
 use support::reference::Reference;
@@ -93,6 +94,7 @@ async fn an_image_of_format_1_lives_like_any_other() {
         image.snap_rollback("first", &silent()).await.unwrap();
         reference.head = reference.snaps["first"].clone();
         metadata::set(&image, "owner", "me".into()).await.unwrap();
+        set_limit(&image, 7).await.unwrap();
         image.close().await.unwrap();
         reference.check_all(&io, "old", "rolled back").await;
 
@@ -101,6 +103,7 @@ async fn an_image_of_format_1_lives_like_any_other() {
         reference.check_all(&io, "older", "renamed").await;
         let image = open(&io, "older").await;
         assert_eq!(metadata::get(&image, "owner").await.unwrap(), "me");
+        assert_eq!(get_limit(&image).await.unwrap(), 7);
         let error = remove::remove(&io, "older", &silent()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::HasSnapshots);
         for snap in ["first", "s2"] {
