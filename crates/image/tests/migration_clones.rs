@@ -4,7 +4,7 @@
 
 mod support;
 
-use ferry_cls::rbd::feature;
+use ferry_cls::rbd::{ProtectionStatus, feature};
 use ferry_image::admin::{namespace, remove, trash};
 use ferry_image::layering::children::children;
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
@@ -15,7 +15,7 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::{Errno, IoCtx};
 use support::reference::{Reference, compare};
-use support::{Engine, TestLayout, pool};
+use support::{Engine, TestLayout, pool, sound};
 
 const SIZE: u64 = 300_000;
 
@@ -373,6 +373,91 @@ async fn a_source_in_the_middle_of_a_chain_keeps_both_ends() {
         assert_eq!(names_of_children(&io, "base").await, ["dst"]);
         assert_eq!(names_of_children(&io, "dst").await, ["leaf"]);
     }
+}
+
+/// Ends a migration in one of both ways.
+async fn end(io: &IoCtx, target: &str, goes_back: bool) {
+    if goes_back {
+        return abort(io, target, AbortOptions::default(), &silent())
+            .await
+            .unwrap();
+    }
+    execute(io, target, &silent()).await.unwrap();
+    commit(io, target, &silent()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_and_its_clone_migrate_at_the_same_time_and_each_of_them_may_go_back() {
+    for order_and_ends in 0..16 {
+        let bit = |bit: u32| order_and_ends >> bit & 1 == 1;
+        let [clone_first, clone_ends_first, clone_goes_back, parent_goes_back] = [0, 1, 2, 3].map(bit);
+        let when = format!(
+            "clone prepared first: {clone_first}, ends first: {clone_ends_first}, goes back: {clone_goes_back}; parent \
+             goes back: {parent_goes_back}"
+        );
+        let engine = Engine::memory();
+        let store = engine.connect().await;
+        let io = pool(&store, "rbd").await;
+        let mut reference = clone_with_history(&io).await;
+        let (clone, parent) = (["src", "dst"], ["base", "moved"]);
+        let in_order = if clone_first {
+            [clone, parent]
+        } else {
+            [parent, clone]
+        };
+        for [source, target] in in_order {
+            prepare(&io, source, &io, target, &order(14)).await.unwrap();
+        }
+        reference.check_all(&io, "dst", &when).await;
+        let target = open(&io, "dst").await;
+        // One object of which the parent has a part.
+        target.write(220_000, vec![8; 100].into()).await.unwrap();
+        reference.write(220_000, &[8; 100]);
+        target.close().await.unwrap();
+        let ends = [(clone, clone_goes_back), (parent, parent_goes_back)];
+        let in_order = if clone_ends_first {
+            [ends[0], ends[1]]
+        } else {
+            [ends[1], ends[0]]
+        };
+        for (names, goes_back) in in_order {
+            end(&io, names[1], goes_back).await;
+            let name = if clone_goes_back && (clone_ends_first || names == clone) {
+                "src"
+            } else {
+                "dst"
+            };
+            reference.check_all(&io, name, &when).await;
+        }
+        let clone = if clone_goes_back { "src" } else { "dst" };
+        let parent = if parent_goes_back { "base" } else { "moved" };
+        assert_eq!(names_of_children(&io, parent).await, [clone], "{when}");
+        sound(&store, &when).await;
+        remove_with_snapshots(&io, clone).await;
+        remove_with_snapshots(&io, parent).await;
+        assert!(trash::list(&io).await.unwrap().is_empty(), "{when}");
+    }
+}
+
+async fn remove_with_snapshots(io: &IoCtx, name: &str) {
+    let image = open(io, name).await;
+    let snaps: Vec<String> = image
+        .header()
+        .user_snaps()
+        .map(|snap| snap.name.clone())
+        .collect();
+    for snap in snaps {
+        if image.header().snap_by_name(&snap).unwrap().protection != ProtectionStatus::Unprotected {
+            image.snap_unprotect(&snap).await.unwrap();
+        }
+        image.snap_remove(&snap, &silent()).await.unwrap();
+    }
+    assert!(
+        image.header().snaps.is_empty(),
+        "something keeps a snapshot of {name}"
+    );
+    image.close().await.unwrap();
+    remove::remove(io, name, &silent()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
