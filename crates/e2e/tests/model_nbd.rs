@@ -10,6 +10,7 @@ use ferry_e2e::load::{connect, read_all};
 use ferry_e2e::tools::seed;
 use ferry_e2e::{Ferry, Served};
 use ferry_nbd::client::Client;
+use ferry_reference::{Exact, Version};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -40,9 +41,8 @@ struct World {
     rng: StdRng,
     spec: String,
     state: State,
-    head: Vec<u8>,
-    snaps: BTreeMap<String, Vec<u8>>,
-    before: Option<(BTreeMap<String, Vec<u8>>, String)>,
+    reference: Exact,
+    before: Option<(BTreeMap<String, Version>, String)>,
     served: Option<(Served, Client)>,
     names: u32,
 }
@@ -60,8 +60,7 @@ impl World {
             rng,
             spec: "rbd/image".to_owned(),
             state: State::Plain,
-            head: vec![0; (kib << 10) as usize],
-            snaps: BTreeMap::new(),
+            reference: Exact::new(kib << 10),
             before: None,
             served: None,
             names: 0,
@@ -85,7 +84,7 @@ impl World {
     }
 
     fn range(&mut self) -> (u64, u32) {
-        let size = self.head.len() as u64;
+        let size = self.reference.size_bytes();
         if size == 0 {
             return (0, 0);
         }
@@ -113,16 +112,13 @@ impl World {
         if length == 0 {
             return;
         }
-        let byte = self.rng.random_range(1..=255u8);
-        let data: Vec<u8> = (0..length).map(|i| byte ^ (i as u8)).collect();
         let fua = self.rng.random_bool(0.1);
-        let sent = Bytes::from(data.clone());
+        let sent = Bytes::from(self.reference.write_tagged(offset, length.into()));
         self.client()
             .await
             .write(offset, sent, fua)
             .await
             .expect("a write");
-        self.head[offset as usize..][..data.len()].copy_from_slice(&data);
         if self.rng.random_bool(0.1) {
             self.client().await.flush().await.expect("a flush");
         }
@@ -141,37 +137,37 @@ impl World {
             _ => client.write_zeroes(offset, u64::from(length), false, false).await,
         }
         .expect("zeroes");
-        self.head[offset as usize..][..length as usize].fill(0);
+        self.reference.zero(offset, length.into());
     }
 
     async fn check_head(&mut self) {
         let seen = read_all(self.client().await).await;
-        assert_eq!(seen.len(), self.head.len(), "{} ({:?})", self.spec, self.state);
-        let differs = seen.iter().zip(&self.head).position(|(a, b)| a != b);
-        assert_eq!(
-            differs, None,
-            "first difference in {} ({:?})",
-            self.spec, self.state
-        );
+        self.check(&self.reference.head, &seen, &self.spec);
     }
 
     async fn check_all(&mut self) {
         self.check_head().await;
-        for (name, bytes) in &self.snaps {
-            let seen = self.ferry.export(&format!("{}@{name}", self.spec));
-            let differs = seen.iter().zip(bytes).position(|(a, b)| a != b);
-            assert_eq!(
-                (seen.len(), differs),
-                (bytes.len(), None),
-                "{}@{name} ({:?})",
-                self.spec,
-                self.state
-            );
+        for (name, version) in &self.reference.snaps {
+            let spec = format!("{}@{name}", self.spec);
+            let seen = self.ferry.export(&spec);
+            self.check(version, &seen, &spec);
+        }
+    }
+
+    fn check(&self, version: &Version, seen: &[u8], spec: &str) {
+        assert_eq!(
+            seen.len() as u64,
+            version.size_bytes(),
+            "{spec} ({:?})",
+            self.state
+        );
+        if let Err(violation) = version.check(0, seen) {
+            panic!("{spec} ({:?}): {violation}", self.state);
         }
     }
 
     fn snap_create(&mut self) {
-        if self.snaps.len() >= 5 {
+        if self.reference.snaps.len() >= 5 {
             return;
         }
         self.names += 1;
@@ -182,21 +178,21 @@ impl World {
             "--no-progress",
             &format!("{}@{name}", self.spec),
         ]);
-        self.snaps.insert(name, self.head.clone());
+        self.reference.snap(&name);
     }
 
     fn snap_remove(&mut self) {
-        let Some(name) = self.snaps.keys().next().cloned() else {
+        let Some(name) = self.reference.snaps.keys().next().cloned() else {
             return;
         };
         self.ferry
             .ok(&["snap", "rm", "--no-progress", &format!("{}@{name}", self.spec)]);
-        self.snaps.remove(&name);
+        self.reference.snaps.remove(&name);
     }
 
     async fn resize(&mut self) {
         let kib = self.rng.random_range(1..MAX_SIZE >> 10);
-        if kib << 10 == self.head.len() as u64 {
+        if kib << 10 == self.reference.size_bytes() {
             return;
         }
         // Half of the time under a client, which has to come again to see the new size.
@@ -211,7 +207,7 @@ impl World {
             &format!("{kib}K"),
             &self.spec,
         ]);
-        self.head.resize((kib << 10) as usize, 0);
+        self.reference.resize(kib << 10);
         if let Some((served, client)) = self.served.take() {
             let _ = client.disconnect().await;
             let client = connect(&served.socket, &self.spec).await;
@@ -247,7 +243,7 @@ impl World {
         let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
         self.ferry
             .ok(&[&["migration", "prepare", &self.spec, &target], layout].concat());
-        self.before = Some((self.snaps.clone(), self.spec.clone()));
+        self.before = Some((self.reference.snaps.clone(), self.spec.clone()));
         self.spec = target;
         self.state = State::Prepared;
     }
@@ -259,6 +255,7 @@ impl World {
         };
         // What the abort cannot keep it must name before it drops it.
         let new: Vec<&String> = self
+            .reference
             .snaps
             .keys()
             .filter(|name| !snaps.contains_key(*name))
@@ -274,7 +271,7 @@ impl World {
         }
         self.ferry
             .ok(&["migration", "abort", "--no-progress", "--force", &self.spec]);
-        self.snaps = snaps;
+        self.reference.snaps = snaps;
         self.spec = spec;
         self.state = State::Plain;
     }

@@ -10,7 +10,7 @@ use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::layering::parent::MAX_CHAIN;
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey, names};
 use ferry_store::{Errno, IoCtx, PoolId, WriteOp};
-use support::reference::{Reference, compare};
+use support::reference::{Compared as _, Reference, compare};
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 200_000;

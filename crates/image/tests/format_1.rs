@@ -14,7 +14,7 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::snapshot::{get_limit, set_limit};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::{Errno, IoCtx, ReadOp, SnapId};
-use support::reference::Reference;
+use support::reference::{Compared as _, Reference};
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 200_000;

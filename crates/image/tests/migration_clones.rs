@@ -14,7 +14,7 @@ use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::{Errno, IoCtx};
-use support::reference::{Reference, compare};
+use support::reference::{Compared as _, Reference, compare, compare_version};
 use support::{Engine, TestLayout, pool, sound};
 
 const SIZE: u64 = 300_000;
@@ -81,10 +81,7 @@ async fn finish(io: &IoCtx, name: &str, reference: &Reference) {
 async fn clone_with_history(io: &IoCtx) -> Reference {
     let bytes = base(io, "base").await;
     clone_of(io, "base", "s", "src", CloneFormat::Two).await;
-    let mut reference = Reference {
-        head: bytes,
-        ..Reference::default()
-    };
+    let mut reference = Reference::showing(&bytes);
     let image = open(io, "src").await;
     for (offset, byte, snap) in [(60_000, 1u8, "a"), (200_000, 2, "")] {
         image.write(offset, vec![byte; 1_000].into()).await.unwrap();
@@ -223,10 +220,7 @@ async fn a_striped_target_that_shrank_shows_nothing_of_the_parent_again() {
         ..order(14)
     };
     prepare(&io, "src", &io, "dst", &options).await.unwrap();
-    let mut reference = Reference {
-        head: bytes,
-        ..Reference::default()
-    };
+    let mut reference = Reference::showing(&bytes);
     // Of the objects that the border runs through, the parent has nothing in the part that is kept.
     let target = open(&io, "dst").await;
     for size in [9_000, SIZE] {
@@ -343,10 +337,7 @@ async fn a_source_in_the_middle_of_a_chain_keeps_both_ends() {
         source.snap_protect("a").await.unwrap();
         source.close().await.unwrap();
         clone_of(&io, "src", "a", "leaf", CloneFormat::One).await;
-        let leaf = Reference {
-            head: reference.snaps["a"].clone(),
-            ..Reference::default()
-        };
+        let leaf = Reference::of(&reference.snaps["a"]);
         prepare(&io, "src", &io, "dst", &order(13)).await.unwrap();
         leaf.check_all(&io, "leaf", "prepared").await;
         let image = open(&io, "leaf").await;
@@ -475,14 +466,14 @@ async fn an_abort_that_would_orphan_clones_is_refused_before_anything_changes() 
     let error = abort(&io, "dst", force, &silent()).await.unwrap_err();
     assert_eq!((error.kind, error.errno), (ErrorKind::HasChildren, Errno::EBUSY));
     let kid = open(&io, "kid").await;
-    compare(&kid, &reference.head, "kid").await;
+    reference.check_head(&kid, "of kid").await;
     kid.flatten(&silent()).await.unwrap();
     kid.close().await.unwrap();
     abort(&io, "dst", force, &silent()).await.unwrap();
     reference.check_all(&io, "src", "aborted").await;
     assert_eq!(names_of_children(&io, "src").await, ["moves"]);
     let moved = open(&io, "moves").await;
-    compare(&moved, &reference.snaps["a"], "moved").await;
+    compare_version(&moved, &reference.snaps["a"], "moved").await;
     moved.close().await.unwrap();
 }
 

@@ -12,7 +12,7 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
 use ferry_store::wrappers::Moment;
 use ferry_store::{Errno, IoCtx};
-use support::reference::Reference;
+use support::reference::{Compared as _, Reference};
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 96 << 10;

@@ -21,7 +21,7 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, SnapKey};
 use ferry_store::wrappers::Moment;
 use ferry_store::{IoCtx, Scope, Store};
-use support::reference::{Reference, compare};
+use support::reference::{Compared as _, Reference};
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 256 << 10;
@@ -60,7 +60,7 @@ struct World {
     engine: Engine,
     family: Family,
     /// What the clones show, by name.
-    kids: Vec<(&'static str, Vec<u8>)>,
+    kids: Vec<(&'static str, Reference)>,
     from: Scope,
     to: Scope,
     target: &'static str,
@@ -121,8 +121,8 @@ impl World {
                 let kid = open(&io, name).await;
                 kid.write(7, vec![6; 7].into()).await.unwrap();
                 kid.close().await.unwrap();
-                let mut shown = reference.snaps[snap].clone();
-                shown[7..14].fill(6);
+                let mut shown = Reference::of(&reference.snaps[snap]);
+                shown.write(7, &[6; 7]);
                 kids.push((name, shown));
             }
         }
@@ -186,12 +186,12 @@ impl World {
     async fn check(&self, scope: &Scope, name: &str, when: &str) {
         let io = self.io(self.engine.connect().await, scope);
         self.reference.check_all(&io, name, when).await;
-        for (name, bytes) in &self.kids {
+        for (name, shown) in &self.kids {
             let io = self.io(io.store().clone(), &self.from);
             let kid = Image::open(&io, ImageKey::Name(name), OpenOptions::read_only())
                 .await
                 .unwrap_or_else(|error| panic!("{name} {when}: {error}"));
-            compare(&kid, bytes, &format!("{name} {when}")).await;
+            shown.check_head(&kid, &format!("of {name} {when}")).await;
             kid.close().await.unwrap();
         }
     }

@@ -21,7 +21,7 @@ use ferry_image::migration::settings::{self, ExecuteSettings, Rate, SettingsChan
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result};
 use ferry_store::wrappers::{Call, Hook, OpKind, Wrapper};
 use ferry_store::{IoCtx, Scope, StoreError};
-use support::reference::Reference;
+use support::reference::{Compared as _, Reference};
 use support::{Engine, pool};
 
 const MIB: u64 = 1 << 20;

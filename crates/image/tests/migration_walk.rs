@@ -11,7 +11,7 @@ use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{Image, ImageKey, OpenOptions, Progress};
 use ferry_store::Errno;
-use support::reference::Reference;
+use support::reference::{Compared as _, Reference};
 use support::{Engine, TestLayout, pool};
 
 const SIZE: u64 = 1 << 20;

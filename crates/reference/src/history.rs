@@ -9,25 +9,10 @@
 //! rollback, a prepare, an abort, and when a clone is made.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::clock::Clock;
 use crate::tag::Tag;
 use crate::version::{Piece, Source, Version, Violation, judge};
-
-/// Gives every beginning and every end a moment of its own. Images that are cloned from one another share one.
-#[derive(Debug, Clone, Default)]
-pub struct Clock(Arc<AtomicU64>);
-
-impl Clock {
-    fn tick(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// A write under way.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +71,7 @@ impl History {
     /// An image of zeroes.
     #[must_use]
     pub fn new(clock: &Clock, size_bytes: u64) -> Self {
-        Self::of(clock, Version::zeroes(size_bytes, clock.tick()))
+        Self::of(clock, Version::zeroes(clock, size_bytes, clock.tick()))
     }
 
     fn of(clock: &Clock, head: Version) -> Self {
@@ -130,6 +115,9 @@ impl History {
         let source = Source::new(self.clock.tick(), zeroes);
         let (start, end) = (offset, offset + length_bytes);
         self.head.begin(start, end, source);
+        if !zeroes {
+            self.clock.remember(source.tag, start, end);
+        }
         if !self.looking.is_empty() {
             self.recent.push_back((source, start, end));
         }
@@ -180,7 +168,8 @@ impl History {
             }
         }
         self.looked(read.begun);
-        let seen = judge(&pieces, read.offset, bytes, self.clock.tick())?;
+        self.clock.tick();
+        let seen = judge(&self.clock, &pieces, read.offset, bytes)?;
         for run in &seen {
             self.head.narrow(run, read.begun);
         }
@@ -257,12 +246,12 @@ impl History {
     /// # Errors
     /// A byte that it must not show.
     pub fn check_snap(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), Violation> {
-        let now = self.clock.tick();
+        self.clock.tick();
         let Some(version) = self.snaps.get_mut(name) else {
             return Ok(());
         };
         let pieces = version.pieces(offset, offset + bytes.len() as u64);
-        let seen = judge(&pieces, offset, bytes, now)?;
+        let seen = judge(&self.clock, &pieces, offset, bytes)?;
         version.narrow_point(&pieces, &seen)?;
         for run in &seen {
             version.narrow(run, u64::MAX);
@@ -272,10 +261,7 @@ impl History {
 
     /// The size was changed.
     pub fn resize(&mut self, size_bytes: u64) {
-        if size_bytes < self.size_bytes() {
-            self.head.shrink(size_bytes);
-        }
-        self.head.grow(size_bytes, self.clock.tick());
+        self.head.resize(size_bytes, self.clock.tick());
     }
 
     /// The head is what a snapshot is.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::clock::Clock;
 use crate::tag::Tag;
 
 /// The end of what has not ended.
@@ -23,6 +24,8 @@ pub struct Source {
     pub(crate) ended: u64,
     /// Whether its bytes are zero.
     pub(crate) zeroes: bool,
+    /// Whether its bytes are not its tag's; the clock has them.
+    given: bool,
     /// Whether it was acknowledged. Of those that a kill has cut off nobody knows.
     pub(crate) certain: bool,
 }
@@ -33,7 +36,16 @@ impl Source {
             tag: Tag(tag),
             ended: UNDER_WAY,
             zeroes,
+            given: false,
             certain: true,
+        }
+    }
+
+    /// A write whose bytes the clock was given.
+    pub(crate) fn given(tag: u64) -> Self {
+        Self {
+            given: true,
+            ..Self::new(tag, false)
         }
     }
 
@@ -44,8 +56,22 @@ impl Source {
         }
     }
 
-    fn byte(&self, offset: u64) -> u8 {
-        if self.zeroes { 0 } else { self.tag.byte(offset) }
+    fn byte(&self, clock: &Clock, offset: u64) -> u8 {
+        self.content(clock, offset, offset + 1)
+            .first()
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Its bytes in a range that it covers.
+    pub(crate) fn content(&self, clock: &Clock, start: u64, end: u64) -> Vec<u8> {
+        if self.zeroes {
+            vec![0; (end - start) as usize]
+        } else if self.given {
+            clock.given(self.tag, start, end)
+        } else {
+            self.tag.bytes(start, end - start)
+        }
     }
 }
 
@@ -61,6 +87,7 @@ struct Segment {
 /// See the module's text.
 #[derive(Debug, Clone, Default)]
 pub struct Version {
+    clock: Clock,
     segments: BTreeMap<u64, Segment>,
     /// Between which moments a snapshot was taken, as far as what it shows has told; of a head nothing.
     point: Option<(u64, u64)>,
@@ -107,8 +134,11 @@ pub(crate) struct Seen {
 
 impl Version {
     /// Zeroes that have been there since `moment`.
-    pub(crate) fn zeroes(size_bytes: u64, moment: u64) -> Self {
-        let mut version = Self::default();
+    pub(crate) fn zeroes(clock: &Clock, size_bytes: u64, moment: u64) -> Self {
+        let mut version = Self {
+            clock: clock.clone(),
+            ..Self::default()
+        };
         version.grow(size_bytes, moment);
         version
     }
@@ -119,7 +149,19 @@ impl Version {
         self.segments.last_key_value().map_or(0, |(_, last)| last.end)
     }
 
-    pub(crate) fn grow(&mut self, size_bytes: u64, moment: u64) {
+    /// Whose moments its writes have.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn resize(&mut self, size_bytes: u64, moment: u64) {
+        if size_bytes < self.size_bytes() {
+            self.shrink(size_bytes);
+        }
+        self.grow(size_bytes, moment);
+    }
+
+    fn grow(&mut self, size_bytes: u64, moment: u64) {
         let start = self.size_bytes();
         if size_bytes > start {
             let sources = vec![Source::ended_at_once(moment)];
@@ -134,7 +176,7 @@ impl Version {
         }
     }
 
-    pub(crate) fn shrink(&mut self, size_bytes: u64) {
+    fn shrink(&mut self, size_bytes: u64) {
         self.split(size_bytes);
         self.segments.split_off(&size_bytes);
     }
@@ -318,7 +360,7 @@ impl Version {
             if lower > upper {
                 return Err(Violation {
                     offset: run.start,
-                    found: run.source.byte(run.start),
+                    found: run.source.byte(&self.clock, run.start),
                     explanation: format!(
                         "the snapshot is of no single moment: it has what began at {lower}, and lacks what had ended at {upper}"
                     ),
@@ -334,18 +376,23 @@ impl Version {
 ///
 /// # Errors
 /// A byte that comes from none of its candidates.
-pub(crate) fn judge(pieces: &[Piece], offset: u64, bytes: &[u8], now: u64) -> Result<Vec<Seen>, Violation> {
+pub(crate) fn judge(
+    clock: &Clock,
+    pieces: &[Piece],
+    offset: u64,
+    bytes: &[u8],
+) -> Result<Vec<Seen>, Violation> {
     let mut seen = Vec::new();
     for piece in pieces {
         let found = &bytes[(piece.start - offset) as usize..(piece.end - offset) as usize];
         let sources = &piece.sources[..piece.sources.len().min(MAX_TOLD_APART)];
         if let [only] = sources {
-            judge_settled(only, piece, found, now)?;
+            judge_settled(clock, only, piece, found)?;
             continue;
         }
         let contents: Vec<Vec<u8>> = sources
             .iter()
-            .map(|source| content(source, piece.start, piece.end))
+            .map(|source| source.content(clock, piece.start, piece.end))
             .collect();
         let mut run: Option<(u64, u128)> = None;
         for (index, byte) in found.iter().enumerate() {
@@ -356,7 +403,7 @@ pub(crate) fn judge(pieces: &[Piece], offset: u64, bytes: &[u8], now: u64) -> Re
                 .filter(|(_, content)| content[index] == *byte)
                 .fold(0u128, |mask, (number, _)| mask | 1 << number);
             if mask == 0 {
-                return Err(violation(piece, at, &found[index..], now));
+                return Err(violation(clock, piece, at, &found[index..]));
             }
             match run {
                 Some((_, same)) if same == mask => {}
@@ -371,25 +418,23 @@ pub(crate) fn judge(pieces: &[Piece], offset: u64, bytes: &[u8], now: u64) -> Re
     Ok(seen)
 }
 
-fn judge_settled(only: &Source, piece: &Piece, found: &[u8], now: u64) -> Result<(), Violation> {
+fn judge_settled(clock: &Clock, only: &Source, piece: &Piece, found: &[u8]) -> Result<(), Violation> {
     let wrong = if only.zeroes {
         found.iter().position(|byte| *byte != 0)
     } else {
-        let expected = only.tag.bytes(piece.start, piece.end - piece.start);
+        let expected = only.content(clock, piece.start, piece.end);
         (expected != found)
             .then(|| expected.iter().zip(found).position(|(left, right)| left != right))
             .flatten()
     };
     match wrong {
         None => Ok(()),
-        Some(index) => Err(violation(piece, piece.start + index as u64, &found[index..], now)),
-    }
-}
-
-fn content(source: &Source, start: u64, end: u64) -> Vec<u8> {
-    match source.zeroes {
-        true => vec![0; (end - start) as usize],
-        false => source.tag.bytes(start, end - start),
+        Some(index) => Err(violation(
+            clock,
+            piece,
+            piece.start + index as u64,
+            &found[index..],
+        )),
     }
 }
 
@@ -403,7 +448,7 @@ fn push_run(seen: &mut Vec<Seen>, run: Option<(u64, u128)>, end: u64, sources: &
 }
 
 /// Says what a wrong byte may have been, and which write it seems to come from.
-fn violation(piece: &Piece, at: u64, found: &[u8], now: u64) -> Violation {
+fn violation(clock: &Clock, piece: &Piece, at: u64, found: &[u8]) -> Violation {
     let allowed: Vec<String> = piece
         .sources
         .iter()
@@ -413,28 +458,33 @@ fn violation(piece: &Piece, at: u64, found: &[u8], now: u64) -> Violation {
                 UNDER_WAY => "under way".to_owned(),
                 ended => format!("ended {ended}"),
             };
-            format!("{what} {} ({ended}, {:#04x})", source.tag.0, source.byte(at))
+            format!(
+                "{what} {} ({ended}, {:#04x})",
+                source.tag.0,
+                source.byte(clock, at)
+            )
         })
         .collect();
     // Long enough that no other write looks like it by chance.
     let sample = &found[..found.len().min(16)];
-    let matches = |tag: &u64| {
-        let bytes = Tag(*tag).bytes(at, sample.len() as u64);
-        bytes == sample
-    };
     let origin = if sample.iter().all(|byte| *byte == 0) {
         "zeroes".to_owned()
     } else if sample.len() < 4 {
         "too few bytes to tell whose".to_owned()
     } else {
-        match (0..=now).rev().find(matches) {
-            Some(tag) => format!("they are write {tag}'s"),
-            None => "no write has such bytes here".to_owned(),
+        match clock.origin(at, sample) {
+            Some((tag, place)) if place == at => format!("they are write {}'s", tag.0),
+            Some((tag, place)) => format!("they are what write {} put at {place}", tag.0),
+            None => "no write has such bytes".to_owned(),
         }
     };
     Violation {
         offset: at,
         found: found[0],
-        explanation: format!("may come from {}; {origin} (moment {now})", allowed.join(", ")),
+        explanation: format!(
+            "may come from {}; {origin} (moment {})",
+            allowed.join(", "),
+            clock.now()
+        ),
     }
 }

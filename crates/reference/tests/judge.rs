@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use ferry_reference::{Clock, History};
+use ferry_reference::{Clock, Exact, History};
 
 const SIZE: u64 = 64 << 10;
 
@@ -186,4 +186,39 @@ fn what_a_shrink_has_cut_off_is_zero_when_the_image_grows_again() {
     history.resize(SIZE);
     assert!(!reads(&mut history, 0, &bytes));
     assert!(reads(&mut history, 0, &[&bytes[..500], &[0; 500][..]].concat()));
+}
+
+#[test]
+fn of_an_exact_image_a_lost_a_stale_and_a_misplaced_write_are_named() {
+    let mut image = Exact::new(SIZE);
+    let old = image.write_tagged(0, 4096);
+    image.snap("s");
+    let new = image.write_tagged(0, 4096);
+    let elsewhere = image.write_tagged(20_000, 512);
+    image.write(30_000, &[7; 100]);
+    image.zero(1000, 24);
+    let told = |offset, bytes: &[u8]| image.head.check(offset, bytes).unwrap_err().to_string();
+    assert!(image.head.check(0, &new[..1000]).is_ok());
+    assert!(image.head.check(1000, &[0; 24]).is_ok());
+    assert!(image.head.check(29_999, &[0, 7, 7]).is_ok());
+    assert!(told(0, &old).contains("they are write 2's"), "{}", told(0, &old));
+    assert!(told(0, &[0; 64]).contains("zeroes"));
+    let misplaced = told(40_000, &elsewhere);
+    assert!(misplaced.contains("put at 20000"), "{misplaced}");
+    assert!(told(30_000, &[7, 7, 8]).contains("byte 30002"));
+    let bytes = image.head.bytes();
+    assert_eq!(bytes.len() as u64, SIZE);
+    assert!(image.head.check(0, &bytes).is_ok());
+    assert!(image.snaps["s"].check(0, &old).is_ok());
+    assert!(image.snaps["s"].check(0, &new).is_err());
+    let mut child = Exact::of(&image.snaps["s"]);
+    child.write(10, &[9; 5]);
+    child.resize(2000);
+    child.resize(5000);
+    let expected = [&old[..10], &[9; 5], &old[15..2000], &[0; 3000]].concat();
+    assert_eq!(child.head.bytes(), expected);
+    assert!(
+        image.snaps["s"].check(0, &old).is_ok(),
+        "a clone wrote to its parent"
+    );
 }

@@ -7,7 +7,7 @@ use ferry_image::{Image, ImageKey, OpenOptions, Progress};
 use ferry_store::{IoCtx, SnapId};
 
 use super::scene::{At, Contents, PIECE_BYTES, Place, Scene, everywhere};
-use super::support::reference::compare;
+use super::support::reference::compare_version;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_of_a_clone_moves_with_what_each_of_them_changed() {
@@ -71,13 +71,13 @@ async fn with_a_clone(play: impl AsyncFn(&mut Scene)) {
             scene.write(0, 10, 1).await;
             scene.snap("s").await;
             scene.clone_of("s", "child", format).await;
-            let bytes = scene.reference.head.clone();
+            let shown = scene.reference.head.clone();
             let child = Image::open(&scene.io, ImageKey::Name("child"), OpenOptions::read_write())
                 .await
                 .unwrap();
             play(scene).await;
             child.refresh().await.unwrap();
-            compare(&child, &bytes, "the open clone").await;
+            compare_version(&child, &shown, "the open clone").await;
             child.close().await.unwrap();
             assert_eq!(scene.children(&scene.now).await, ["child"]);
         })
@@ -182,7 +182,7 @@ async fn abort_repairs(links: Links) {
             scene.write(0, 10, 1).await;
             scene.snap("s").await;
             scene.clone_of("s", "child", format).await;
-            let bytes = scene.reference.head.clone();
+            let shown = scene.reference.head.clone();
             scene.prepare(Place::Here).await;
             scene.close().await;
             leave(scene, format, links).await;
@@ -191,7 +191,7 @@ async fn abort_repairs(links: Links) {
             let child = Image::open(&scene.io, ImageKey::Name("child"), OpenOptions::read_write())
                 .await
                 .unwrap();
-            compare(&child, &bytes, "the clone").await;
+            compare_version(&child, &shown, "the clone").await;
             child.close().await.unwrap();
             // No list keeps it.
             let silent = Progress::silent();

@@ -17,7 +17,7 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, SnapKey};
 use ferry_store::{Errno, IoCtx, Scope, Store};
 
-use crate::support::reference::Reference;
+use crate::support::reference::{Compared as _, Reference};
 use crate::support::{Engine, TestLayout, pool, sound};
 
 pub const OBJECT_BYTES: u64 = 1 << 16;
@@ -409,10 +409,7 @@ impl Scene {
             io: self.io.clone(),
             name: name.to_owned(),
         };
-        self.reference = Reference {
-            head: self.reference.snaps[snap].clone(),
-            ..Reference::default()
-        };
+        self.reference = Reference::of(&self.reference.snaps[snap]);
         self.check("cloned").await;
     }
 

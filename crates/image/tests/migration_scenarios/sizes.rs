@@ -3,7 +3,7 @@
 use ferry_image::{Image, ImageKey, OpenOptions, SnapKey};
 
 use super::scene::{Contents, OBJECT_BYTES, Place, SIZE, everywhere};
-use super::support::reference::compare;
+use super::support::reference::compare_version;
 
 const BOTH: [Contents; 2] = [Contents::Plain, Contents::History];
 
@@ -67,11 +67,11 @@ async fn a_snapshot_of_a_target_keeps_what_the_target_then_loses() {
     everywhere(&BOTH, async |scene| {
         scene.prepare(Place::Here).await;
         // A reader of one that came along.
-        if let Some(bytes) = scene.reference.snaps.get("s3").cloned() {
+        if let Some(shown) = scene.reference.snaps.get("s3").cloned() {
             let (io, name) = (scene.by_verbs(&scene.now), scene.now.name.clone());
             let at = OpenOptions::read_only().at(SnapKey::Name("s3".to_owned()));
             let reader = Image::open(&io, ImageKey::Name(&name), at).await.unwrap();
-            compare(&reader, &bytes, "a snapshot that came along").await;
+            compare_version(&reader, &shown, "a snapshot that came along").await;
             reader.close().await.unwrap();
         }
         scene.snap("since").await;

@@ -22,7 +22,7 @@ fn range(rng: &mut StdRng, size_bytes: u64) -> (u64, u64) {
 async fn work(scene: &mut Scene, rng: &mut StdRng, snaps: &str, may_clone: bool) {
     for round in 0..SNAPS {
         for _ in 0..WRITES {
-            let size_bytes = scene.reference.head.len() as u64;
+            let size_bytes = scene.reference.size_bytes();
             let (offset, length) = range(rng, size_bytes);
             scene.write(offset, length, b'A' + round).await;
             let (offset, length) = range(rng, size_bytes);

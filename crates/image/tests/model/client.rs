@@ -5,10 +5,9 @@ use super::*;
 impl History {
     pub(super) async fn write(&mut self) {
         let (offset, length) = self.range();
-        let data = self.data(length);
+        let data = self.reference.write_tagged(offset, length);
         let client = self.client().await;
-        client.write(offset, data.clone().into()).await.unwrap();
-        self.reference.write(offset, &data);
+        client.write(offset, data.into()).await.unwrap();
         if self.rng.random_bool(0.2) {
             client.flush().await.unwrap();
         }
@@ -16,17 +15,15 @@ impl History {
 
     /// Requests that follow one another, up to the end or to somewhere before.
     pub(super) async fn read_on(&mut self, mut offset: u64) {
-        let size = self.reference.head.len() as u64;
+        let size = self.reference.size_bytes();
         let request = self.rng.random_range(500..20_000);
         let client = self.client().await;
         for _ in 0..self.rng.random_range(4..24) {
             let length = request.min(size - offset);
             let got = client.read(offset, length).await.unwrap();
-            let expected = &self.reference.head[offset as usize..][..length as usize];
-            assert!(
-                got == expected,
-                "read of {length} bytes at {offset} while reading on"
-            );
+            if let Err(violation) = self.reference.head.check(offset, &got) {
+                panic!("read of {length} bytes at {offset} while reading on: {violation}");
+            }
             offset += length;
         }
     }
@@ -44,27 +41,26 @@ impl History {
     }
 
     pub(super) async fn compare_and_write(&mut self) {
-        let size = self.reference.head.len() as u64;
+        let size = self.reference.size_bytes();
         if size < 512 {
             return;
         }
         let offset = self.rng.random_range(0..size / 512) * 512;
-        let data = self.data(512);
-        let mut expected = self.reference.head[offset as usize..][..512].to_vec();
+        let mut expected = self.reference.head.bytes_at(offset, 512);
         let client = self.client().await;
         if self.rng.random_bool(0.5) {
             expected[100] ^= 1;
             let error = client
-                .compare_and_write(offset, expected.into(), data.into())
+                .compare_and_write(offset, expected.into(), vec![3; 512].into())
                 .await
                 .unwrap_err();
             assert_eq!(error.errno, Errno::EILSEQ);
         } else {
+            let data = self.reference.write_tagged(offset, 512);
             client
-                .compare_and_write(offset, expected.into(), data.clone().into())
+                .compare_and_write(offset, expected.into(), data.into())
                 .await
                 .unwrap();
-            self.reference.write(offset, &data);
         }
     }
 
@@ -74,7 +70,10 @@ impl History {
             return self.read_on(offset).await;
         }
         let got = self.client().await.read(offset, length).await.unwrap();
-        assert_eq!(got, self.reference.head[offset as usize..][..length as usize]);
+        assert_eq!(got.len() as u64, length);
+        if let Err(violation) = self.reference.head.check(offset, &got) {
+            panic!("read of {length} bytes at {offset}: {violation}");
+        }
     }
 
     pub(super) async fn snap_create(&mut self) {
@@ -133,8 +132,8 @@ impl History {
         self.names_used += 1;
         let new_name = format!("r{}", self.names_used);
         self.client().await.snap_rename(&name, &new_name).await.unwrap();
-        let bytes = self.reference.snaps.remove(&name).unwrap();
-        self.reference.snaps.insert(new_name, bytes);
+        let shown = self.reference.snaps.remove(&name).unwrap();
+        self.reference.snaps.insert(new_name, shown);
     }
 
     pub(super) async fn rollback(&mut self) {

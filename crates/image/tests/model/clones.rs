@@ -6,57 +6,50 @@ use super::*;
 pub(super) struct Ancestor {
     pub(super) name: String,
     pub(super) snap: String,
-    pub(super) bytes: Vec<u8>,
+    pub(super) shown: Version,
 }
 
 /// Makes an image, or a clone of `below`; writes to it, takes a snapshot, and writes on.
 pub(super) async fn ancestor(rng: &mut StdRng, io: &IoCtx, name: &str, below: Option<&Ancestor>) -> Ancestor {
     let layout = LAYOUTS[rng.random_range(0..LAYOUTS.len())];
-    let mut bytes = match below {
+    let mut reference = match below {
         Some(below) => {
             make_clone(rng, io, below, io, name, layout).await;
-            below.bytes.clone()
+            Reference::of(&below.shown)
         }
         None => {
             let size = rng.random_range(1..MAX_SIZE);
             create::create(io, name, &layout.create(size)).await.unwrap();
-            vec![0; size as usize]
+            Reference::new(size)
         }
     };
     let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_write())
         .await
         .unwrap();
     let writes = rng.random_range(0..6);
+    let mut shown = None;
     for turn in 0..writes + 2 {
-        let size = bytes.len() as u64;
+        let size = reference.size_bytes();
         let offset = rng.random_range(0..=size);
         let length = rng.random_range(0..=(size - offset).min(100_000));
-        let byte = rng.random_range(0..=255u8);
-        image
-            .write(offset, vec![byte; length as usize].into())
-            .await
-            .unwrap();
-        if turn < writes {
-            bytes[offset as usize..][..length as usize].fill(byte);
-        }
+        let data = reference.write_tagged(offset, length);
+        image.write(offset, data.into()).await.unwrap();
         if turn + 1 == writes && rng.random_bool(0.3) {
             let size = rng.random_range(1..MAX_SIZE);
             image.resize(size, true, &Progress::silent()).await.unwrap();
-            bytes.resize(size as usize, 0);
+            reference.resize(size);
         }
         if turn + 1 == writes.max(1) {
-            if writes == 0 {
-                bytes[offset as usize..][..length as usize].fill(byte);
-            }
             image.snap_create("s", &Progress::silent()).await.unwrap();
             image.snap_protect("s").await.unwrap();
+            shown = Some(reference.head.clone());
         }
     }
     image.close().await.unwrap();
     Ancestor {
         name: name.to_owned(),
         snap: "s".to_owned(),
-        bytes,
+        shown: shown.expect("a snapshot"),
     }
 }
 
@@ -156,8 +149,8 @@ impl History {
 
     pub(super) async fn clone_snap(&mut self) {
         let Some(snap) = self.any_snap() else { return };
-        let bytes = self.reference.snaps[&snap].clone();
-        if self.children.len() >= 3 || bytes.is_empty() {
+        let shown = self.reference.snaps[&snap].clone();
+        if self.children.len() >= 3 || shown.size_bytes() == 0 {
             return;
         }
         let client = self.client().await;
@@ -172,7 +165,7 @@ impl History {
         let of = Ancestor {
             name: self.name.clone(),
             snap,
-            bytes,
+            shown,
         };
         let layout = LAYOUTS[self.rng.random_range(0..LAYOUTS.len())];
         make_clone(&mut self.rng, &io, &of, &to, &name, layout).await;
@@ -180,10 +173,7 @@ impl History {
         if self.before.as_ref().is_some_and(is_new) {
             self.children_of_new.insert(name.clone());
         }
-        let child = Reference {
-            head: of.bytes,
-            ..Reference::default()
-        };
+        let child = Reference::of(&of.shown);
         self.children.push((name, child));
         self.check_children("new clone").await;
     }
@@ -206,14 +196,11 @@ impl History {
         let image = Image::open(&io, ImageKey::Name(&name), OpenOptions::read_write())
             .await
             .unwrap();
-        let size = child.head.len() as u64;
+        let size = child.size_bytes();
         let offset = self.rng.random_range(0..size);
         let length = self.rng.random_range(0..=(size - offset).min(60_000));
-        image
-            .write(offset, vec![77; length as usize].into())
-            .await
-            .unwrap();
-        child.write(offset, &vec![77; length as usize]);
+        let data = child.write_tagged(offset, length);
+        image.write(offset, data.into()).await.unwrap();
         if self.rng.random_bool(0.3) && image.header().parent.is_some() {
             image.flatten(&Progress::silent()).await.unwrap();
             self.children_of_new.remove(&name);

@@ -3,12 +3,11 @@
 use super::*;
 
 /// Group `g`, in which image `peer` is always and the image sometimes.
-#[derive(Default)]
 pub(super) struct Together {
-    pub(super) peer: Vec<u8>,
+    pub(super) peer: Reference,
     pub(super) has_image: bool,
     /// By name: what the peer and, if it was in the group, the image show.
-    pub(super) snaps: BTreeMap<String, (Vec<u8>, Option<Vec<u8>>)>,
+    pub(super) snaps: BTreeMap<String, (Version, Option<Version>)>,
 }
 
 impl Together {
@@ -23,14 +22,21 @@ impl Together {
         let group = Group::open(&io, "g").await.unwrap();
         group.add_image(&peer_io, "peer").await.unwrap();
         Self {
-            peer: vec![0; size as usize],
-            ..Self::default()
+            peer: Reference::new(size),
+            has_image: false,
+            snaps: BTreeMap::new(),
         }
     }
 }
 
 /// What an image shows in its part of a group snapshot.
-pub(super) async fn check_part(io: &IoCtx, name: &str, record: &GroupSnapshot, bytes: &[u8], when: &str) {
+pub(super) async fn check_part(
+    io: &IoCtx,
+    name: &str,
+    record: &GroupSnapshot,
+    version: &Version,
+    when: &str,
+) {
     let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_only())
         .await
         .unwrap();
@@ -39,7 +45,7 @@ pub(super) async fn check_part(io: &IoCtx, name: &str, record: &GroupSnapshot, b
     image.close().await.unwrap();
     let options = OpenOptions::read_only().at(SnapKey::Id(part.snap_id));
     let shown = Image::open(io, ImageKey::Name(name), options).await.unwrap();
-    compare(&shown, bytes, &format!("{name} at '{}' {when}", record.name)).await;
+    compare_version(&shown, version, &format!("{name} at '{}' {when}", record.name)).await;
     shown.close().await.unwrap();
 }
 
@@ -75,13 +81,13 @@ impl History {
                 let image = self.together.has_image.then(|| self.reference.head.clone());
                 self.together
                     .snaps
-                    .insert(name, (self.together.peer.clone(), image));
+                    .insert(name, (self.together.peer.head.clone(), image));
             }
             8 if !names.is_empty() => {
                 let name = &names[self.rng.random_range(0..names.len())];
                 group.roll_back(name, &silent).await.unwrap();
                 let (peer, image) = self.together.snaps[name].clone();
-                self.together.peer = peer;
+                self.together.peer.head = peer;
                 if let Some(image) = image {
                     self.reference.head = image;
                 }
@@ -103,13 +109,12 @@ impl History {
         let peer = Image::open(&io, ImageKey::Name("peer"), OpenOptions::read_write())
             .await
             .unwrap();
-        let size = self.together.peer.len();
+        let size = self.together.peer.size_bytes();
         let offset = self.rng.random_range(0..size);
         let length = self.rng.random_range(0..=(size - offset).min(9_000));
-        let data = self.data(length as u64);
-        peer.write(offset as u64, data.clone().into()).await.unwrap();
+        let data = self.together.peer.write_tagged(offset, length);
+        peer.write(offset, data.into()).await.unwrap();
         peer.close().await.unwrap();
-        self.together.peer[offset..][..data.len()].copy_from_slice(&data);
     }
 
     /// The members of the group, and what every part of its snapshots shows.
@@ -136,8 +141,8 @@ impl History {
                 "{when}: {name}"
             );
             check_part(&peer, "peer", &record, of_peer, when).await;
-            if let Some(bytes) = of_image {
-                check_part(&image, &self.name, &record, bytes, when).await;
+            if let Some(version) = of_image {
+                check_part(&image, &self.name, &record, version, when).await;
             }
         }
     }

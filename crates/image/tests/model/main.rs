@@ -1,4 +1,4 @@
-//! Random histories of an image, its clones, its group and its migrations against the byte-exact reference.
+//! Random histories of an image, its clones, its group and its migrations against the reference.
 //!
 //! A history is a seed: `FERRY_SEED=<seed>` replays one, `FERRY_STEPS` and `FERRY_HISTORIES` make runs longer. Every
 //! operation is done to the image and to the reference; everything readable is compared again and again, through the
@@ -29,12 +29,13 @@ use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::object_map::rebuild;
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_reference::Version;
 use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{Errno, IoCtx, Scope, Store};
 use groups::Together;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use support::reference::{Reference, compare};
+use support::reference::{Compared as _, Reference, compare_version};
 use support::{Engine, TestLayout};
 
 const MAX_SIZE: u64 = 512 << 10;
@@ -97,10 +98,7 @@ impl History {
                 of = ancestor(&mut rng, &p2, &format!("mid{n}"), Some(&of)).await;
             }
             make_clone(&mut rng, &p2, &of, &io, "image", layout).await;
-            Reference {
-                head: of.bytes,
-                ..Reference::default()
-            }
+            Reference::of(&of.shown)
         } else {
             create::create(&io, "image", &options).await.unwrap();
             Reference::new(size)
@@ -151,7 +149,7 @@ impl History {
     }
 
     fn range(&mut self) -> (u64, u64) {
-        let size = self.reference.head.len() as u64;
+        let size = self.reference.size_bytes();
         let offset = self.rng.random_range(0..=size);
         let most = if self.rng.random_bool(0.3) {
             size - offset
@@ -159,14 +157,6 @@ impl History {
             (size - offset).min(20_000)
         };
         (offset, self.rng.random_range(0..=most))
-    }
-
-    fn data(&mut self, length: u64) -> Vec<u8> {
-        let byte = self.rng.random_range(1..=255u8);
-        let step = self.rng.random_range(0..7u8);
-        (0..length)
-            .map(|i| byte.wrapping_add((i as u8).wrapping_mul(step)))
-            .collect()
     }
 
     async fn step(&mut self) {
@@ -224,7 +214,7 @@ async fn histories(engine: &str, histories: u64) {
                     "step {step}: {:?} '{}' {} bytes",
                     history.state,
                     history.name,
-                    history.reference.head.len()
+                    history.reference.size_bytes()
                 );
             }
             history.step().await;

@@ -1,95 +1,68 @@
-//! The reference: an image is a vector of bytes and some named copies of it.
-
-use std::collections::BTreeMap;
+//! Compares what images show with the reference.
 
 use ferry_image::{Image, ImageKey, OpenOptions, SnapKey};
+pub use ferry_reference::Exact as Reference;
+use ferry_reference::Version;
 use ferry_store::IoCtx;
 
-/// What an image must show.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reference {
-    pub head: Vec<u8>,
-    pub snaps: BTreeMap<String, Vec<u8>>,
-}
+/// Most bytes that are read at once.
+const STEP: u64 = 1 << 20;
 
-impl Reference {
-    pub fn new(size_bytes: u64) -> Self {
-        Self {
-            head: vec![0; size_bytes as usize],
-            snaps: BTreeMap::new(),
-        }
-    }
-
-    pub fn write(&mut self, offset: u64, data: &[u8]) {
-        self.head[offset as usize..][..data.len()].copy_from_slice(data);
-    }
-
-    pub fn zero(&mut self, offset: u64, length_bytes: u64) {
-        self.head[offset as usize..][..length_bytes as usize].fill(0);
-    }
-
-    pub fn resize(&mut self, size_bytes: u64) {
-        self.head.resize(size_bytes as usize, 0);
-    }
-
-    pub fn snap(&mut self, name: &str) {
-        self.snaps.insert(name.to_owned(), self.head.clone());
-    }
-
+/// The comparisons of a reference.
+pub trait Compared {
     /// Compares the head that an open handle shows.
-    pub async fn check_head(&self, image: &Image, when: &str) {
-        assert_eq!(image.size_bytes(), self.head.len() as u64, "size {when}");
-        compare(image, &self.head, &format!("head {when}")).await;
-    }
+    async fn check_head(&self, image: &Image, when: &str);
 
     /// Compares head and all snapshots through fresh read-only handles.
-    pub async fn check_all(&self, io: &IoCtx, name: &str, when: &str) {
+    async fn check_all(&self, io: &IoCtx, name: &str, when: &str);
+}
+
+impl Compared for Reference {
+    async fn check_head(&self, image: &Image, when: &str) {
+        compare_version(image, &self.head, &format!("head {when}")).await;
+    }
+
+    async fn check_all(&self, io: &IoCtx, name: &str, when: &str) {
         let image = Image::open(io, ImageKey::Name(name), OpenOptions::read_only())
             .await
             .unwrap();
         image.refresh().await.unwrap();
         self.check_head(&image, when).await;
-        let names: Vec<String> = image
+        let mut names: Vec<String> = image
             .header()
             .user_snaps()
             .map(|snap| snap.name.clone())
             .collect();
-        let mut sorted = names.clone();
-        sorted.sort();
+        names.sort();
         assert_eq!(
-            sorted,
+            names,
             self.snaps.keys().cloned().collect::<Vec<_>>(),
             "snapshots {when}"
         );
         image.close().await.unwrap();
-        for (snap, bytes) in &self.snaps {
+        for (snap, version) in &self.snaps {
             let options = OpenOptions::read_only().at(SnapKey::Name(snap.clone()));
             let image = Image::open(io, ImageKey::Name(name), options).await.unwrap();
-            assert_eq!(
-                image.size_bytes(),
-                bytes.len() as u64,
-                "size of snapshot {snap} {when}"
-            );
-            compare(&image, bytes, &format!("snapshot {snap} {when}")).await;
+            compare_version(&image, version, &format!("snapshot {snap} {when}")).await;
             image.close().await.unwrap();
         }
     }
 }
 
-/// Reads the whole handle and compares; a difference is shown by its first offset.
-pub async fn compare(image: &Image, expected: &[u8], what: &str) {
-    const STEP: usize = 1 << 20;
-    for start in (0..expected.len()).step_by(STEP) {
-        let wanted = &expected[start..expected.len().min(start + STEP)];
-        let got = image.read(start as u64, wanted.len() as u64).await.unwrap();
-        if got != wanted {
-            let at = got.iter().zip(wanted).position(|(a, b)| a != b).unwrap();
-            panic!(
-                "{what}: byte {} is {} and should be {}",
-                start + at,
-                got[at],
-                wanted[at]
-            );
+/// Reads the whole handle and compares; a difference is shown by its first offset, and whose bytes are there.
+pub async fn compare_version(image: &Image, version: &Version, what: &str) {
+    let size_bytes = version.size_bytes();
+    assert_eq!(image.size_bytes(), size_bytes, "size of {what}");
+    for start in (0..size_bytes).step_by(STEP as usize) {
+        let length = (size_bytes - start).min(STEP);
+        let got = image.read(start, length).await.unwrap();
+        if let Err(violation) = version.check(start, &got) {
+            panic!("{what}: {violation}");
         }
     }
+}
+
+/// The same with bytes that are known.
+pub async fn compare(image: &Image, expected: &[u8], what: &str) {
+    compare_version(image, &Reference::showing(expected).head, what).await;
 }
