@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cast::{Finding, Process, ROLES, Role, Stage};
-use ferry_store::wrappers::{Call, OpKind, Schedule, Turn};
+use ferry_store::wrappers::{Call, Defect, OpKind, Schedule, Turn};
 use ferry_store::{Scope, Store, WriteAround};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -32,9 +32,6 @@ use worlds::{BLOCKS, Condition};
 const MOST_TURNS: usize = 60_000;
 /// Longer than any limit of time in the image layer; waiting so long for nothing is a deadlock.
 const IDLE: Duration = Duration::from_secs(600);
-
-/// A defect to plant: one of so many such calls is answered and not made.
-type Defect = (u32, fn(&Call<'_>) -> bool);
 
 /// What a schedule was.
 struct Played {
@@ -123,8 +120,8 @@ async fn schedule(seed: u64, defect: Option<Defect>) -> Played {
         until_flush: false,
     });
     let schedule = Schedule::new(rng.random());
-    if let Some((one_of, which)) = defect {
-        schedule.swallow(one_of, which);
+    if let Some(defect) = defect {
+        schedule.plant(defect);
     }
     let stage = Arc::new(Stage {
         condition,
@@ -343,11 +340,26 @@ fn the_same_seed_gives_the_same_turns() {
     assert!(turns > 10_000, "only {turns} turns");
 }
 
+/// How many of 60 schedules find something on a store that answers one of four writes of data before it makes it.
+fn noticed(late: Option<Duration>) -> usize {
+    let defect = Defect {
+        which: |call: &Call<'_>| call.kind == OpKind::Write && call.name.starts_with("rbd_data."),
+        one_of: 4,
+        late,
+    };
+    (0..60)
+        .filter(|seed| finding(*seed, Some(defect)).1.is_err())
+        .count()
+}
+
 #[test]
 fn a_store_that_loses_writes_of_data_is_noticed() {
-    let data = |call: &Call<'_>| call.kind == OpKind::Write && call.name.starts_with("rbd_data.");
-    let noticed = (0..60)
-        .filter(|seed| finding(*seed, Some((4, data))).1.is_err())
-        .count();
+    let noticed = noticed(None);
     assert!(noticed > 20, "noticed {noticed} times of 60");
+}
+
+#[test]
+fn a_store_that_puts_writes_of_data_behind_later_ones_is_noticed() {
+    let noticed = noticed(Some(Duration::from_millis(100)));
+    assert!(noticed > 5, "noticed {noticed} times of 60");
 }

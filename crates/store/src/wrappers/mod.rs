@@ -14,6 +14,7 @@ mod slow;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,7 +28,7 @@ use crate::{CheckOptions, Finding, PoolInfo, PoolOptions, PoolUsage, Setting, St
 pub use faulty::{CountedFault, Fault, Faults, FaultyStore, Moment};
 pub use probing::{Probing, ProbingStore};
 pub use recording::{Record, Recorder, RecordingStore};
-pub use scheduled::{Schedule, Scheduled, ScheduledStore, Stuck, Turn};
+pub use scheduled::{Defect, Schedule, Scheduled, ScheduledStore, Stuck, Turn};
 pub use slow::{Delays, SlowStore};
 
 /// Operations of a store, by method.
@@ -107,6 +108,12 @@ pub trait Hook: Send + Sync + Debug + 'static {
     fn swallows(&self, call: &Call<'_>) -> bool {
         let _ = call;
         false
+    }
+
+    /// How long after its answer a write is made: a defect, planted like [`Hook::swallows`].
+    fn postpones(&self, call: &Call<'_>) -> Option<Duration> {
+        let _ = call;
+        None
     }
 
     /// Runs before the call; an error is the answer, and the call is not made.
@@ -348,6 +355,20 @@ impl<H: Hook> Store for Wrapper<H> {
             ..on_object(OpKind::Write, object, arguments)
         };
         if self.hook.swallows(&call) {
+            return Ok(WriteReply::default());
+        }
+        if let Some(delay) = self.hook.postpones(&call) {
+            let (inner, snapc) = (self.inner.clone(), snapc.clone());
+            let (scope, name) = (object.scope.clone(), object.name.to_owned());
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let object = ObjectRef {
+                    scope: &scope,
+                    name: &name,
+                };
+                // Nobody waits for the answer any more.
+                let _ = inner.write(object, &snapc, op).await;
+            });
             return Ok(WriteReply::default());
         }
         self.around(call, self.inner.write(object, snapc, op)).await

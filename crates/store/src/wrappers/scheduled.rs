@@ -67,9 +67,18 @@ struct State {
     clients: Vec<Client>,
     waiting: Vec<Waiting>,
     turns: Vec<Turn>,
-    /// A defect, planted.
-    swallows: Option<fn(&Call<'_>) -> bool>,
-    swallow_one_of: u32,
+    defect: Option<Defect>,
+}
+
+/// A defect, planted: one of so many such calls is answered, and not made, or not yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Defect {
+    /// Which writes and fences.
+    pub which: fn(&Call<'_>) -> bool,
+    /// One of so many of them.
+    pub one_of: u32,
+    /// How long after the answer a write is made; `None`: never.
+    pub late: Option<Duration>,
 }
 
 struct Client {
@@ -99,8 +108,7 @@ impl Schedule {
             clients: Vec::new(),
             waiting: Vec::new(),
             turns: Vec::new(),
-            swallows: None,
-            swallow_one_of: 1,
+            defect: None,
         };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -123,11 +131,20 @@ impl Schedule {
         Wrapper::with_hook(inner, Scheduled { schedule, client })
     }
 
-    /// Plants a defect: of `one_of` writes and fences for which `which` says so, one is answered as if it had been made.
-    pub fn swallow(&self, one_of: u32, which: fn(&Call<'_>) -> bool) {
+    /// Plants a defect.
+    pub fn plant(&self, defect: Defect) {
+        self.state.lock().defect = Some(defect);
+    }
+
+    fn plants(&self, such: impl Fn(&Defect) -> bool) -> bool {
+        self.state.lock().defect.as_ref().is_some_and(such)
+    }
+
+    /// The defect, if this call is one that has it.
+    fn strikes(&self, call: &Call<'_>) -> Option<Defect> {
         let mut state = self.state.lock();
-        state.swallows = Some(which);
-        state.swallow_one_of = one_of;
+        let defect = state.defect.filter(|defect| (defect.which)(call))?;
+        state.rng.random_ratio(1, defect.one_of).then_some(defect)
     }
 
     /// The turns so far.
@@ -273,9 +290,16 @@ impl Hook for Scheduled {
     type Token = ();
 
     fn swallows(&self, call: &Call<'_>) -> bool {
-        let mut state = self.schedule.state.lock();
-        let one_of = state.swallow_one_of;
-        state.swallows.is_some_and(|which| which(call)) && state.rng.random_ratio(1, one_of)
+        let never = |defect: &Defect| defect.late.is_none();
+        self.schedule.plants(never) && self.schedule.strikes(call).is_some()
+    }
+
+    fn postpones(&self, call: &Call<'_>) -> Option<Duration> {
+        let late = |defect: &Defect| defect.late.is_some();
+        if !self.schedule.plants(late) {
+            return None;
+        }
+        self.schedule.strikes(call)?.late
     }
 
     async fn before(&self, call: &Call<'_>) -> Result<()> {
