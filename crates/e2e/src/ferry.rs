@@ -88,6 +88,12 @@ impl Ferry {
         self
     }
 
+    /// The command is this program from now on: one that is wrong on purpose.
+    pub fn with_binary(mut self, binary: PathBuf) -> Self {
+        self.binary = binary;
+        self
+    }
+
     pub(crate) fn variables(&self) -> &[(String, String)] {
         &self.variables
     }

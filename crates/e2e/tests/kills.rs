@@ -111,6 +111,12 @@ impl Traveller {
 
     /// Reads everything through a server and compares it with what must be there.
     fn check(&mut self, served: &Served, what: &str) {
+        if let Err(error) = self.look(served) {
+            panic!("{what}: {error}");
+        }
+    }
+
+    fn look(&mut self, served: &Served) -> Result<(), String> {
         let spec = self.spec();
         let image = self.within_limit(async {
             let client = connect(&served.socket, &spec).await;
@@ -118,17 +124,18 @@ impl Traveller {
             client.disconnect().await.unwrap();
             image
         });
-        if let Err(error) = self.journal.settle(&image) {
-            panic!("{what}: {error}");
-        }
+        self.journal.settle(&image)?;
         if let Some((name, bytes)) = &self.snapshot {
             let export = format!("{spec}@{name}");
             let image = self.within_limit(async {
                 let client = connect(&served.socket, &export).await;
                 read_all(&client).await
             });
-            assert!(&image == bytes, "{what}: the snapshot has changed");
+            if &image != bytes {
+                return Err("the snapshot has changed".to_owned());
+            }
         }
+        Ok(())
     }
 
     /// Writes until the server is gone; `meanwhile` sees to that.
@@ -387,4 +394,32 @@ fn every_verb_killed_at_any_moment_finishes_when_it_is_run_again() {
     }
     println!("{killed} kills of verbs");
     println!("campaign: real-kills of=verbs kills={killed}");
+}
+
+/// What was flushed is gone after the kill, as from a disk that loses what was synced.
+#[test]
+fn canary_a_store_that_lost_what_was_flushed_is_noticed() {
+    let mut traveller = Traveller::new("canary_of_kills");
+    let earlier = traveller.ferry.path("earlier");
+    let served = traveller.serve();
+    traveller.under_load(&served, 100, |_| ());
+    traveller.check(&served, "before anything was lost");
+    served.kill();
+    let store = traveller.ferry.store().to_owned();
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&store, &earlier])
+        .status();
+    assert!(copied.unwrap().success());
+    let served = traveller.serve();
+    traveller.check(&served, "after a kill");
+    traveller.under_load(&served, 400, |_| ());
+    served.kill();
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::rename(&earlier, &store).unwrap();
+    let served = traveller.serve();
+    let seen = traveller.look(&served);
+    let told = seen.expect_err("what was flushed is gone, and nobody notices");
+    assert!(told.contains("holds version"), "{told}");
+    served.stop();
 }

@@ -19,12 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use common::random::{SIZE, random_session};
 use common::{EXPORT, connect, one_export};
 use ferry_nbd::client::{Client, ClientConfig, Negotiation};
 use ferry_nbd::testing::{MemoryDevice, MemoryExports};
 use ferry_nbd::{
-    Listener, ServeSummary, Server, ServerConfig, ServerError, ShutdownTrigger, shutdown_channel,
+    BlockDevice, DeviceError, Extent, Listener, ServeSummary, Server, ServerConfig, ServerError,
+    ShutdownTrigger, shutdown_channel,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -54,11 +57,15 @@ struct Running {
 
 impl Running {
     async fn start(config: ServerConfig) -> Self {
+        let device = Arc::new(MemoryDevice::new(OWN_OFFSET as usize + OWN_BYTES));
+        Self::with_exports(one_export(&device), config).await
+    }
+
+    async fn with_exports(exports: Arc<MemoryExports>, config: ServerConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("nbd.sock");
         let listener = Listener::unix(&socket).await.unwrap();
         let (trigger, shutdown) = shutdown_channel();
-        let exports = one_export(&Arc::new(MemoryDevice::new(OWN_OFFSET as usize + OWN_BYTES)));
         let server = tokio::spawn(Server::run(vec![listener], exports.clone(), config, shutdown));
         Self {
             socket,
@@ -139,9 +146,13 @@ fn report(what: &str, alone: f64, beside: f64) {
 
 /// Sends a random session, takes whatever comes, and leaves.
 fn session(socket: &Path, seed: u64) {
+    session_within(socket, seed, PATIENCE);
+}
+
+fn session_within(socket: &Path, seed: u64, patience: Duration) {
     let bytes = random_session(&mut StdRng::seed_from_u64(seed));
     let mut stream = StdUnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
     let mut sender = stream.try_clone().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -419,4 +430,100 @@ async fn a_client_that_comes_during_a_flood_is_let_in() {
     let summary = running.stop().await;
     assert!(summary.is_clean(), "{summary:?}");
     assert!(summary.connections_put_out > 0, "{summary:?}");
+}
+
+/// A device on which others' writes spoil those of the good client from then on.
+struct Mixing {
+    inner: MemoryDevice,
+    spoils: AtomicBool,
+}
+
+#[async_trait]
+impl BlockDevice for Mixing {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn can_multi_conn(&self) -> bool {
+        self.inner.can_multi_conn()
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Bytes, DeviceError> {
+        self.inner.read(offset, length).await
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        let mut data = data.to_vec();
+        match (offset == OWN_OFFSET, data.first_mut()) {
+            (true, Some(first)) if self.spoils.load(Ordering::SeqCst) => *first ^= 1,
+            (false, Some(_)) => self.spoils.store(true, Ordering::SeqCst),
+            _ => {}
+        }
+        self.inner.write(offset, data.into(), fua).await
+    }
+
+    async fn trim(&self, offset: u64, length_bytes: u64, fua: bool) -> Result<(), DeviceError> {
+        self.inner.trim(offset, length_bytes, fua).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u64,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        self.inner.write_zeroes(offset, length_bytes, no_hole, fua).await
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        self.inner.flush().await
+    }
+
+    async fn block_status(
+        &self,
+        offset: u64,
+        length_bytes: u64,
+        max_extents: usize,
+    ) -> Result<Vec<Extent>, DeviceError> {
+        self.inner.block_status(offset, length_bytes, max_extents).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canary_a_device_that_mixes_clients_up_is_noticed() {
+    let device = Arc::new(Mixing {
+        inner: MemoryDevice::new(OWN_OFFSET as usize + OWN_BYTES),
+        spoils: AtomicBool::new(false),
+    });
+    let exports = Arc::new(MemoryExports::new().with(EXPORT, "", device.clone()));
+    let running = Running::with_exports(exports, ServerConfig::default()).await;
+    let good = Good::start(running.client().await);
+    let socket = running.socket.clone();
+    let sessions = tokio::task::spawn_blocking(move || (0..300).for_each(|seed| session(&socket, seed)));
+    sessions.await.unwrap();
+    assert!(
+        device.spoils.load(Ordering::SeqCst),
+        "none of the sessions has written anything"
+    );
+    let ended = tokio::time::timeout(PATIENCE, good.task).await;
+    let noticed = ended.expect("the good client goes on as if nothing had happened");
+    assert!(noticed.is_err_and(|error| error.is_panic()));
+    running.trigger.shut_down();
+}
+
+#[test]
+fn canary_a_server_that_never_answers_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("silent.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // One that the socket holds, or its sender would wait too.
+    let fits = |seed: &u64| random_session(&mut StdRng::seed_from_u64(*seed)).len() < 4096;
+    let seed = (0..).find(fits).unwrap();
+    let session = std::thread::spawn(move || session_within(&socket, seed, Duration::from_millis(100)));
+    assert!(session.join().is_err());
 }

@@ -159,6 +159,11 @@ async fn canary_a_command_that_nobody_finishes_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canary_a_recovery_that_nobody_finishes_is_noticed() {
+    tools::canary_without_a_third_run(group("images")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn canary_an_error_that_is_swallowed_is_noticed() {
     tools::canary_of_a_swallowed_error(group("images")).await;
 }

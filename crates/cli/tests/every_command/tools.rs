@@ -443,6 +443,36 @@ pub async fn canary_without_recovery(rows: &[Row]) {
     }
 }
 
+/// Commands that are killed, and whose second run is killed too, and that nobody finishes.
+pub async fn canary_without_a_third_run(rows: &[Row]) {
+    for row in rows.iter().take(4) {
+        let case = Case::new(row).await;
+        let (mut tried, mut noticed) = (0, 0);
+        for nth in 1..=case.changes {
+            let killed = case.world.fork();
+            if !case.killed(&killed, nth, Moment::After, row.line).await {
+                break;
+            }
+            for second in 1..STEPS_MAX {
+                let trial = killed.fork();
+                let kill = Some((second, Moment::Before));
+                match case.recover(&trial, kill, row.line).await {
+                    Recovery::Done { .. } => break,
+                    Recovery::Died => {
+                        tried += 1;
+                        noticed += u64::from(looks_wrong(&case, trial).await);
+                    }
+                }
+            }
+        }
+        println!(
+            "canary: '{}': {noticed} of {tried} unfinished recoveries noticed",
+            row.line
+        );
+        assert!(noticed > 0, "'{}'", row.line);
+    }
+}
+
 /// A command that says that it is done although one of its changes was refused.
 pub async fn canary_of_a_swallowed_error(rows: &[Row]) {
     let case = Case::new(&rows[0]).await;

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+mod canary;
 mod compare;
 mod groups;
 mod improvements;

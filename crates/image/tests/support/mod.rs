@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 pub mod history;
+pub mod losing;
 pub mod reference;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub enum Engine {
     Memory(MemoryCluster),
     /// The memory engine as if it had no list of clones.
     Probing(MemoryCluster),
+    /// The memory engine with a defect.
+    Losing(MemoryCluster, Arc<losing::Count>),
     Local(tempfile::TempDir),
     /// The local engine over the simulated disk.
     Simulated(tempfile::TempDir, Arc<SimDisk>),
@@ -96,7 +99,9 @@ impl Engine {
     /// Takes the power away: what was not flushed may be lost. All clients must have ended.
     pub fn power_loss(&self, seed: u64) {
         match self {
-            Self::Memory(cluster) | Self::Probing(cluster) => cluster.power_loss(seed),
+            Self::Memory(cluster) | Self::Probing(cluster) | Self::Losing(cluster, _) => {
+                cluster.power_loss(seed);
+            }
             Self::Simulated(_, disk) => disk.crash(seed),
             Self::Local(_) | Self::Ceph(..) => panic!("a real disk keeps its power"),
         }
@@ -107,6 +112,7 @@ impl Engine {
         match name {
             "memory" => Self::memory(),
             "probing" => Self::probing(),
+            "losing" => Self::Losing(MemoryCluster::new(ferry_cls::registry()), Arc::default()),
             "local" => Self::local(),
             "simulated" => Self::simulated(),
             "ceph" => Self::ceph().expect("a cluster"),
@@ -119,6 +125,7 @@ impl Engine {
         match self {
             Self::Memory(cluster) => cluster.connect(),
             Self::Probing(cluster) => ProbingStore::with_hook(cluster.connect(), Probing),
+            Self::Losing(cluster, count) => losing::store(cluster.connect(), count.clone()),
             Self::Local(dir) => open_local(dir.path(), None),
             Self::Simulated(dir, disk) => open_local(dir.path(), Some(disk.clone())),
             Self::Ceph(config, _) => CephStore::connect(config.clone()).await.unwrap(),
