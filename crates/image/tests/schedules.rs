@@ -1,5 +1,6 @@
 //! Whole systems in one thread: several clients of one image, the verbs of a migration, clients that die or are cut off, on
-//! virtual time, with a seed that says whose call to the store is next. Judged by the history of every block.
+//! virtual time, with a seed that says whose call to the store is next. Judged by the reference: at once by what a read may see,
+//! at the end by whether there is an order of all that happened to each block.
 //!
 //! A schedule is a seed: `FERRY_SEED` replays one, `FERRY_SCHEDULES` asks for more. Every pair of roles has its turn.
 
@@ -19,14 +20,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cast::{Finding, Process, ROLES, Role, Stage};
+use ferry_reference::History;
 use ferry_store::wrappers::{Call, Defect, OpKind, Schedule, Turn};
 use ferry_store::{Scope, Store, WriteAround};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use support::history::History;
 use tokio::task::JoinSet;
-use worlds::{BLOCKS, Condition};
+use worlds::{BLOCK_BYTES, BLOCKS, Condition};
 
 /// More turns than any schedule needs; reaching it means that somebody does not end.
 const MOST_TURNS: usize = 60_000;
@@ -128,7 +129,7 @@ async fn schedule(seed: u64, defect: Option<Defect>) -> Played {
         roles: roles.clone(),
         cluster: built.cluster.clone(),
         schedule: schedule.clone(),
-        history: History::new(built.head.clone(), built.last_tag),
+        history: Mutex::new(History::of_blocks(&built.image, BLOCK_BYTES)),
         scopes: [scope("rbd"), scope("p2")],
         size: Mutex::new((BLOCKS, true)),
         taken: Mutex::default(),

@@ -22,7 +22,7 @@ struct Inner {
     writes: Mutex<Writes>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Writes {
     /// Data that did not come from a tag, by the tag of its write, with the offset.
     given: BTreeMap<u64, (u64, Vec<u8>)>,
@@ -37,6 +37,14 @@ impl Clock {
 
     pub(crate) fn now(&self) -> u64 {
         self.0.now.load(Ordering::Relaxed)
+    }
+
+    /// Another one that goes on from the same moment, with the same past.
+    pub(crate) fn fork(&self) -> Self {
+        Self(Arc::new(Inner {
+            now: AtomicU64::new(self.now()),
+            writes: Mutex::new(self.writes().clone()),
+        }))
     }
 
     fn writes(&self) -> MutexGuard<'_, Writes> {

@@ -5,12 +5,17 @@
 //! that hid. A snapshot is the image of one moment between its beginning and its end. After a loss of power each
 //! byte comes from the last flushed write or a later one.
 //!
+//! A history of blocks ([`History::of_blocks`]) is judged at its end too: whether there is an order of everything
+//! ([`History::check_order`]).
+//!
 //! The caller promises: a resize touches no range that other requests touch at the same time; nothing is under way during a
 //! rollback, a prepare, an abort, and when a clone is made.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::clock::Clock;
+use crate::exact::Exact;
+use crate::order::Order;
 use crate::tag::Tag;
 use crate::version::{Piece, Source, Version, Violation, judge};
 
@@ -43,7 +48,11 @@ pub struct Reading {
 /// A flush under way.
 #[derive(Debug)]
 #[must_use = "a flush counts when it has ended"]
-pub struct Flushing(u64);
+pub struct Flushing {
+    begun: u64,
+    /// Whose writes it is of; of all without.
+    client: Option<usize>,
+}
 
 /// A snapshot that is being taken.
 #[derive(Debug)]
@@ -65,6 +74,10 @@ pub struct History {
     recent: VecDeque<(Source, u64, u64)>,
     /// Reads and snapshots under way, by their beginning.
     looking: BTreeMap<u64, ()>,
+    /// Of a history of blocks: all that happened.
+    order: Option<Order>,
+    /// Between which moments snapshots were taken that nobody has looked at yet, in a history of blocks.
+    unseen: BTreeMap<String, (u64, u64)>,
 }
 
 impl History {
@@ -82,6 +95,21 @@ impl History {
             before: None,
             recent: VecDeque::new(),
             looking: BTreeMap::new(),
+            order: None,
+            unseen: BTreeMap::new(),
+        }
+    }
+
+    /// The history of a small image from here on, with a clock of its own, in which everything is kept. All requests are of whole
+    /// blocks of this size, and each block of a read has to be of one write. There are no rollbacks and no resizes: a
+    /// shrink is told as a write of zeroes.
+    #[must_use]
+    pub fn of_blocks(image: &Exact, block_bytes: u64) -> Self {
+        let clock = image.head.clock().fork();
+        let head = image.head.clone().with_clock(&clock);
+        Self {
+            order: Some(Order::new(&head, block_bytes)),
+            ..Self::of(&clock, head)
         }
     }
 
@@ -112,9 +140,17 @@ impl History {
 
     /// A write begins, or with `zeroes` a trim or a write of zeroes. The range lies inside the image.
     pub fn begin_write(&mut self, offset: u64, length_bytes: u64, zeroes: bool) -> Writing {
-        let source = Source::new(self.clock.tick(), zeroes);
+        self.begin_write_by(0, offset, length_bytes, zeroes)
+    }
+
+    /// The same, where a flush is of what its client wrote.
+    pub fn begin_write_by(&mut self, client: usize, offset: u64, length_bytes: u64, zeroes: bool) -> Writing {
+        let source = Source::new(self.clock.tick(), zeroes).by(client);
         let (start, end) = (offset, offset + length_bytes);
         self.head.begin(start, end, source);
+        if let Some(order) = &mut self.order {
+            order.begin(start, end, &source);
+        }
         if !zeroes {
             self.clock.remember(source.tag, start, end);
         }
@@ -132,6 +168,9 @@ impl History {
     pub fn end_write(&mut self, write: Writing, durable: bool) {
         let moment = self.clock.tick();
         self.head.end(write.start, write.end, write.tag, moment, durable);
+        if let Some(order) = &mut self.order {
+            order.end(write.start, write.end, write.tag, moment);
+        }
         let began = self
             .recent
             .binary_search_by_key(&write.tag, |(source, ..)| source.tag);
@@ -156,8 +195,37 @@ impl History {
     /// # Errors
     /// A byte that it must not have seen.
     pub fn end_read(&mut self, read: Reading, bytes: &[u8]) -> Result<(), Violation> {
-        let mut pieces = read.pieces;
-        let end = read.offset + bytes.len() as u64;
+        let pieces = self.pieces_of(&read, bytes.len());
+        let moment = self.clock.tick();
+        let seen = judge(&self.clock, &pieces, read.offset, bytes)?;
+        if let Some(order) = &mut self.order {
+            let values = order.values(&self.clock, &pieces, read.offset, bytes)?;
+            order.saw(read.offset, &values, read.begun, moment);
+        }
+        for run in &seen {
+            self.head.narrow(run, read.begun);
+        }
+        Ok(())
+    }
+
+    /// It was answered at a time when not all clients need see the same, or is of a medium that may still change. Later reads
+    /// are judged as if it had not been.
+    ///
+    /// # Errors
+    /// A byte that comes from no write that it may come from.
+    pub fn end_unsettled_read(&mut self, read: &Reading, bytes: &[u8]) -> Result<(), Violation> {
+        let pieces = self.pieces_of(read, bytes.len());
+        judge(&self.clock, &pieces, read.offset, bytes)?;
+        match &self.order {
+            Some(order) => order.values(&self.clock, &pieces, read.offset, bytes).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Candidates of a read that has ended, of its first bytes.
+    fn pieces_of(&mut self, read: &Reading, length: usize) -> Vec<Piece> {
+        let mut pieces = read.pieces.clone();
+        let end = read.offset + length as u64;
         pieces.retain(|piece| piece.start < end);
         if let Some(last) = pieces.last_mut() {
             last.end = last.end.min(end);
@@ -168,12 +236,7 @@ impl History {
             }
         }
         self.looked(read.begun);
-        self.clock.tick();
-        let seen = judge(&self.clock, &pieces, read.offset, bytes)?;
-        for run in &seen {
-            self.head.narrow(run, read.begun);
-        }
-        Ok(())
+        pieces
     }
 
     /// The read was not answered.
@@ -199,17 +262,28 @@ impl History {
 
     /// A flush begins.
     pub fn begin_flush(&self) -> Flushing {
-        Flushing(self.clock.tick())
+        Flushing {
+            begun: self.clock.tick(),
+            client: None,
+        }
+    }
+
+    /// A flush begins that is of what this client wrote.
+    pub fn begin_flush_by(&self, client: usize) -> Flushing {
+        Flushing {
+            client: Some(client),
+            ..self.begin_flush()
+        }
     }
 
     /// It succeeded.
     pub fn end_flush(&mut self, flush: &Flushing) {
-        self.head.flushed(flush.0);
+        self.head.flushed(flush.begun, flush.client);
         for snap in self.snaps.values_mut() {
-            snap.flushed(flush.0);
+            snap.flushed(flush.begun, flush.client);
         }
         for snap in self.before.iter_mut().flat_map(BTreeMap::values_mut) {
-            snap.flushed(flush.0);
+            snap.flushed(flush.begun, flush.client);
         }
     }
 
@@ -232,7 +306,11 @@ impl History {
             }
         }
         self.looked(taking.begun);
-        version.taken(taking.begun, self.clock.tick());
+        let ended = self.clock.tick();
+        version.taken(taking.begun, ended);
+        if self.order.is_some() {
+            self.unseen.insert(name.to_owned(), (taking.begun, ended));
+        }
         self.snaps.insert(name.to_owned(), version);
     }
 
@@ -256,7 +334,26 @@ impl History {
         for run in &seen {
             version.narrow(run, u64::MAX);
         }
+        let Some(order) = &mut self.order else {
+            return Ok(());
+        };
+        // What a snapshot shows was there when it was taken.
+        let values = order.values(&self.clock, &pieces, offset, bytes)?;
+        if let Some((begun, ended)) = self.unseen.remove(name) {
+            order.saw(offset, &values, begun, ended);
+            for run in &seen {
+                self.head.narrow(run, begun);
+            }
+        }
         Ok(())
+    }
+
+    /// Whether all that happened to each block of a history of blocks has an order in which every read sees the last write.
+    ///
+    /// # Errors
+    /// A block without one, and what happened to it.
+    pub fn check_order(&self) -> Result<(), String> {
+        self.order.as_ref().map_or(Ok(()), Order::check)
     }
 
     /// The size was changed.

@@ -28,6 +28,8 @@ pub struct Source {
     given: bool,
     /// Whether it was acknowledged. Of those that a kill has cut off nobody knows.
     pub(crate) certain: bool,
+    /// Who made it.
+    client: usize,
 }
 
 impl Source {
@@ -38,7 +40,12 @@ impl Source {
             zeroes,
             given: false,
             certain: true,
+            client: 0,
         }
+    }
+
+    pub(crate) fn by(self, client: usize) -> Self {
+        Self { client, ..self }
     }
 
     /// A write whose bytes the clock was given.
@@ -149,6 +156,14 @@ impl Version {
         self.segments.last_key_value().map_or(0, |(_, last)| last.end)
     }
 
+    /// The same, whose later writes have the moments of another clock.
+    pub(crate) fn with_clock(self, clock: &Clock) -> Self {
+        Self {
+            clock: clock.clone(),
+            ..self
+        }
+    }
+
     /// Whose moments its writes have.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
@@ -249,17 +264,19 @@ impl Version {
         self.join(start, end);
     }
 
-    /// A flush that began at `begun` has succeeded.
-    pub(crate) fn flushed(&mut self, begun: u64) {
+    /// A flush that began at `begun` has succeeded: of what this client wrote, or everybody.
+    pub(crate) fn flushed(&mut self, begun: u64, client: Option<usize>) {
+        let is_flushed =
+            |source: &Source| source.ended < begun && client.is_none_or(|client| source.client == client);
         for segment in self.segments.values_mut() {
-            if segment.since.iter().all(|source| source.ended < begun) {
+            if segment.since.iter().all(is_flushed) {
                 segment.since.clone_from(&segment.now);
                 continue;
             }
             let durable = segment
                 .since
                 .iter()
-                .filter(|source| source.certain && source.ended < begun)
+                .filter(|source| source.certain && is_flushed(source))
                 .map(|source| source.tag.0)
                 .max();
             if let Some(durable) = durable {

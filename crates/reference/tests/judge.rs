@@ -222,3 +222,82 @@ fn of_an_exact_image_a_lost_a_stale_and_a_misplaced_write_are_named() {
         "a clone wrote to its parent"
     );
 }
+
+/// Both writes have ended; one read sees the first, the other, which overlaps it, the second.
+fn contradicting_reads(history: &mut History) -> bool {
+    let (first, second) = (
+        history.begin_write(512, 512, false),
+        history.begin_write(512, 512, false),
+    );
+    history.end_write(first, false);
+    history.end_write(second, false);
+    let (one, other) = (history.begin_read(512, 512), history.begin_read(512, 512));
+    let one = history.end_read(one, &first.bytes());
+    one.and(history.end_read(other, &second.bytes())).is_ok()
+}
+
+#[test]
+fn reads_that_overlap_and_contradict_each_other_have_no_order() {
+    let mut blocks = History::of_blocks(&Exact::new(2048), 512);
+    assert!(contradicting_reads(&mut blocks), "noticed by chance, and at once");
+    let told = blocks.check_order().unwrap_err();
+    assert!(told.starts_with("block 1 "), "{told}");
+    let mut blocks = History::of_blocks(&Exact::new(2048), 512);
+    let bytes = written(&mut blocks, 512, 1024);
+    assert!(reads(&mut blocks, 0, &[&[0; 512], &bytes[..512]].concat()));
+    assert_eq!(blocks.check_order(), Ok(()));
+}
+
+#[test]
+fn a_block_that_is_of_two_writes_is_noticed() {
+    let mut blocks = History::of_blocks(&Exact::new(2048), 512);
+    let (first, second) = (
+        blocks.begin_write(0, 512, false),
+        blocks.begin_write(0, 512, false),
+    );
+    let torn = [&first.bytes()[..100], &second.bytes()[100..]].concat();
+    assert!(!reads(&mut blocks, 0, &torn));
+    assert!(reads(&mut blocks, 0, &first.bytes()));
+    let read = blocks.begin_read(0, 512);
+    assert!(blocks.end_unsettled_read(&read, &torn).is_err());
+}
+
+#[test]
+fn what_a_snapshot_shows_was_there_and_what_it_hides_is_gone() {
+    let mut blocks = History::of_blocks(&Exact::new(2048), 512);
+    let (first, second) = (
+        blocks.begin_write(0, 512, false),
+        blocks.begin_write(0, 512, false),
+    );
+    blocks.end_write(first, false);
+    blocks.end_write(second, false);
+    let taking = blocks.begin_snap();
+    blocks.end_snap(taking, "s");
+    assert!(blocks.check_snap("s", 0, &second.bytes()).is_ok());
+    assert!(blocks.check_snap("s", 0, &first.bytes()).is_err());
+    assert!(!reads(&mut blocks, 0, &first.bytes()), "the head shows another");
+    assert!(reads(&mut blocks, 0, &second.bytes()));
+    assert_eq!(blocks.check_order(), Ok(()));
+}
+
+#[test]
+fn a_flush_of_one_client_keeps_nothing_of_another() {
+    let image = Exact::new(2048);
+    let lost = |flushing: usize| {
+        let mut blocks = History::of_blocks(&image, 512);
+        for client in [1, 2] {
+            let write = blocks.begin_write_by(client, client as u64 * 512, 512, false);
+            blocks.end_write(write, false);
+        }
+        let flush = blocks.begin_flush_by(flushing);
+        blocks.end_flush(&flush);
+        blocks.killed(true);
+        [1, 2].map(|client| {
+            let read = blocks.begin_read(client * 512, 512);
+            blocks.end_unsettled_read(&read, &[0; 512]).is_ok()
+        })
+    };
+    assert_eq!(lost(1), [false, true]);
+    assert_eq!(lost(2), [true, false]);
+    assert_eq!(lost(3), [true, true]);
+}

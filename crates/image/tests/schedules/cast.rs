@@ -9,6 +9,8 @@ use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_reference::History;
+use ferry_reference::history::{Taking, Writing};
 use ferry_store::memory::MemoryCluster;
 use ferry_store::wrappers::{Schedule, ScheduledStore};
 use ferry_store::{ClientInstance, Errno, IoCtx, Scope, Store, WriteAround};
@@ -16,8 +18,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::support::history::{BLOCK_BYTES, History, Tag, block, tags};
-use crate::worlds::{BLOCKS, Condition};
+use crate::worlds::{BLOCK_BYTES, BLOCKS, Condition};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -75,12 +76,14 @@ pub struct Process {
 }
 
 /// What is known of a snapshot that somebody takes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Taken {
-    pub begun: u64,
-    pub ended: Option<u64>,
+    /// Until it has been taken, or is seen.
+    pub taking: Option<Taking>,
+    /// Whether that was answered.
+    pub is_taken: bool,
     pub may_be_removed: bool,
-    pub shown: Option<Vec<Tag>>,
+    pub shown: Option<Vec<u8>>,
 }
 
 /// What all share.
@@ -89,7 +92,7 @@ pub struct Stage {
     pub roles: Vec<Role>,
     pub cluster: MemoryCluster,
     pub schedule: Arc<Schedule>,
-    pub history: History,
+    pub history: Mutex<History>,
     pub scopes: [Scope; 2],
     /// Blocks that the image has, and whether that is sure.
     pub size: Mutex<(usize, bool)>,
@@ -155,11 +158,17 @@ impl Stage {
         self.abort_fell.load(Ordering::SeqCst) && error.kind == ErrorKind::Migrating
     }
 
+    fn was_taken(&self, name: &str, taken: &mut Taken) {
+        if let Some(taking) = taken.taking.take() {
+            self.history.lock().end_snap(taking, name);
+        }
+    }
+
     async fn close(&self, process: &Process, image: &Image) -> Finding {
-        let begun = self.history.now();
+        let flush = self.history.lock().begin_flush_by(process.no);
         match image.close().await {
             Ok(()) => {
-                self.history.flushed(begun, process.no);
+                self.history.lock().end_flush(&flush);
                 Ok(())
             }
             Err(error) if process.fell() || self.is_left_aborting(&error) => Ok(()),
@@ -286,50 +295,50 @@ async fn ask(
 ) -> Finding {
     let history = &stage.history;
     let (offset, length) = (first as u64 * BLOCK_BYTES, blocks as u64 * BLOCK_BYTES);
-    let changes = |tag: Tag| history.begin(process.no, first, blocks, tag);
-    let (begun, result) = match asked {
+    let changes = |zeroes| history.lock().begin_write_by(process.no, offset, length, zeroes);
+    let (begun, result): (Option<Writing>, _) = match asked {
         Asked::Read => {
             // While somebody shrinks the image, not everybody sees at the same time that what is being cut shows less of a clone's
             // parent; but nobody sees the parent again where it was hidden.
             let is_steady = || stage.size.lock().1;
-            let (begun, was_steady) = (history.now(), is_steady());
+            let (reading, was_steady) = (history.lock().begin_read(offset, length), is_steady());
             let read = image.read(offset, length).await;
-            if let Ok(bytes) = &read {
-                let seen = tags(bytes).map_err(|error| format!("{}: {error}", process.told()))?;
-                match was_steady && is_steady() {
-                    true => history.saw(begun, process.no, first, &seen),
-                    false => history.check_not_hidden(begun, first, &seen)?,
+            let steady = was_steady && is_steady();
+            let mut history = history.lock();
+            let judged = match &read {
+                Ok(bytes) if steady => history.end_read(reading, bytes),
+                Ok(bytes) => history.end_unsettled_read(&reading, bytes),
+                Err(_) => {
+                    history.forget_read(&reading);
+                    Ok(())
                 }
-            }
+            };
+            judged.map_err(|wrong| format!("read by {}: {wrong}", process.told()))?;
             (None, read.map(|_| ()))
         }
         Asked::Flush => {
-            let begun = history.now();
+            let flush = history.lock().begin_flush_by(process.no);
             let flushed = image.flush().await;
             if flushed.is_ok() {
-                history.flushed(begun, process.no);
+                history.lock().end_flush(&flush);
             }
             (None, flushed)
         }
         Asked::Write => {
-            let tag = history.next_tag();
-            let begun = changes(tag);
-            (
-                Some(begun),
-                image.write(offset, block(tag).repeat(blocks).into()).await,
-            )
+            let begun = changes(false);
+            (Some(begun), image.write(offset, begun.bytes().into()).await)
         }
-        Asked::Discard => (Some(changes(0)), image.discard(offset, length).await),
+        Asked::Discard => (Some(changes(true)), image.discard(offset, length).await),
         Asked::Zeroes => {
-            let begun = changes(0);
+            let begun = changes(true);
             (
                 Some(begun),
                 image.write_zeroes(offset, length, blocks.is_multiple_of(2)).await,
             )
         }
     };
-    if let (Some(begun), Ok(())) = (&begun, &result) {
-        history.acknowledged(begun);
+    if let (Some(begun), Ok(())) = (begun, &result) {
+        history.lock().end_write(begun, false);
     }
     let resizes = stage.has(Role::Resizes);
     process
@@ -346,22 +355,21 @@ async fn snapshots(stage: &Stage, process: &Process, rng: &mut StdRng) -> Findin
             return Ok(());
         };
         let name = format!("t{n}");
-        let begun = stage.history.now();
         let taken = Taken {
-            begun,
+            taking: Some(stage.history.lock().begin_snap()),
             ..Taken::default()
         };
         stage.taken.lock().insert(name.clone(), taken);
         let created = image.snap_create(&name, &silent).await;
-        let ended = stage.history.now();
         let is_there = created.is_ok();
+        if is_there && let Some(taken) = stage.taken.lock().get_mut(&name) {
+            stage.was_taken(&name, taken);
+            taken.is_taken = true;
+        }
         process
             .judge(created, |error| stage.is_left_aborting(error))
             .map_err(|error| format!("snapshot by {error}"))?;
         if is_there {
-            if let Some(taken) = stage.taken.lock().get_mut(&name) {
-                taken.ended = Some(ended);
-            }
             let at = OpenOptions::read_only().at(SnapKey::Name(name.clone()));
             let shown = match Image::open(image.io(), ImageKey::Id(image.id()), at).await {
                 Ok(shown) => shown,
@@ -370,7 +378,7 @@ async fn snapshots(stage: &Stage, process: &Process, rng: &mut StdRng) -> Findin
             };
             for _ in 0..2 {
                 match shown.read(0, shown.size_bytes()).await {
-                    Ok(bytes) => saw_snapshot(stage, &name, &tags(&bytes)?)?,
+                    Ok(bytes) => saw_snapshot(stage, &name, &bytes)?,
                     Err(_) if process.fell() => return stage.close(process, &image).await,
                     Err(error) => {
                         return Err(format!("{} cannot read its snapshot: {error}", process.told()));
@@ -393,21 +401,25 @@ async fn snapshots(stage: &Stage, process: &Process, rng: &mut StdRng) -> Findin
 }
 
 /// Somebody has read all of a snapshot.
-pub fn saw_snapshot(stage: &Stage, name: &str, shown: &[Tag]) -> Finding {
+pub fn saw_snapshot(stage: &Stage, name: &str, shown: &[u8]) -> Finding {
     let mut all = stage.taken.lock();
     let Some(taken) = all.get_mut(name) else {
         return Err(format!("snapshot '{name}' that nobody took"));
     };
+    // Of one whose answer was never heard nobody knows more than that it is there now.
+    stage.was_taken(name, taken);
+    let mut history = stage.history.lock();
+    history
+        .check_snap(name, 0, shown)
+        .map_err(|wrong| format!("snapshot '{name}': {wrong}"))?;
     match &taken.shown {
-        Some(before) if before != shown => {
-            return Err(format!("snapshot '{name}' showed {before:?} and now {shown:?}"));
+        Some(before) if before != shown => Err(format!("snapshot '{name}' has changed")),
+        Some(_) => Ok(()),
+        None => {
+            taken.shown = Some(shown.to_vec());
+            Ok(())
         }
-        Some(_) => return Ok(()),
-        None => taken.shown = Some(shown.to_vec()),
     }
-    let ended = taken.ended.unwrap_or(u64::MAX);
-    stage.history.saw_until(taken.begun, ended, usize::MAX, 0, shown);
-    stage.history.check_moment(shown)
 }
 
 async fn resizes(stage: &Stage, process: &Process, rng: &mut StdRng) -> Finding {
@@ -418,14 +430,13 @@ async fn resizes(stage: &Stage, process: &Process, rng: &mut StdRng) -> Finding 
         let before = stage.size.lock().0;
         let after = rng.random_range(1..=BLOCKS);
         stage.size.lock().1 = false;
-        let shrink = stage
-            .history
-            .begin(process.no, after.min(before), before.saturating_sub(after), 0);
+        let [kept, cut] = [after.min(before), before.saturating_sub(after)].map(|n| n as u64 * BLOCK_BYTES);
+        let shrink = stage.history.lock().begin_write_by(process.no, kept, cut, true);
         let resized = image
             .resize(after as u64 * BLOCK_BYTES, true, &Progress::silent())
             .await;
         if resized.is_ok() {
-            stage.history.acknowledged(&shrink);
+            stage.history.lock().end_write(shrink, false);
             *stage.size.lock() = (after, true);
         }
         process

@@ -8,16 +8,17 @@ use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::object_map::rebuild;
 use ferry_image::{ErrorKind, Image, ImageError, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_reference::Version;
 use ferry_store::{IoCtx, Store};
 
-use crate::cast::{Finding, Role, Stage, saw_snapshot};
-use crate::support::history::{BLOCK_BYTES, Tag, tags};
-use crate::worlds::Built;
+use crate::cast::{Finding, Role, Stage, Taken, saw_snapshot};
+use crate::worlds::{BLOCK_BYTES, Built};
 
 /// Judges. `whole`: everybody has played to the end; `power_seed`: the power goes first.
 pub async fn judge(stage: &Stage, built: &Built, whole: bool, power_seed: Option<u64>) -> Finding {
     if let Some(seed) = power_seed {
         stage.cluster.power_loss(seed);
+        stage.history.lock().killed(true);
     }
     let store: Arc<dyn Store> = stage.cluster.connect();
     let ios = [0, 1].map(|n| IoCtx::new(store.clone(), stage.scopes[n].clone()));
@@ -31,12 +32,7 @@ pub async fn judge(stage: &Stage, built: &Built, whole: bool, power_seed: Option
     if whole && sure && size != expected {
         return Err(format!("the image has {size} blocks, and should have {expected}"));
     }
-    let begun = stage.history.now();
-    let head = read(&image, "the head at the end").await?;
-    match power_seed {
-        Some(_) => stage.history.check_after_power_loss(&head)?,
-        None => stage.history.saw(begun, usize::MAX, 0, &head),
-    }
+    see_head(stage, &image, "the head at the end", power_seed.is_some()).await?;
     check_snaps(stage, built, &image, whole, power_seed.is_none()).await?;
     check_map(stage, &image, whole).await?;
     let is_target = image.header().migration_target().is_some();
@@ -54,20 +50,15 @@ pub async fn judge(stage: &Stage, built: &Built, whole: bool, power_seed: Option
             .await
             .map_err(told("commit at the end"))?;
         let image = open(&io, &name).await.map_err(told("open after commit"))?;
-        let begun = stage.history.now();
-        let after = read(&image, "the head after commit").await?;
-        match power_seed {
-            // What an interrupted shrink has cut is seen at once, or when it is copied.
-            Some(_) => stage.history.check_after_power_loss(&after)?,
-            None => stage.history.saw(begun, usize::MAX, 0, &after),
-        }
+        // What an interrupted shrink has cut is seen at once, or when it is copied.
+        see_head(stage, &image, "the head after commit", power_seed.is_some()).await?;
         check_snaps(stage, built, &image, whole, power_seed.is_none()).await?;
         check_map(stage, &image, whole).await?;
         image.close().await.map_err(told("close after commit"))?;
     }
     match power_seed {
         Some(_) => Ok(()),
-        None => stage.history.check(),
+        None => stage.history.lock().check_order(),
     }
 }
 
@@ -102,12 +93,23 @@ async fn recover(stage: &Stage, ios: &[IoCtx; 2], whole: bool) -> Result<Image, 
     Err(format!("the image cannot be recovered: {last}"))
 }
 
-async fn read(image: &Image, what: &str) -> Result<Vec<Tag>, String> {
+async fn read(image: &Image, what: &str) -> Result<Vec<u8>, String> {
     let bytes = image.read(0, image.size_bytes()).await.map_err(told(what))?;
-    tags(&bytes).map_err(|error| format!("{what}: {error}"))
+    Ok(bytes.to_vec())
 }
 
-async fn read_snap(image: &Image, name: &str, options: OpenOptions) -> Result<Vec<Tag>, String> {
+async fn see_head(stage: &Stage, image: &Image, what: &str, power_lost: bool) -> Finding {
+    let reading = stage.history.lock().begin_read(0, image.size_bytes());
+    let bytes = read(image, what).await?;
+    let mut history = stage.history.lock();
+    let judged = match power_lost {
+        true => history.end_unsettled_read(&reading, &bytes),
+        false => history.end_read(reading, &bytes),
+    };
+    judged.map_err(|wrong| format!("{what}: {wrong}"))
+}
+
+async fn read_snap(image: &Image, name: &str, options: OpenOptions) -> Result<Vec<u8>, String> {
     let what = format!("snapshot '{name}' at the end");
     let at = options.at(SnapKey::Name(name.to_owned()));
     let shown = Image::open(image.io(), ImageKey::Id(image.id()), at)
@@ -118,32 +120,43 @@ async fn read_snap(image: &Image, name: &str, options: OpenOptions) -> Result<Ve
     Ok(read)
 }
 
+/// What must not change.
+fn check(version: &Version, shown: &[u8], what: &str) -> Finding {
+    if shown.len() as u64 != version.size_bytes() {
+        return Err(format!("{what} has {} bytes", shown.len()));
+    }
+    version
+        .check(0, shown)
+        .map_err(|wrong| format!("{what}: {wrong}"))
+}
+
 async fn check_snaps(stage: &Stage, built: &Built, image: &Image, whole: bool, exact: bool) -> Finding {
     let names: Vec<String> = image
         .header()
         .user_snaps()
         .map(|snap| snap.name.clone())
         .collect();
-    for (name, expected) in &built.snaps {
+    for (name, version) in &built.image.snaps {
         if !names.contains(name) {
             return Err(format!("snapshot '{name}' is gone"));
         }
         let shown = read_snap(image, name, OpenOptions::read_only()).await?;
-        if shown != *expected {
-            return Err(format!(
-                "snapshot '{name}' shows {shown:?}, and should show {expected:?}"
-            ));
-        }
+        check(version, &shown, &format!("snapshot '{name}'"))?;
     }
-    let taken = stage.taken.lock().clone();
-    for (name, taken) in &taken {
-        let must_be = whole && taken.ended.is_some() && !taken.may_be_removed && !stage.has(Role::Aborts);
+    let has_to_be = |taken: &Taken| taken.is_taken && !taken.may_be_removed;
+    let taken: Vec<(String, bool)> = stage
+        .taken
+        .lock()
+        .iter()
+        .map(|(name, taken)| (name.clone(), has_to_be(taken)))
+        .collect();
+    for (name, has_to_be) in &taken {
         if names.contains(name) {
             let shown = read_snap(image, name, OpenOptions::read_only()).await?;
             if exact {
                 saw_snapshot(stage, name, &shown)?;
             }
-        } else if must_be {
+        } else if *has_to_be && whole && !stage.has(Role::Aborts) {
             return Err(format!("snapshot '{name}' was taken, and is gone"));
         }
     }
@@ -175,13 +188,12 @@ async fn check_source(stage: &Stage, built: &Built, io: &IoCtx) -> Finding {
         .await
         .map_err(told("open the source"))?;
     let head = read(&source, "the source").await?;
-    if head != built.head && !stage.has(Role::Aborts) {
-        return Err(format!("the source shows {head:?}, and showed {:?}", built.head));
+    if !stage.has(Role::Aborts) {
+        check(&built.image.head, &head, "the source")?;
     }
-    for (name, expected) in &built.snaps {
-        if read_snap(&source, name, options()).await? != *expected {
-            return Err(format!("the source's snapshot '{name}' has changed"));
-        }
+    for (name, version) in &built.image.snaps {
+        let shown = read_snap(&source, name, options()).await?;
+        check(version, &shown, &format!("the source's snapshot '{name}'"))?;
     }
     source.close().await.map_err(told("close the source"))
 }

@@ -8,13 +8,15 @@ use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{Image, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_reference::Exact;
 use ferry_store::memory::MemoryCluster;
 use ferry_store::{IoCtx, Store};
 use parking_lot::Mutex;
 
-use crate::support::history::{BLOCK_BYTES, Tag, block};
 use crate::support::{TestLayout, pool};
 
+/// What requests are multiples of.
+pub const BLOCK_BYTES: u64 = 512;
 /// Size of the image: six objects of 4 KiB.
 pub const BLOCKS: usize = 48;
 
@@ -53,9 +55,8 @@ pub const LAYOUTS: [TestLayout; 3] = [
 #[derive(Clone)]
 pub struct Built {
     pub cluster: MemoryCluster,
-    pub head: Vec<Tag>,
-    pub snaps: Vec<(String, Vec<Tag>)>,
-    pub last_tag: Tag,
+    /// What the image shows.
+    pub image: Exact,
     /// Of a migration: the source's id.
     pub source: Option<String>,
 }
@@ -87,14 +88,10 @@ pub async fn world(condition: Condition, layout: usize) -> Built {
     }
 }
 
-async fn write(image: &Image, head: &mut [Tag], tag: &mut Tag, first: usize, blocks: usize) {
-    *tag += 1;
-    let bytes = block(*tag).repeat(blocks);
-    image
-        .write(first as u64 * BLOCK_BYTES, bytes.into())
-        .await
-        .unwrap();
-    head[first..first + blocks].fill(*tag);
+async fn write(image: &Image, reference: &mut Exact, first: usize, blocks: usize) {
+    let offset = first as u64 * BLOCK_BYTES;
+    let bytes = reference.write_tagged(offset, blocks as u64 * BLOCK_BYTES);
+    image.write(offset, bytes.into()).await.unwrap();
 }
 
 async fn open(io: &IoCtx, name: &str) -> Image {
@@ -110,7 +107,7 @@ async fn build(condition: Condition, layout: TestLayout) -> Built {
     let other = pool(&store, "p2").await;
     let silent = Progress::silent();
     let size = BLOCKS as u64 * BLOCK_BYTES;
-    let (mut head, mut tag) = (vec![0; BLOCKS], 0);
+    let mut reference = Exact::new(size);
     let has_parent = matches!(
         condition,
         Condition::Clone | Condition::TargetOfClone | Condition::TargetFlat
@@ -119,8 +116,8 @@ async fn build(condition: Condition, layout: TestLayout) -> Built {
     if has_parent {
         create::create(&io, "base", &plain).await.unwrap();
         let base = open(&io, "base").await;
-        write(&base, &mut head, &mut tag, 2, 20).await;
-        write(&base, &mut head, &mut tag, 30, 14).await;
+        write(&base, &mut reference, 2, 20).await;
+        write(&base, &mut reference, 30, 14).await;
         base.snap_create("s", &silent).await.unwrap();
         base.close().await.unwrap();
         let snap = SnapKey::Name("s".to_owned());
@@ -133,12 +130,11 @@ async fn build(condition: Condition, layout: TestLayout) -> Built {
         create::create(&io, "image", &plain).await.unwrap();
     }
     let image = open(&io, "image").await;
-    let mut snaps = Vec::new();
     for (first, blocks, snap) in [(0, 11, "s1"), (5, 2, "s2"), (9, 1, ""), (36, 5, "")] {
-        write(&image, &mut head, &mut tag, first, blocks).await;
+        write(&image, &mut reference, first, blocks).await;
         if !snap.is_empty() {
             image.snap_create(snap, &silent).await.unwrap();
-            snaps.push((snap.to_owned(), head.clone()));
+            reference.snap(snap);
         }
     }
     let id = image.id().to_owned();
@@ -159,9 +155,7 @@ async fn build(condition: Condition, layout: TestLayout) -> Built {
     store.shutdown().await.unwrap();
     Built {
         cluster,
-        head,
-        snaps,
-        last_tag: tag,
+        image: reference,
         source: condition.is_target().then_some(id),
     }
 }
