@@ -125,6 +125,11 @@ pub const IMPROVEMENTS: &[Improvement] = &[
         words: "objects are copied as they are, where Ceph's writes whole blocks of 4 KiB",
     },
     Improvement {
+        treatment: Treatment::HeldToTruth,
+        document: "docs/migration.md",
+        words: "| what changed between two snapshots of a target, before `execute` | `diff`, `export-diff` and `export` of format 2 leave it out | is told |",
+    },
+    Improvement {
         treatment: Treatment::WholeObjects,
         document: "docs/compatibility.md",
         words: "objects that a shrink took away are told too, which Ceph forgets",
@@ -277,6 +282,8 @@ pub struct Known {
     pasts: BTreeMap<String, BTreeSet<Past>>,
     /// Files that tell of the same differences in different ways.
     loose_files: BTreeSet<String>,
+    /// Those of them that hold whole images, of which Ceph's may lack what changed between two snapshots.
+    lacking_files: BTreeSet<String>,
 }
 
 impl Known {
@@ -305,6 +312,10 @@ impl Known {
         if self.files_may_differ(line) {
             let written = words.iter().filter_map(|word| word.strip_prefix('>'));
             self.loose_files.extend(written.map(str::to_owned));
+        }
+        if words[0] == "export" && specs.iter().any(|spec| is_not_executed(spec, world)) {
+            let written = words.iter().filter_map(|word| word.strip_prefix('>'));
+            self.lacking_files.extend(written.map(str::to_owned));
         }
         if self.reads_loose(line) {
             for spec in &specs {
@@ -391,6 +402,7 @@ impl Known {
         let spec = words.iter().find(|word| is_spec(word));
         let image = spec.and_then(|spec| world.image(spec.split('@').next()?));
         match words[0] {
+            "import" if Self::reads(&self.lacking_files, line) => line.replacen('<', "<ferry:", 1),
             // Files that tell of the same differences in different ways change an image that is not the one that they start
             // from in different ways: both read the one or the other.
             "import-diff" if self.reads_loose(line) => {
@@ -424,9 +436,13 @@ impl Known {
     }
 
     fn reads_loose(&self, line: &str) -> bool {
+        Self::reads(&self.loose_files, line)
+    }
+
+    fn reads(files: &BTreeSet<String>, line: &str) -> bool {
         line.split(' ')
             .filter_map(|word| word.strip_prefix('<'))
-            .any(|file| self.loose_files.contains(file))
+            .any(|file| files.contains(file))
     }
 
     /// Whether a step is left out.
@@ -560,6 +576,13 @@ fn parent_is(image: &Image, world: &World) -> Parent {
         Some(_) => Parent::Unprotected,
         None => Parent::Removed,
     }
+}
+
+/// Whether an image or snapshot is one of a target from which nothing was copied yet, or not all.
+fn is_not_executed(spec: &str, world: &World) -> bool {
+    let image = world.image(spec.split('@').next().unwrap_or(spec));
+    let state = image.and_then(|image| image.migration.as_deref());
+    matches!(state, Some("prepared" | "executing"))
 }
 
 /// Whether the parent of an image has metadata now that the image has not.
