@@ -55,6 +55,21 @@ fn limits_are_shown_by_throttle_and_status_and_refused_when_they_make_no_sense()
         store.ok("migration throttle dst"),
         "max-bytes-per-second: none, concurrency: auto, paused\n"
     );
+    store.ok("migration throttle dst --reserve-bytes 1G --on-enospc fail");
+    assert_eq!(
+        store.ok("migration throttle dst"),
+        "max-bytes-per-second: none, concurrency: auto, reserve-bytes: 1 GiB, on-enospc: fail, paused\n"
+    );
+    let json = store.ok("status dst --format json");
+    assert!(
+        json.contains(r#""reserve_bytes":1073741824,"on_enospc":"fail"}"#),
+        "{json}"
+    );
+    store.ok("migration throttle dst --reserve-bytes auto --on-enospc pause");
+    assert_eq!(
+        store.ok("migration throttle dst"),
+        "max-bytes-per-second: none, concurrency: auto, paused\n"
+    );
     for (line, option) in [
         ("migration throttle dst --concurrency 0", "concurrency"),
         ("migration throttle dst --concurrency 257", "concurrency"),
@@ -62,6 +77,7 @@ fn limits_are_shown_by_throttle_and_status_and_refused_when_they_make_no_sense()
             "migration throttle dst --max-bytes-per-second fast",
             "max-bytes-per-second",
         ),
+        ("migration throttle dst --on-enospc hope", "on-enospc"),
     ] {
         let said = store.fails(line, 1);
         assert!(said.contains(option) && said.contains("is invalid"), "{said}");

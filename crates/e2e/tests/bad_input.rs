@@ -105,7 +105,7 @@ fn an_execute_that_runs_out_of_space_stops_and_goes_on_once_there_is_room() {
     let ballast = disk.0.join("ballast");
     std::fs::write(&ballast, vec![1; free_bytes(&disk.0) as usize - 3 * MIB]).unwrap();
     ferry
-        .rbd(&["migration", "execute", "tight/disk"])
+        .rbd(&["migration", "execute", "tight/disk", "--on-enospc", "fail"])
         .fails(28, "rbd: migration failed: (28) No space left on device");
     assert_eq!(ferry.migration_state("tight/disk"), "executing");
     assert!(ferry.export("tight/disk") == data, "every byte can still be read");

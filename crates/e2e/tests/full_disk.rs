@@ -233,3 +233,86 @@ async fn a_server_that_holds_writes_can_be_stopped() {
     assert!(acknowledged.len() < 60);
     check(&ferry, "disk", |number| acknowledged.contains(&number));
 }
+
+/// A prepared migration of 48 MiB of data to `tight/disk`, whose pool has 32 MiB left until the file is removed.
+fn prepared(disk: &Small, directory: tempfile::TempDir) -> (Ferry, Vec<u8>, PathBuf) {
+    let ferry = Ferry::at(directory.path().join("store"), directory);
+    let pool = disk.0.join("pool");
+    ferry.ok(&["pool", "create", "tight", "--path", &pool.to_string_lossy()]);
+    let data: Vec<u8> = (0..48).flat_map(|number| block(number).to_vec()).collect();
+    ferry.import(&data, "disk", &["--object-size", "1M"]);
+    ferry.ok(&["migration", "prepare", "disk", "tight/disk"]);
+    let ballast = disk.fill_up_to(32);
+    (ferry, data, ballast)
+}
+
+const EXECUTE: &[&str] = &["migration", "execute", "tight/disk", "--no-progress"];
+
+fn wait_for_the_pause(ferry: &Ferry) {
+    wait_until("the execute waits for space", || {
+        ferry.ok(&["status", "tight/disk"]).contains("paused: no space")
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_execute_waits_before_it_takes_the_last_space_from_clients() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Small::mount("ext4", directory.path(), 128) else {
+        return;
+    };
+    let (ferry, data, ballast) = prepared(&disk, directory);
+    let served = ferry.serve(&["tight/disk", "--on-enospc", "pause"]);
+    let client = connect(&served.socket, "tight/disk").await;
+    client.write(0, block(1000), true).await.unwrap();
+    let mut execute = ferry.start(&[EXECUTE, &["--reserve-bytes", "16M"]].concat());
+    wait_for_the_pause(&ferry);
+    assert!(execute.is_running(), "{}", execute.stderr());
+    let before = disk.free_bytes();
+    assert!(before >= 12 * MIB as u64, "{before} bytes are left to clients");
+    // They have it: new bytes, of objects that have to be copied first.
+    for number in 40..46 {
+        client
+            .write(number * MIB as u64, block(1000 + number).slice(..MIB / 2), true)
+            .await
+            .unwrap();
+    }
+    wait_for_the_pause(&ferry);
+    assert!(execute.is_running(), "{}", execute.stderr());
+    std::fs::remove_file(&ballast).unwrap();
+    execute.finish().ok();
+    drop(client);
+    served.stop();
+    ferry.ok(&["migration", "commit", "tight/disk", "--no-progress"]);
+    let mut expected = data;
+    expected[..MIB].copy_from_slice(&block(1000));
+    for number in 40..46usize {
+        let at = number * MIB;
+        expected[at..at + MIB / 2].copy_from_slice(&block(1000 + number as u64)[..MIB / 2]);
+    }
+    assert!(ferry.export("tight/disk") == expected);
+    ferry.ok(&["fsck", "--no-progress"]);
+}
+
+#[test]
+fn an_execute_that_is_killed_while_it_waits_for_space_is_run_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Small::mount("tmpfs", directory.path(), 96) else {
+        return;
+    };
+    let (ferry, data, ballast) = prepared(&disk, directory);
+    let execute = ferry.start(&[EXECUTE, &["--reserve-bytes", "16M"]].concat());
+    wait_for_the_pause(&ferry);
+    execute.kill();
+    assert_eq!(ferry.migration_state("tight/disk"), "executing");
+    assert!(ferry.export("tight/disk") == data);
+    let refused = ferry.rbd(&[EXECUTE, &["--on-enospc", "fail"]].concat());
+    assert!(
+        refused.code == 28 && refused.stderr.contains("left to clients"),
+        "{refused}"
+    );
+    std::fs::remove_file(&ballast).unwrap();
+    ferry.ok(EXECUTE);
+    ferry.ok(&["migration", "commit", "tight/disk", "--no-progress"]);
+    assert!(ferry.export("tight/disk") == data);
+    ferry.ok(&["fsck", "--no-progress"]);
+}

@@ -14,6 +14,7 @@ mod copying;
 mod reading;
 mod reply;
 mod settings;
+mod space;
 mod store;
 mod sys;
 mod watches;

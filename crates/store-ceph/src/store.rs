@@ -13,8 +13,8 @@ use bytes::Bytes;
 use ferry_store::{
     ClientInstance, CopyRange, CopyReply, Durability, Errno, NotifyReply, ObjectRef, PoolId, PoolInfo,
     PoolOptions, PoolUsage, ReadOp, ReadReply, ReadStep, Result, Scope, Setting, SnapContext, SnapId,
-    SnapSet, Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteAround, WriteOp, WriteReply,
-    WriteStep, check_copy, probing,
+    SnapSet, Space, Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteAround, WriteOp,
+    WriteReply, WriteStep, check_copy, probing,
 };
 use parking_lot::Mutex;
 
@@ -22,7 +22,7 @@ use crate::config::{CephConfig, OpenError};
 use crate::contexts::Contexts;
 use crate::sys::{Cluster, Ioctx, Lending, OpError, Rc};
 use crate::watches::Watches;
-use crate::{addr, copying, reading, reply, settings, without_cxx, writing};
+use crate::{addr, copying, reading, reply, settings, space, without_cxx, writing};
 
 /// How often, and how long each time, a shutdown looks whether operations are still under way: 10 s in all.
 const SHUTDOWN_POLLS: u32 = 2000;
@@ -329,6 +329,12 @@ impl Store for CephStore {
             })
         });
         usage.await
+    }
+
+    async fn space(&self, pool: PoolId) -> Result<Option<Space>> {
+        let what = format!("space of pool {pool}");
+        let answer = self.monitors(space::ask(), &what).await?;
+        Ok(space::parse(&answer, pool))
     }
 
     async fn list_objects(

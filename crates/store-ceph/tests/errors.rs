@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferry_store::{Errno, IoCtx, ReadOp, ReadStep, Scope, Store, WriteOp, WriteStep};
+use ferry_store::{Errno, IoCtx, PoolId, ReadOp, ReadStep, Scope, Store, WriteOp, WriteStep};
 use ferry_store_ceph::{CephConfig, CephStore};
 
 /// A place of this test's own.
@@ -99,4 +99,28 @@ async fn a_client_that_was_fenced_knows_it_after_its_next_word() {
     assert!(error.what.contains("fenced"), "{error}");
     assert!(io.store().is_fenced() && !other.store().is_fenced());
     other.store().shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_room_of_a_pool_is_told_once_a_manager_has_reported() {
+    let Some(io) = place().await else { return };
+    // A manager's first reports know nothing of this pool.
+    let mut seen = None;
+    for _ in 0..40 {
+        seen = io.store().space(io.pool()).await.unwrap();
+        if seen.is_some_and(|space| space.free_bytes > 0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    match seen {
+        Some(space) if space.free_bytes > 0 => {
+            let usage = io.store().pool_usage(io.pool()).await.unwrap();
+            println!("{space:?}, {usage:?}");
+            assert!(space.total_bytes >= space.free_bytes, "{space:?}");
+        }
+        other => eprintln!("LEFT OUT: no manager has reported yet ({other:?})"),
+    }
+    let nowhere = io.store().space(PoolId(1 << 40)).await.unwrap();
+    assert_eq!(nowhere, None);
 }

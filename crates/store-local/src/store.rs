@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ferry_store::{
     CheckOptions, ClientInstance, CopyRange, CopyReply, Durability, Errno, Finding, NotifyReply, ObjectRef,
     PoolId, PoolInfo, PoolOptions, PoolUsage, ReadNow, ReadOp, ReadReply, Result, Scope, Setting,
-    SnapContext, SnapId, SnapSet, Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp,
+    SnapContext, SnapId, SnapSet, Space, Store, StoreError, WatchCookie, WatchHandler, WatchInfo, WriteOp,
     WriteReply,
 };
 
@@ -192,6 +192,10 @@ impl Store for LocalStore {
 
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {
         self.on_pool(pool, Pool::usage).await
+    }
+
+    async fn space(&self, pool: PoolId) -> Result<Option<Space>> {
+        self.on_pool(pool, |pool| pool.space().map(Some)).await
     }
 
     async fn list_objects(

@@ -89,6 +89,15 @@ pub struct PoolUsage {
     pub free_bytes: Option<u64>,
 }
 
+/// Room of the medium that a pool's bulk bytes are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this user may still fill.
+    pub free_bytes: u64,
+    /// Bytes that there are in all, as far as this pool may use them.
+    pub total_bytes: u64,
+}
+
 /// What a read that must not wait came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadNow {
@@ -177,6 +186,13 @@ pub trait Store: Send + Sync + Debug + 'static {
 
     /// Usage of a pool. `ENOENT` without it.
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage>;
+
+    /// Room for bulk bytes of a pool: cheap, for asking again and again, and may be some seconds old. `None`: there is no end
+    /// that the engine knows of. Without the pool `ENOENT` or `None`.
+    async fn space(&self, pool: PoolId) -> Result<Option<Space>> {
+        let _ = pool;
+        Ok(None)
+    }
 
     /// What the engine's own check of what it keeps finds: of a pool, or, without one, of all that is no pool's. What cannot be
     /// opened is a finding too. An engine that has no check of its own (a cluster checks itself) finds nothing and says `None`.

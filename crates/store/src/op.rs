@@ -256,6 +256,16 @@ pub enum WriteStep {
     },
 }
 
+impl WriteStep {
+    /// Bytes of the object's content that it brings.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        match self {
+            Self::Write { data, .. } | Self::WriteFull { data } => data.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// What a write promises when it returns; see [`crate::Store`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {

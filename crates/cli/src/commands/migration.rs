@@ -9,7 +9,7 @@ use ferry_image::migration::execute::execute_with as execute_verb;
 use ferry_image::migration::pair::{self, Found};
 use ferry_image::migration::prepare::{PrepareOptions, prepare as prepare_verb};
 use ferry_image::migration::record::Side;
-use ferry_image::migration::settings::{self, ExecuteSettings, Rate, SettingsChange};
+use ferry_image::migration::settings::{self, ExecuteSettings, OnNoSpace, Rate, SettingsChange};
 
 use super::create::{refuse_format_1, warn};
 use super::error::Explain as _;
@@ -115,10 +115,17 @@ pub(super) async fn execute(session: &Session) -> Result<(), Failure> {
     let io = session.place_of(&spec).await?;
     let task = session.task("Image migration");
     let told = AtomicBool::new(false);
+    let told_of_space = AtomicBool::new(false);
     let name = spec.image.clone();
     let progress = task.library_of_execute(move |progress| {
         if progress.paused && !told.swap(true, Ordering::Relaxed) {
             eprintln!("rbd: note: the migration is paused; it goes on after 'rbd migration resume {name}'");
+        }
+        let told_already = told_of_space.swap(progress.no_space, Ordering::Relaxed);
+        if progress.no_space && !told_already {
+            eprintln!(
+                "rbd: note: no space but what is left to clients; the migration goes on when there is more"
+            );
         }
     });
     let executed = execute_verb(&io, &spec.image, &change, &progress).await;
@@ -138,9 +145,15 @@ fn limits(args: &Args) -> SettingsChange {
     let concurrency = args
         .number_or_auto("concurrency")
         .map(|number| number.and_then(|number| u16::try_from(number).ok()));
+    let on_no_space = args.text("on-enospc").map(|word| match word {
+        "fail" => OnNoSpace::Fail,
+        _ => OnNoSpace::Pause,
+    });
     SettingsChange {
         rate,
         concurrency,
+        reserve_bytes: args.number_or_auto("reserve-bytes"),
+        on_no_space,
         ..SettingsChange::default()
     }
 }
@@ -181,7 +194,11 @@ pub(super) fn settings_text(settings: &ExecuteSettings) -> String {
         .concurrency
         .map_or("auto".to_owned(), |number| number.to_string());
     let mut text = format!("max-bytes-per-second: {rate}, concurrency: {concurrency}");
+    if let Some(reserve) = settings.reserve_bytes {
+        text.push_str(&format!(", reserve-bytes: {}", bytes(reserve)));
+    }
     for (word, is_on) in [
+        (", on-enospc: fail", settings.on_no_space == OnNoSpace::Fail),
         (", zero-detect", settings.zero_detect),
         (", paused", settings.paused),
     ] {

@@ -255,6 +255,10 @@ pub(crate) fn execute_text(progress: &ExecuteProgress) -> String {
         text.push_str(", paused");
         return text;
     }
+    if progress.no_space {
+        text.push_str(", paused: no space");
+        return text;
+    }
     if progress.bytes_per_second > 0 {
         text.push_str(&format!(", {}/s", bytes(progress.bytes_per_second)));
     }

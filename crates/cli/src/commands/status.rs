@@ -3,7 +3,7 @@
 use ferry_image::ImageKey;
 use ferry_image::admin::status::{self, MigrationImage, MigrationStatus, Status};
 use ferry_image::migration::execution::ExecuteProgress;
-use ferry_image::migration::settings::{ExecuteSettings, Rate};
+use ferry_image::migration::settings::{ExecuteSettings, OnNoSpace, Rate};
 use ferry_store::WatchInfo;
 
 use super::error::Explain as _;
@@ -134,6 +134,7 @@ fn progress(progress: &ExecuteProgress) -> Node {
         .with_some("seconds_left", progress.seconds_left)
         .with("paused", progress.paused)
         .with("yielding", progress.yielding)
+        .with("no_space", progress.no_space)
 }
 
 /// A limit that is left to Ferry is left out; no limit at all is 0.
@@ -148,4 +149,9 @@ fn throttle(settings: &ExecuteSettings) -> Node {
         .with_some("concurrency", settings.concurrency.map(u64::from))
         .with("paused", settings.paused)
         .with("zero_detect", settings.zero_detect)
+        .with_some("reserve_bytes", settings.reserve_bytes)
+        .with_some(
+            "on_enospc",
+            (settings.on_no_space == OnNoSpace::Fail).then_some("fail"),
+        )
 }

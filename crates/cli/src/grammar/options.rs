@@ -402,6 +402,16 @@ pub(super) const EXECUTE_LIMITS: &[Opt] = &[
         Kind::NumberOrAuto(256),
         "objects to copy at the same time, 1 to 256, or auto [default: auto]",
     ),
+    Opt::new(
+        "reserve-bytes",
+        Kind::Rate,
+        "free space to leave to clients, in B/K/M/G; 0 or none: do not look; auto: a hundredth of the medium, 64M to 4G [default: auto]",
+    ),
+    Opt::new(
+        "on-enospc",
+        Kind::Choice(&["pause", "fail"]),
+        "what to do when no more than that is free: wait, or end with an error (pause, fail) [default: pause]",
+    ),
 ];
 pub(super) const MERGE_SNAPSHOTS: Opt =
     Opt::switch("merge-snapshots", "add the snapshots to their image's row");

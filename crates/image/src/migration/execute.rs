@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use ferry_cls::rbd::MigrationState;
 use ferry_store::{Errno, IoCtx};
+use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use super::execution::{self, Meter};
 use super::pace::{self, Pace};
 use super::pair::{self, Found, Pair};
-use super::settings::{self, SettingsChange};
+use super::room::{self, Room};
+use super::settings::{self, OnNoSpace, SettingsChange};
 use super::source::MigrationSource;
 use crate::deep_copy::{self, Copied, CopyOptions};
 use crate::error::{ImageError, Result};
@@ -206,6 +208,7 @@ pub(crate) async fn copy_all(image: &Image, progress: &Progress) -> Result<()> {
             bytes_of(image, &source, &objects).await,
             source.copy_overlap_bytes(),
         ),
+        room: Room::new(image.data_io()),
         shown: Instant::now(),
         settings_read: Instant::now(),
         uncopied: ObjectSet::default(),
@@ -242,6 +245,7 @@ struct Run<'a> {
     progress: &'a Progress,
     pace: Pace,
     meter: Meter,
+    room: Room,
     /// When progress was last shown.
     shown: Instant,
     settings_read: Instant,
@@ -255,7 +259,10 @@ impl Run<'_> {
         let marks = Marks::new(objects);
         let overlap_bytes = source.copy_overlap_bytes();
         let mut waiting = objects.iter().peekable();
+        // Refused for want of space; at most as many as were under way.
+        let mut again = Vec::new();
         let mut running = FuturesUnordered::new();
+        let mut running_bytes = 0;
         let mut done = 0;
         self.show(done, objects.len());
         loop {
@@ -264,27 +271,64 @@ impl Run<'_> {
             } else {
                 SIGN_OF_LIFE_MS
             });
-            while waiting.peek().is_some() && running.len() < self.pace.concurrency() {
+            let reserve_bytes = self.pace.settings().reserve_bytes;
+            let mut no_room_for = None;
+            while running.len() < self.pace.concurrency() {
+                let Some(object_no) = again.last().or(waiting.peek()).copied() else {
+                    break;
+                };
                 if let Some(wait) = self.pace.wait(Instant::now()) {
                     wake = wake.min(wait);
                     break;
                 }
-                let Some(object_no) = waiting.next() else { break };
                 let object_bytes = image.layout().object_bytes_used(object_no, overlap_bytes);
+                if !image.inner.complete.contains(object_no)
+                    && !self.room.take(object_bytes, running_bytes, reserve_bytes).await
+                {
+                    wake = wake.min(Duration::from_millis(room::LOOK_MS));
+                    no_room_for = Some(object_bytes);
+                    break;
+                }
+                if again.pop().is_none() {
+                    waiting.next();
+                }
+                running_bytes += object_bytes;
                 self.pace.charge(object_bytes);
                 let zero_detect = self.pace.settings().zero_detect;
-                running.push(copy_one(image, &marks, object_no, object_bytes, zero_detect));
+                // Boxed: unboxed, all of this is nested deeper than the compiler looks.
+                running.push(copy_one(image, &marks, object_no, object_bytes, zero_detect).boxed());
             }
-            if running.is_empty() && waiting.peek().is_none() {
+            if running.is_empty() && again.is_empty() && waiting.peek().is_none() {
                 return Ok(());
+            }
+            if let Some(object_bytes) = no_room_for
+                && running.is_empty()
+                && self.pace.settings().on_no_space == OnNoSpace::Fail
+            {
+                // Those that were under way may have taken less than their size.
+                if self.room.confirms(object_bytes, reserve_bytes, false).await {
+                    return Err(self.no_space());
+                }
+                continue;
             }
             tokio::select! {
                 // In this order, so that a simulation can be repeated.
                 biased;
                 Some(one) = running.next() => {
-                    let One { object_no, object_bytes, copied } = one?;
+                    let One { object_no, object_bytes, copied } = one;
+                    running_bytes -= object_bytes;
+                    let copied = match copied {
+                        Ok(copied) => copied,
+                        Err(error) => {
+                            self.refused(object_bytes, error, !running.is_empty()).await?;
+                            self.pace.settle(object_bytes, 0);
+                            again.push(object_no);
+                            continue;
+                        }
+                    };
                     self.pace.settle(object_bytes, copied.data_bytes + copied.zero_bytes);
                     self.meter.done(object_bytes, copied.data_bytes);
+                    self.room.copied(reserve_bytes);
                     if !copied.exists {
                         self.uncopied.insert(object_no);
                     }
@@ -296,6 +340,25 @@ impl Run<'_> {
             }
             self.look_around(done, objects.len()).await;
         }
+    }
+
+    /// An object was not copied. Fine, if that is for want of space, which the store confirms; else the error.
+    async fn refused(&mut self, object_bytes: u64, error: ImageError, others_run: bool) -> Result<()> {
+        let settings = *self.pace.settings();
+        let waits = matches!(error.errno, Errno::ENOSPC | Errno::EDQUOT)
+            && settings.on_no_space == OnNoSpace::Pause
+            && self
+                .room
+                .confirms(object_bytes, settings.reserve_bytes, others_run)
+                .await;
+        if waits { Ok(()) } else { Err(error) }
+    }
+
+    fn no_space(&self) -> ImageError {
+        let what = format!("copying image '{}': {}", self.image.name(), self.room.text());
+        ImageError::new(Errno::ENOSPC, what).hint(
+            "make room and run it again, or say how much is to be left (rbd migration throttle --reserve-bytes)",
+        )
     }
 
     async fn look_around(&mut self, done: u64, total: u64) {
@@ -312,8 +375,9 @@ impl Run<'_> {
 
     fn show(&mut self, done: u64, total: u64) {
         self.shown = Instant::now();
-        self.meter
-            .tick(self.pace.settings().paused, self.pace.is_yielding());
+        let paused = self.pace.settings().paused;
+        let (yielding, no_space) = (self.pace.is_yielding(), self.room.is_short());
+        self.meter.tick(paused, yielding, no_space);
         // Also when nothing has moved: whoever asked for the copy hears that it goes on.
         self.progress.update(done, total);
     }
@@ -321,7 +385,10 @@ impl Run<'_> {
     async fn read_settings(&mut self) {
         self.settings_read = Instant::now();
         match settings::load(self.image.io(), &self.image.inner.header_object).await {
-            Ok(settings) => self.pace.set(settings, Instant::now()),
+            Ok(settings) => {
+                self.room.forget();
+                self.pace.set(settings, Instant::now());
+            }
             Err(error) => {
                 tracing::warn!(image = self.image.name(), %error, "keeping the settings of the migration");
             }
@@ -333,7 +400,7 @@ impl Run<'_> {
 struct One {
     object_no: ObjectNo,
     object_bytes: u64,
-    copied: Copied,
+    copied: Result<Copied>,
 }
 
 async fn copy_one(
@@ -342,14 +409,22 @@ async fn copy_one(
     object_no: ObjectNo,
     object_bytes: u64,
     zero_detect: bool,
-) -> Result<One> {
-    let one = |copied| One {
+) -> One {
+    One {
         object_no,
         object_bytes,
-        copied,
-    };
+        copied: copy_object(image, marks, object_no, zero_detect).await,
+    }
+}
+
+async fn copy_object(
+    image: &Image,
+    marks: &Marks<'_>,
+    object_no: ObjectNo,
+    zero_detect: bool,
+) -> Result<Copied> {
     if image.inner.complete.contains(object_no) {
-        return Ok(one(Copied::default()));
+        return Ok(Copied::default());
     }
     let _guard = image.begin_write().await?;
     // Asked for anew: snapshots of the target may have gone since.
@@ -357,7 +432,7 @@ async fn copy_one(
         let state = image.header().migration_target().map(|spec| spec.state);
         if matches!(state, None | Some(MigrationState::Executed)) {
             // Another execute has copied all of it, and its commit may be over too.
-            return Ok(one(Copied::default()));
+            return Ok(Copied::default());
         }
         return Err(ImageError::new(
             Errno::ECANCELED,
@@ -366,8 +441,7 @@ async fn copy_one(
     };
     marks.ensure(image, &source).await?;
     let how = CopyOptions { zero_detect };
-    let copied = deep_copy::ensure_copied_with(image, &source, object_no, how).await?;
-    Ok(one(copied))
+    deep_copy::ensure_copied_with(image, &source, object_no, how).await
 }
 
 /// Object maps marked ahead of the copies, and again when somebody made the marks void.

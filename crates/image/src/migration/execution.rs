@@ -52,12 +52,14 @@ pub struct ExecuteProgress {
     pub paused: bool,
     /// Whether it copies little because clients use the image.
     pub yielding: bool,
+    /// Whether it waits for space.
+    pub no_space: bool,
 }
 
 impl ExecuteProgress {
     fn encode(&self, noted: Timestamp) -> Bytes {
         let mut out = Encoder::new();
-        out.frame(1, 1, |e| {
+        out.frame(2, 1, |e| {
             e.put(noted.seconds);
             e.put(self.objects_done).put(self.objects_total);
             e.put(self.bytes_copied)
@@ -65,7 +67,7 @@ impl ExecuteProgress {
                 .put(self.bytes_left);
             e.put(self.bytes_per_second)
                 .put(self.seconds_left.unwrap_or(u64::MAX));
-            e.put(self.paused).put(self.yielding);
+            e.put(self.paused).put(self.yielding).put(self.no_space);
         });
         out.finish()
     }
@@ -73,7 +75,7 @@ impl ExecuteProgress {
     /// Reads a note. One that does not decode shows nothing; it is rewritten soon. The rates of one that is no longer
     /// kept up are left out.
     pub(crate) fn decode(raw: &[u8], now: Timestamp) -> Option<Self> {
-        let read = Decoder::new(raw).frame("execute progress", 1, |_, _, d| {
+        let read = Decoder::new(raw).frame("execute progress", 2, |version, _, d| {
             let noted: u32 = d.get("time of the note")?;
             let mut progress = Self {
                 objects_done: d.get("objects done")?,
@@ -85,11 +87,16 @@ impl ExecuteProgress {
                 seconds_left: Some(d.get("time left")?).filter(|seconds| *seconds != u64::MAX),
                 paused: d.get("paused")?,
                 yielding: d.get("yielding")?,
+                no_space: false,
             };
+            if version >= 2 {
+                progress.no_space = d.get("no space")?;
+            }
             if now.seconds.abs_diff(noted) > FRESH_SECONDS {
                 progress.bytes_per_second = 0;
                 progress.seconds_left = None;
                 progress.yielding = false;
+                progress.no_space = false;
             }
             Ok(progress)
         });
@@ -166,9 +173,11 @@ impl Meter {
     }
 
     /// Brings rates up to date and shows everything.
-    pub(super) fn tick(&mut self, paused: bool, yielding: bool) {
+    pub(super) fn tick(&mut self, paused: bool, yielding: bool, no_space: bool) {
         self.now.paused = paused;
         self.now.yielding = yielding;
+        self.now.no_space = no_space;
+        let stands = paused || no_space;
         let passed = self.sampled.elapsed();
         if passed >= Duration::from_millis(RATE_SAMPLE_MS) {
             let seconds = passed.as_secs_f64();
@@ -189,8 +198,8 @@ impl Meter {
             self.sampled_left = self.now.bytes_left;
         }
         // Conversions of floats saturate.
-        self.now.bytes_per_second = if paused { 0 } else { self.written_rate as u64 };
-        self.now.seconds_left = (!paused && self.covered_rate >= 1.0)
+        self.now.bytes_per_second = if stands { 0 } else { self.written_rate as u64 };
+        self.now.seconds_left = (!stands && self.covered_rate >= 1.0)
             .then(|| (self.now.bytes_left as f64 / self.covered_rate) as u64);
         self.show();
     }
@@ -202,7 +211,7 @@ impl Meter {
 
     /// Ends the notes; the last one says what is true now.
     pub(super) async fn finish(mut self) {
-        self.tick(false, false);
+        self.tick(false, false, false);
         let Self {
             notes,
             ending,
@@ -294,6 +303,7 @@ mod tests {
             seconds_left: Some(7),
             paused: false,
             yielding: true,
+            no_space: true,
         };
         let noted = Timestamp {
             seconds: 1000,

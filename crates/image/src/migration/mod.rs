@@ -16,5 +16,6 @@ pub mod pair;
 pub mod prepare;
 pub mod record;
 pub(crate) mod relink;
+pub mod room;
 pub mod settings;
 pub mod source;

@@ -32,6 +32,16 @@ pub enum Rate {
     BytesPerSecond(u64),
 }
 
+/// What an execute does when no space is left but what clients are to have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnNoSpace {
+    /// It waits until there is more.
+    #[default]
+    Pause,
+    /// It ends with `ENOSPC`; what is copied stays.
+    Fail,
+}
+
 /// What an execute is to observe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExecuteSettings {
@@ -43,6 +53,12 @@ pub struct ExecuteSettings {
     pub paused: bool,
     /// Blocks that hold only zeroes are not written.
     pub zero_detect: bool,
+    /// Bytes of free space that are left to clients. 0: nobody looks; `None`: as [`default_reserve_bytes`] says.
+    ///
+    /// [`default_reserve_bytes`]: super::room::default_reserve_bytes
+    pub reserve_bytes: Option<u64>,
+    /// When there is no more than that.
+    pub on_no_space: OnNoSpace,
 }
 
 /// Changes of settings; what is `None` stays.
@@ -56,6 +72,10 @@ pub struct SettingsChange {
     pub paused: Option<bool>,
     /// Leave zeroes out.
     pub zero_detect: Option<bool>,
+    /// Free space that is left to clients; `Some(None)`: as seems good.
+    pub reserve_bytes: Option<Option<u64>>,
+    /// Wait for space, or end.
+    pub on_no_space: Option<OnNoSpace>,
 }
 
 impl SettingsChange {
@@ -69,6 +89,8 @@ impl SettingsChange {
         settings.concurrency = self.concurrency.unwrap_or(settings.concurrency);
         settings.paused = self.paused.unwrap_or(settings.paused);
         settings.zero_detect = self.zero_detect.unwrap_or(settings.zero_detect);
+        settings.reserve_bytes = self.reserve_bytes.unwrap_or(settings.reserve_bytes);
+        settings.on_no_space = self.on_no_space.unwrap_or(settings.on_no_space);
     }
 }
 
@@ -85,15 +107,18 @@ impl ExecuteSettings {
             Rate::BytesPerSecond(bytes) => (2, bytes),
         };
         let mut out = Encoder::new();
-        out.frame(1, 1, |e| {
+        out.frame(2, 1, |e| {
             e.put(kind).put(bytes).put(self.concurrency.unwrap_or(0));
             e.put(self.paused).put(self.zero_detect);
+            e.put(self.reserve_bytes.is_some());
+            e.put(self.reserve_bytes.unwrap_or(0));
+            e.put(self.on_no_space == OnNoSpace::Fail);
         });
         out.finish()
     }
 
     fn decode(raw: &[u8]) -> Result<Self> {
-        let read = Decoder::new(raw).frame("execute settings", 1, |_, _, d| {
+        let read = Decoder::new(raw).frame("execute settings", 2, |version, _, d| {
             let kind: u8 = d.get("rate kind")?;
             let bytes: u64 = d.get("rate")?;
             let rate = match kind {
@@ -106,12 +131,22 @@ impl ExecuteSettings {
             if usize::from(concurrency) > MAX_CONCURRENT_OBJECTS {
                 return Err(d.bad_value("concurrency", concurrency.into()));
             }
-            Ok(Self {
+            let mut settings = Self {
                 rate,
                 concurrency: (concurrency > 0).then_some(concurrency),
                 paused: d.get("paused")?,
                 zero_detect: d.get("zero detect")?,
-            })
+                ..Self::default()
+            };
+            if version >= 2 {
+                let is_set: bool = d.get("whether a reserve is set")?;
+                let reserve_bytes: u64 = d.get("reserve")?;
+                settings.reserve_bytes = is_set.then_some(reserve_bytes);
+                if d.get("end without space")? {
+                    settings.on_no_space = OnNoSpace::Fail;
+                }
+            }
+            Ok(settings)
         });
         read.map_err(|error| {
             ImageError::of(
@@ -246,10 +281,30 @@ mod tests {
                     concurrency,
                     paused: rate == Rate::Unlimited,
                     zero_detect: concurrency.is_none(),
+                    reserve_bytes: concurrency.map(u64::from),
+                    on_no_space: match concurrency {
+                        None => OnNoSpace::Fail,
+                        Some(_) => OnNoSpace::Pause,
+                    },
                 };
                 assert_eq!(ExecuteSettings::decode(&settings.encode()).unwrap(), settings);
             }
         }
+    }
+
+    #[test]
+    fn settings_of_a_time_before_there_was_a_reserve_are_read() {
+        // 8 MiB a second, 3 objects, paused.
+        let mut raw = vec![1, 1, 13, 0, 0, 0, 2];
+        raw.extend_from_slice(&(8u64 << 20).to_le_bytes());
+        raw.extend_from_slice(&[3, 0, 1, 0]);
+        let expected = ExecuteSettings {
+            rate: Rate::BytesPerSecond(8 << 20),
+            concurrency: Some(3),
+            paused: true,
+            ..ExecuteSettings::default()
+        };
+        assert_eq!(ExecuteSettings::decode(&raw).unwrap(), expected);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use ferry_store::Timestamp;
+use ferry_store::{Space, Timestamp};
 
 /// Names one boot of the machine: page cache and locks of another boot are gone.
 pub type BootId = [u8; 16];
@@ -99,8 +99,8 @@ pub trait Disk: Send + Sync + Debug {
     fn sync_all(&self, dir: &Path) -> io::Result<()>;
     /// Makes the empty file `to` share the content of `from` until either is written.
     fn clone_file(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Bytes still free where `dir` is.
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// Room of the file system that `dir` is on, for users without privileges.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
     /// This boot.
     fn boot_id(&self) -> BootId;
 }

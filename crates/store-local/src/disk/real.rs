@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use ferry_store::Timestamp;
+use ferry_store::{Space, Timestamp};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, IFlags, SeekFrom};
 
@@ -307,9 +307,12 @@ impl Disk for RealDisk {
         Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
     }
 
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+    fn space(&self, dir: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(dir)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(Space {
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
     }
 
     fn boot_id(&self) -> BootId {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ferry_store::class::{CallContext, ClassRegistry};
-use ferry_store::{Errno, PoolId, PoolUsage, ReadOp, ReadReply, Result, SnapId, SnapSet, StoreError};
+use ferry_store::{Errno, PoolId, PoolUsage, ReadOp, ReadReply, Result, SnapId, SnapSet, Space, StoreError};
 use parking_lot::Mutex;
 
 use crate::db::{Commit, Db, SqlContext};
@@ -279,8 +279,14 @@ impl Pool {
         Ok(PoolUsage {
             objects: objects as u64,
             used_bytes,
-            free_bytes: self.files.disk().free_bytes(self.files.data()).ok(),
+            free_bytes: self.space().ok().map(|space| space.free_bytes),
         })
+    }
+
+    /// Room of the file system that the data files are on.
+    pub(crate) fn space(&self) -> Result<Space> {
+        let space = self.files.disk().space(self.files.data());
+        space.map_err(|error| StoreError::io(&error, format!("look at {}", self.files.data().display())))
     }
 
     fn layer_files_after(&self, last: i64) -> Result<Vec<(i64, String)>> {

@@ -25,11 +25,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::task::JoinHandle;
 
-use crate::Setting;
 use crate::class::ClassRegistry;
 use crate::error::Errno;
 use crate::types::{ClientInstance, EntityAddr, Namespace, PoolId, SnapId};
 use crate::watch::WatchCookie;
+use crate::{Setting, Space};
 
 use journal::Slot;
 use watches::{End, Watches};
@@ -76,6 +76,8 @@ struct State {
     blocklist: HashSet<u64>,
     watches: Watches,
     settings: Vec<Setting>,
+    /// `None`: without end.
+    capacity_bytes: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -143,6 +145,17 @@ impl MemoryCluster {
                 state: Mutex::new(forked),
             }),
         }
+    }
+
+    /// Gives the store an end: writes that bring more bytes than are free fail with `ENOSPC`, whether or not there was
+    /// something in their place. `None`: without end.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.shared.state.lock().capacity_bytes = bytes;
+    }
+
+    /// Bytes that all objects of all pools take up.
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.state.lock().used_bytes()
     }
 
     /// Ends a client as [`MemoryStore::kill`] does, by its instance. Unknown ones are fine.
@@ -238,6 +251,27 @@ impl State {
     fn client(&self, gid: u64) -> Option<Arc<Client>> {
         let mut living = self.clients.iter().filter_map(Weak::upgrade);
         living.find(|client| client.instance.gid == gid)
+    }
+
+    fn used_bytes(&self) -> u64 {
+        let namespaces = self.pools.values().flat_map(|pool| pool.namespaces.values());
+        let slots = namespaces.flat_map(|objects| objects.values());
+        slots.map(|slot| slot.object().allocated_bytes()).sum()
+    }
+
+    fn space(&self) -> Option<Space> {
+        let total_bytes = self.capacity_bytes?;
+        Some(Space {
+            free_bytes: total_bytes.saturating_sub(self.used_bytes()),
+            total_bytes,
+        })
+    }
+
+    fn room_for(&self, bytes: u64) -> Result<(), Errno> {
+        match self.space() {
+            Some(space) if space.free_bytes < bytes => Err(Errno::ENOSPC),
+            _ => Ok(()),
+        }
     }
 
     fn pool(&mut self, id: PoolId) -> Result<&mut Pool, Errno> {

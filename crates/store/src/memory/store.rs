@@ -18,10 +18,12 @@ use super::watches::{End, Place, Sent};
 use super::{MemoryStore, Pool, State};
 use crate::class::CallContext;
 use crate::error::{Errno, Result, StoreError};
-use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply, check_copy};
+use crate::op::{
+    CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply, WriteStep, check_copy,
+};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet, Timestamp};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
-use crate::{PoolInfo, PoolOptions, PoolUsage, Setting, Store};
+use crate::{PoolInfo, PoolOptions, PoolUsage, Setting, Space, Store};
 
 impl Place {
     fn of(object: ObjectRef<'_>) -> Self {
@@ -219,6 +221,13 @@ impl Store for MemoryStore {
         Ok(usage)
     }
 
+    async fn space(&self, pool: PoolId) -> Result<Option<Space>> {
+        let what = format!("space of pool {pool}");
+        let mut state = self.state(&what)?;
+        state.pool(pool).map_err(|errno| failed(errno, &what))?;
+        Ok(state.space())
+    }
+
     async fn list_objects(
         &self,
         scope: &Scope,
@@ -263,6 +272,10 @@ impl Store for MemoryStore {
         let mut guard = self.state(&what)?;
         check_name(object, &what)?;
         let state = &mut *guard;
+        let brought_bytes = op.steps.iter().map(WriteStep::data_bytes).sum();
+        state
+            .room_for(brought_bytes)
+            .map_err(|errno| failed(errno, &what))?;
         let durable = op.durability != Durability::Buffered;
         let context = self.call_context();
         let version = state.last_version + 1;
@@ -318,6 +331,7 @@ impl Store for MemoryStore {
         check_copy(&op, ranges).map_err(blame)?;
         let state = &mut *guard;
         let (copied, data_bytes) = copied_effects(state, ranges, &what)?;
+        state.room_for(data_bytes).map_err(|errno| failed(errno, &what))?;
         let durable = op.durability != Durability::Buffered;
         let context = self.call_context();
         let version = state.last_version + 1;

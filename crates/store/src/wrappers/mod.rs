@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::op::{CopyRange, CopyReply, Durability, ReadOp, ReadReply, WriteOp, WriteReply};
 use crate::types::{ClientInstance, ObjectRef, PoolId, Scope, SnapContext, SnapId, SnapSet};
 use crate::watch::{NotifyReply, WatchCookie, WatchHandler, WatchInfo};
-use crate::{CheckOptions, Finding, PoolInfo, PoolOptions, PoolUsage, Setting, Store, WriteAround};
+use crate::{CheckOptions, Finding, PoolInfo, PoolOptions, PoolUsage, Setting, Space, Store, WriteAround};
 
 pub use faulty::{CountedFault, Fault, Faults, FaultyStore, Moment};
 pub use probing::{Probing, ProbingStore};
@@ -315,6 +315,10 @@ impl<H: Hook> Store for Wrapper<H> {
     async fn pool_usage(&self, pool: PoolId) -> Result<PoolUsage> {
         let call = elsewhere(OpKind::PoolUsage, "", Self::arguments(|| format!("pool {pool}")));
         self.around(call, self.inner.pool_usage(pool)).await
+    }
+
+    async fn space(&self, pool: PoolId) -> Result<Option<Space>> {
+        self.inner.space(pool).await
     }
 
     async fn check(&self, pool: Option<PoolId>, options: CheckOptions) -> Result<Option<Vec<Finding>>> {

@@ -20,7 +20,7 @@ pub(super) const COMMANDS: &[Command] = &[
         .notes(&[
             "The image can be used meanwhile. A run that was interrupted is continued by running it again.",
             "The limits and --zero-detect are additions of Ferry. They stay until the migration ends; 'rbd migration \
-             throttle' changes them while the copy runs. While it is paused, execute waits.",
+             throttle' changes them while the copy runs. While it is paused, execute waits, and so it does while no more space is free than is left to clients.",
         ]),
     Command::built(CommandId::MigrationPause, &["migration", "pause"], "Let the copy of a migration stand still.")
         .positionals(&[IMAGE_SPEC])

@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ferry_store::Timestamp;
+use ferry_store::{Space, Timestamp};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -631,10 +631,13 @@ impl Disk for SimDisk {
         Ok(())
     }
 
-    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+    fn space(&self, _dir: &Path) -> io::Result<Space> {
         let state = self.state.lock();
-        let capacity = state.capacity_bytes.unwrap_or(1 << 40);
-        Ok(capacity.saturating_sub(state.used_bytes()))
+        let total_bytes = state.capacity_bytes.unwrap_or(1 << 40);
+        Ok(Space {
+            free_bytes: total_bytes.saturating_sub(state.used_bytes()),
+            total_bytes,
+        })
     }
 
     fn boot_id(&self) -> BootId {

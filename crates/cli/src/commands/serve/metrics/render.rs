@@ -302,7 +302,7 @@ impl Out<'_, '_> {
             .iter()
             .filter_map(|image| Some((labels(image), image.layer.lock().execute()?)))
             .collect();
-        let gauges: [(&str, &str, ExecuteFigure); 8] = [
+        let gauges: [(&str, &str, ExecuteFigure); 9] = [
             ("objects", "Objects that the execute has to look at", |p| {
                 p.objects_total
             }),
@@ -323,6 +323,9 @@ impl Out<'_, '_> {
             }),
             ("paused", "1 while the execute waits to be resumed", |p| {
                 p.paused.into()
+            }),
+            ("no_space", "1 while the execute waits for space", |p| {
+                p.no_space.into()
             }),
             (
                 "yielding",
