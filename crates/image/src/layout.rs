@@ -215,6 +215,23 @@ impl Layout {
         out
     }
 
+    /// Calls `each` with the objects of another layout that have bytes of the image in common with an object of this one, perhaps
+    /// more than once.
+    pub(crate) fn each_object_over(&self, object_no: ObjectNo, other: &Self, mut each: impl FnMut(ObjectNo)) {
+        if self == other {
+            return each(object_no);
+        }
+        for extent in self.unmap(object_no, ObjectOffset(0), self.object_size_bytes()) {
+            if other.is_striped() {
+                other.map(extent).iter().for_each(|piece| each(piece.object_no));
+            } else {
+                let last = extent.offset.0 + (extent.length_bytes - 1);
+                let size = other.object_size_bytes();
+                (extent.offset.0 / size..=last / size).for_each(|object| each(ObjectNo(object)));
+            }
+        }
+    }
+
     /// Bytes of object `object_no` that belong to an image of `size_bytes`.
     pub fn object_bytes_used(&self, object_no: ObjectNo, size_bytes: u64) -> u64 {
         let mut used = 0;

@@ -2,7 +2,7 @@
 //!
 //! [`read`] and [`write`] are what clients see, [`now`] their short cut where nothing has to be waited for, [`around`] the
 //! writes that are acknowledged before they are done, [`gather`] how those of one object go together, [`ahead`] what is
-//! read before anybody asks; [`trim`] removes whole runs of objects; [`known`] remembers which
+//! read before anybody asks; `discard` takes ranges of any length away, [`trim`] removes whole runs of objects; [`known`] remembers which
 //! objects of a migration target hold all of their history, and which objects of a clone exist. Invariants: a read of an
 //! absent object shows what the image is laid over (the migration source, the parent of a clone), never zeros instead of
 //! it; a write to an object that has not been copied copies it first, with its history.
@@ -11,6 +11,7 @@ pub(crate) mod ahead;
 pub(crate) mod around;
 pub(crate) mod background;
 pub(crate) mod cache_settings;
+mod discard;
 pub(crate) mod gather;
 pub mod known;
 pub mod now;

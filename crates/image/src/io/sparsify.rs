@@ -21,6 +21,7 @@ use crate::image::Image;
 use crate::layering::copy_up::Shown;
 use crate::layout::ObjectNo;
 use crate::object_map::{head, mark};
+use crate::object_set::{self, Candidates};
 use crate::progress::Progress;
 use crate::watch::messages::Request;
 
@@ -57,13 +58,15 @@ pub(crate) async fn sparsify_here(image: &Image, sparse_size_bytes: u64, progres
     image.acquire_lock().await?;
     let total = image.layout().object_count(image.header().size_bytes);
     progress.update(0, total.max(1));
-    let mut done = 0;
-    let mut objects = futures::stream::iter(0..total)
-        .map(|n| object(image, ObjectNo(n), sparse_size_bytes))
-        .buffer_unordered(CONCURRENT_OBJECTS);
-    while objects.try_next().await?.is_some() {
-        done += 1;
-        progress.update(done, total);
+    let candidates: Candidates<'_> = match object_set::existing_of_many(image, &(0..total)).await? {
+        Some(known) => Box::new(known.within(0..total).collect::<Vec<u64>>().into_iter()),
+        None => Box::new(0..total),
+    };
+    let mut objects = futures::stream::iter(candidates)
+        .map(|n| async move { object(image, ObjectNo(n), sparse_size_bytes).await.map(|()| n) })
+        .buffered(CONCURRENT_OBJECTS);
+    while let Some(n) = objects.try_next().await? {
+        progress.update(n + 1, total);
     }
     drop(objects);
     image.flush_data().await?;

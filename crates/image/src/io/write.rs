@@ -1,4 +1,4 @@
-//! Writes, discards and compare-and-write.
+//! Writes, compare-and-write, and what a change of an object takes; [`super::discard`] says which objects a discard changes.
 //!
 //! Order of things for one object: copy it if the source may still have it, fill it with what a parent shows, tell the
 //! object map, write. Buffered until [`crate::Image::flush`], except writes that make an object hide the source: these are durable when they return,
@@ -84,36 +84,6 @@ impl Image {
         Ok(())
     }
 
-    /// Makes a range read as zero and gives its space back.
-    pub async fn discard(&self, offset: u64, length_bytes: u64) -> Result<()> {
-        let _client = self.inner.activity.begin();
-        self.settle(offset, length_bytes).await?;
-        let _guard = self.begin_write().await?;
-        let _changing = self.changing(offset, length_bytes);
-        let header = self.header();
-        self.check_range(&header, offset, length_bytes, u64::MAX)?;
-        let source = self.source();
-        let writer = Writer::new(self, &header, source.as_deref());
-        let mut at = offset;
-        let end = offset + length_bytes;
-        while at < end {
-            // In slices, so that the list of extents stays short for ranges of any length.
-            let slice = (end - at).min(1 << 30);
-            let extents = self.layout().map(ImageExtent {
-                offset: ImageOffset(at),
-                length_bytes: slice,
-            });
-            let by_object: Vec<ObjectExtent> = join_whole_objects(self, extents);
-            futures::stream::iter(by_object)
-                .map(|extent| writer.discard(extent))
-                .buffer_unordered(CONCURRENT_OBJECTS)
-                .try_collect::<()>()
-                .await?;
-            at += slice;
-        }
-        Ok(())
-    }
-
     /// Makes a range read as zero; with `no_hole`, its space stays allocated.
     pub async fn write_zeroes(&self, offset: u64, length_bytes: u64, no_hole: bool) -> Result<()> {
         if !no_hole {
@@ -174,7 +144,13 @@ impl Image {
         )
     }
 
-    fn check_range(&self, header: &Header, offset: u64, length_bytes: u64, most: u64) -> Result<()> {
+    pub(super) fn check_range(
+        &self,
+        header: &Header,
+        offset: u64,
+        length_bytes: u64,
+        most: u64,
+    ) -> Result<()> {
         let inside = offset
             .checked_add(length_bytes)
             .is_some_and(|end| end <= header.size_bytes);
@@ -184,31 +160,6 @@ impl Image {
             Err(self.range_error(offset, length_bytes))
         }
     }
-}
-
-/// Stripe units of one object that together are the whole object become one extent, so that it can be removed.
-fn join_whole_objects(image: &Image, extents: Vec<ObjectExtent>) -> Vec<ObjectExtent> {
-    if image.layout().stripe_count() == 1 {
-        return extents;
-    }
-    let mut by_object: std::collections::BTreeMap<ObjectNo, Vec<ObjectExtent>> = Default::default();
-    for extent in extents {
-        by_object.entry(extent.object_no).or_default().push(extent);
-    }
-    let mut out = Vec::new();
-    for pieces in by_object.into_values() {
-        let mut joined: Vec<ObjectExtent> = Vec::new();
-        for piece in pieces {
-            match joined.last_mut() {
-                Some(last) if last.offset.0 + last.length_bytes == piece.offset.0 => {
-                    last.length_bytes += piece.length_bytes;
-                }
-                _ => joined.push(piece),
-            }
-        }
-        out.extend(joined);
-    }
-    out
 }
 
 /// Writes to objects under one reading of the header. The caller holds a write guard.
@@ -340,23 +291,6 @@ impl Writer<'_> {
     /// Then the write may be buffered, as a power loss leaves all or nothing of it, and nothing shows the source.
     fn makes_it(source: &MigrationSource) -> bool {
         source.base_seq() == 0
-    }
-
-    async fn discard(&self, extent: ObjectExtent) -> Result<()> {
-        let used = self
-            .image
-            .layout()
-            .object_bytes_used(extent.object_no, self.header.size_bytes);
-        let to_the_end = extent.offset.0 + extent.length_bytes >= used;
-        if extent.offset.0 == 0 && to_the_end {
-            return self.empty(extent.object_no).await;
-        }
-        let length_bytes = if to_the_end {
-            self.object_size() - extent.offset.0
-        } else {
-            extent.length_bytes
-        };
-        self.zero(extent.object_no, extent.offset.0, length_bytes).await
     }
 
     /// Makes a part of an object read as zero.

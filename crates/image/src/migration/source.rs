@@ -13,7 +13,7 @@ use crate::error::{ImageError, Result};
 use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::io::read::Found;
-use crate::layout::{ObjectNo, ObjectOffset};
+use crate::layout::ObjectNo;
 use crate::object_set::{self, ObjectSet};
 
 /// Objects of the source looked at before other tasks get their turn.
@@ -310,19 +310,9 @@ impl MigrationSource {
         source_object: ObjectNo,
         mut each: impl FnMut(ObjectNo),
     ) {
-        let (from, to) = (self.image.layout(), target.layout());
-        if from == to {
-            return each(source_object);
-        }
-        for extent in from.unmap(source_object, ObjectOffset(0), from.object_size_bytes()) {
-            if to.is_striped() {
-                to.map(extent).iter().for_each(|piece| each(piece.object_no));
-            } else {
-                let last = extent.offset.0 + (extent.length_bytes - 1);
-                let size = to.object_size_bytes();
-                (extent.offset.0 / size..=last / size).for_each(|object| each(ObjectNo(object)));
-            }
-        }
+        self.image
+            .layout()
+            .each_object_over(source_object, target.layout(), &mut each);
     }
 }
 

@@ -95,6 +95,17 @@ impl HeadMap {
         self.state(object) != Some(ObjectState::Nonexistent)
     }
 
+    /// Calls `each` with those of `objects` that may exist; without a map, all of them.
+    pub(crate) fn each_that_may_exist(&self, objects: std::ops::Range<u64>, mut each: impl FnMut(ObjectNo)) {
+        let bits = self.bits.read();
+        let nonexistent = Some(ObjectState::Nonexistent.byte());
+        for object in objects {
+            if bits.as_ref().is_none_or(|bits| bits.get(object) != nonexistent) {
+                each(ObjectNo(object));
+            }
+        }
+    }
+
     /// Whether there is a map that says which objects exist.
     pub(crate) fn is_loaded(&self) -> bool {
         self.bits.read().is_some()
