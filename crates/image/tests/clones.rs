@@ -224,6 +224,12 @@ async fn formats_and_places_follow_their_rules() {
         .unwrap();
     let error = clone(&io, "base", &key, &inside, "v1", &one).await.unwrap_err();
     assert_eq!(error.errno, Errno::EXDEV, "{error}");
+    // Before the parent is looked at, as Ceph's does.
+    let missing = SnapKey::Name("missing".to_owned());
+    let error = clone(&io, "base", &missing, &inside, "v1", &one)
+        .await
+        .unwrap_err();
+    assert_eq!(error.errno, Errno::EXDEV, "{error}");
     let error = clone(&io, "base", &key, &io, "auto", &two).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ImageExists, "{error}");
     let without = CloneOptions {

@@ -48,8 +48,22 @@ pub async fn clone(
     options: &CloneOptions,
 ) -> Result<()> {
     let parent_id = header::find_id(parent_io, parent_name).await?;
+    let format = format(child_io, options).await?;
+    let in_one_namespace = parent_io.scope().namespace == child_io.scope().namespace;
+    if format == CloneFormat::One && !in_one_namespace {
+        return Err(ImageError::new(
+            Errno::EXDEV,
+            format!("image '{parent_name}': a clone of format 1 lies in the namespace of its parent"),
+        )
+        .hint(USE_FORMAT_2));
+    }
     let of = Of::look(parent_io, &parent_id, parent_name, snap).await?;
-    let format = format(&of, child_io, options).await?;
+    if format == CloneFormat::One && of.snap.protection != ProtectionStatus::Protected {
+        return Err(
+            ImageError::new(Errno::EINVAL, format!("{} is not protected", of.place()))
+                .hint(format!("protect it with 'rbd snap protect', or {USE_FORMAT_2}")),
+        );
+    }
     let inherited = of.layout.is_striped() && options.stripe_unit_bytes.is_none();
     let (stripe_unit_bytes, stripe_count) = match inherited {
         true => (of.layout.stripe_unit_bytes(), of.layout.stripe_count()),
@@ -162,36 +176,17 @@ impl Of {
     }
 }
 
+const USE_FORMAT_2: &str = "use format 2: --rbd-default-clone-format 2";
+
 /// Format 1 unless all clients that the store must serve know format 2.
-async fn format(of: &Of, child_io: &IoCtx, options: &CloneOptions) -> Result<CloneFormat> {
-    let format = match options.format {
+async fn format(child_io: &IoCtx, options: &CloneOptions) -> Result<CloneFormat> {
+    Ok(match options.format {
         Some(format) => format,
         None if child_io.store().oldest_client_release().await? >= ferry_store::RELEASE_MIMIC => {
             CloneFormat::Two
         }
         None => CloneFormat::One,
-    };
-    if format == CloneFormat::Two {
-        return Ok(format);
-    }
-    let hint = "use format 2: --rbd-default-clone-format 2";
-    if of.io.scope().namespace != child_io.scope().namespace {
-        return Err(ImageError::new(
-            Errno::EXDEV,
-            format!(
-                "{}: a clone of format 1 lies in the namespace of its parent",
-                of.place()
-            ),
-        )
-        .hint(hint));
-    }
-    if of.snap.protection != ProtectionStatus::Protected {
-        return Err(
-            ImageError::new(Errno::EINVAL, format!("{} is not protected", of.place()))
-                .hint(format!("protect it with 'rbd snap protect', or {hint}")),
-        );
-    }
-    Ok(format)
+    })
 }
 
 async fn make(of: &Of, child: &Child, checked: &CheckedOptions) -> Result<()> {
