@@ -1,8 +1,8 @@
 //! The seeds of randomised tests.
 //!
 //! The promise: a test prints its seed, and `FERRY_SEED` replays it. Where `FERRY_DRAW` is set, what tests draw depends
-//! on that text, on the test's name and on nothing else: `scripts/test` sets it to the commit, so that a commit that
-//! passed on one machine is asked the same on the next, and the next commit is asked something new.
+//! on that text, on the test's name and on nothing else: `scripts/test` sets it to what is committed in `crates/`, so that code that
+//! passed on one machine is asked the same on the next, and code that is changed is asked something new.
 //!
 //! What it does not know: what a seed means to a test.
 
