@@ -18,7 +18,7 @@ use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, Result, Sna
 use ferry_store::memory::MemoryCluster;
 use ferry_store::wrappers::{FaultyStore, Moment};
 use ferry_store::{IoCtx, Scope, Store, Timestamp};
-use support::pool;
+use support::{pool, sound_but_for, undamaged};
 
 /// Reaching it means that a command does not end.
 const MAX_STEPS: u64 = 500;
@@ -369,6 +369,9 @@ async fn kill_everywhere(command: Command, power_loss: bool) {
             if power_loss {
                 world.cluster.power_loss(nth);
             }
+            let store: Arc<dyn Store> = world.cluster.connect();
+            // What a repair does in between keeps nobody from finishing.
+            undamaged(&store, nth % 2 == 0, &when).await;
             if command == Command::GroupSnapCreate {
                 world.clear_incomplete(&when).await;
             }
@@ -379,6 +382,8 @@ async fn kill_everywhere(command: Command, power_loss: bool) {
                 );
             }
             assert_eq!(world.state().await, expected, "{when}");
+            // A second flatten says that there is no parent any more; the entry is dropped when it would be in the way.
+            sound_but_for(&store, "clone-listed", &when).await;
             check_nothing_holds_the_parent(&world, command, &when).await;
         }
     }

@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use ferry_cls::CallExt as _;
-use ferry_cls::encoding::Encode as _;
+use ferry_cls::encoding::{Decode as _, Encode as _};
+use ferry_cls::rbd::v1::{HEADER_TEXT, Tmap};
 use ferry_cls::rbd::{
     ChildImageSpec, GroupImageSpec, ObjectState, SnapshotNamespace, TrashImageSource, client,
     names as objects,
@@ -17,6 +18,7 @@ use ferry_cls::rbd::{
 use ferry_image::admin::create::CreateOptions;
 use ferry_image::admin::{create, directory, namespace, trash};
 use ferry_image::group::{self, Group};
+use ferry_image::header::HeaderKey;
 use ferry_image::layering::clone::{CloneFormat, CloneOptions, clone};
 use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
@@ -24,7 +26,7 @@ use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{Image, ImageKey, OpenOptions, Progress, SnapKey, check, header, names};
 use ferry_store::check::{CheckOptions, Finding, Gravity};
-use ferry_store::{IoCtx, SnapId, WriteOp, WriteStep};
+use ferry_store::{IoCtx, ReadOp, SnapId, WriteOp, WriteStep};
 use support::{Engine, TestLayout, pool, sound};
 
 const SIZE: u64 = 1 << 20;
@@ -56,6 +58,32 @@ async fn make(io: &IoCtx, name: &str) -> String {
     image.write(900_000, vec![3; 10].into()).await.unwrap();
     image.close().await.unwrap();
     directory::id_of_name(io, name).await.unwrap().unwrap()
+}
+
+/// An image of format 1 with bytes in some objects, and a snapshot. Gives the prefix of its data objects.
+async fn make_format_1(io: &IoCtx, name: &str) -> String {
+    let options = CreateOptions {
+        format_1: true,
+        ..LAYOUT.create(SIZE)
+    };
+    create::create(io, name, &options).await.unwrap();
+    let image = open(io, name).await;
+    image.write(0, vec![1; 200_000].into()).await.unwrap();
+    image.snap_create("s", &silent()).await.unwrap();
+    image.write(70_000, vec![2; 10].into()).await.unwrap();
+    image.close().await.unwrap();
+    let fixed = header::load_fixed(io, HeaderKey::Name(name.to_owned())).await;
+    fixed.unwrap().object_prefix.to_string()
+}
+
+/// Changes the list of images of format 1.
+async fn change_list(io: &IoCtx, change: impl FnOnce(&mut Tmap)) {
+    let op = ReadOp::new().read(0, 1 << 20);
+    let found = io.read(names::DIRECTORY, SnapId::HEAD, op).await.unwrap();
+    let mut list = Tmap::from_slice(&found.data(0)).unwrap();
+    change(&mut list);
+    let op = WriteOp::new().write_full(list.to_bytes());
+    io.write_meta(names::DIRECTORY, op).await.unwrap();
 }
 
 async fn clone_of(io: &IoCtx, parent: &str, child_io: &IoCtx, child: &str, format: CloneFormat) {
@@ -102,12 +130,18 @@ async fn every_state_is_sound(engine: Engine) {
     group.create_snapshot("gs", false).await.unwrap();
     make(&io, "trashed").await;
     trash::move_image(&io, "trashed", None).await.unwrap();
+    make_format_1(&io, "old").await;
     sound(&store, "all that images can be").await;
     // With these a migration is refused.
     let snapshot = group.snapshot("gs").await.unwrap();
     group.remove_snapshot(&snapshot).await.unwrap();
 
-    for (source, source_io, flatten) in [("parent", &io, false), ("two", &other, false), ("one", &io, true)] {
+    for (source, source_io, flatten) in [
+        ("parent", &io, false),
+        ("two", &other, false),
+        ("one", &io, true),
+        ("old", &io, false),
+    ] {
         for ends_by_abort in [true, false] {
             let options = PrepareOptions {
                 order: Some(15),
@@ -268,6 +302,13 @@ async fn damage_everything(io: &IoCtx, other: &IoCtx) -> Vec<Expected> {
         .unwrap();
     expect("object-map-wrong", "lying-map", true);
 
+    let id = make(io, "pending-map").await;
+    let call = client::object_map_update(0, 1, ObjectState::Pending, None);
+    ferry_cls::exec_write(io, &names::object_map_object(&id, SnapId::HEAD), call)
+        .await
+        .unwrap();
+    expect("object-map-pending", "pending-map", true);
+
     let op = WriteOp::new().create(true);
     io.write_meta("rbd_object_map.cafe01.0000000000000004", op)
         .await
@@ -341,6 +382,24 @@ async fn damage_everything(io: &IoCtx, other: &IoCtx) -> Vec<Expected> {
     .await;
     expect("group-image", &in_group, true);
 
+    damage_format_1(io, &mut expect).await;
+
+    io.write_meta(&objects::group_header("cafe03"), WriteOp::new().create(true))
+        .await
+        .unwrap();
+    expect("group-header-stray", "cafe03", true);
+
+    group::create(io, "lost").await.unwrap();
+    let lost = Group::open(io, "lost").await.unwrap();
+    make(io, "lost-member").await;
+    lost.add_image(io, "lost-member").await.unwrap();
+    let call = client::group_dir_remove("lost", lost.id());
+    ferry_cls::exec_write(io, objects::GROUP_DIRECTORY, call)
+        .await
+        .unwrap();
+    expect("group-header-stray", lost.id(), false);
+    expect("group-image", "lost-member", false);
+
     let id = make(io, "part").await;
     let part = SnapshotNamespace::Group {
         group_pool: io.pool(),
@@ -356,6 +415,42 @@ async fn damage_everything(io: &IoCtx, other: &IoCtx) -> Vec<Expected> {
     // It came without a map.
     expect("object-map-missing", "part", true);
     expected
+}
+
+async fn damage_format_1(io: &IoCtx, expect: &mut impl FnMut(&'static str, &str, bool)) {
+    make_format_1(io, "old-unlisted").await;
+    change_list(io, |list| drop(list.entries.remove("old-unlisted"))).await;
+    expect("directory-unlisted", "old-unlisted", true);
+
+    change_list(io, |list| {
+        drop(list.entries.insert("old-nothing".to_owned(), Bytes::new()));
+    })
+    .await;
+    expect("name-of-nothing", "old-nothing", true);
+
+    let prefix = make_format_1(io, "old-broken").await;
+    let op = WriteOp::new().write_full(Bytes::from_static(HEADER_TEXT));
+    io.write_meta(&names::v1_header_object("old-broken"), op)
+        .await
+        .unwrap();
+    expect("header", "old-broken", false);
+    expect("data-stray", &prefix, false);
+
+    let prefix = make_format_1(io, "old-headless").await;
+    remove_object(io, &names::v1_header_object("old-headless")).await;
+    expect("name-of-nothing", "old-headless", true);
+    expect("data-stray", &prefix, false);
+
+    let prefix = make_format_1(io, "old-beyond").await;
+    let op = WriteOp::new().write(0, Bytes::from_static(b"whose"));
+    io.write_meta(&names::v1_data_object(&prefix, 99), op)
+        .await
+        .unwrap();
+    expect("data-beyond-end", "old-beyond", false);
+
+    // Called like a header, and none.
+    let op = WriteOp::new().write(0, Bytes::from_static(b"what"));
+    io.write_meta("what.rbd", op).await.unwrap();
 }
 
 fn says(found: &Finding, (kind, names, _): &Expected) -> bool {
@@ -482,4 +577,15 @@ async fn one_image_is_checked_alone_and_one_in_use_is_not_compared_with_its_obje
     assert_eq!(missing.errno, ferry_store::Errno::ENOENT);
     let found = check::image(&io, "broken", REPAIR).await.unwrap();
     assert!(found.len() == 1 && found[0].mended, "{}", as_text(&found));
+    let prefix = make_format_1(&io, "old").await;
+    assert_eq!(check::image(&io, "old", REPAIR).await.unwrap(), []);
+    let op = WriteOp::new().write(0, Bytes::from_static(b"whose"));
+    let beyond = names::v1_data_object(&prefix, 99);
+    io.write_meta(&beyond, op).await.unwrap();
+    let found = check::image(&io, "old", REPAIR).await.unwrap();
+    assert!(
+        found.len() == 1 && found[0].kind == "data-beyond-end",
+        "{}",
+        as_text(&found)
+    );
 }

@@ -57,6 +57,14 @@ pub fn object_map(image_id: &str, snap: SnapId) -> String {
     }
 }
 
+/// What the keys of a group's snapshots begin with, in its header.
+pub const GROUP_SNAPSHOT_PREFIX: &str = "snapshot_";
+
+/// Key of a snapshot of a group, in its header.
+pub fn group_snapshot_key(snapshot_id: &str) -> String {
+    format!("{GROUP_SNAPSHOT_PREFIX}{snapshot_id}")
+}
+
 /// Header of a group.
 pub fn group_header(group_id: &str) -> String {
     format!("rbd_group_header.{group_id}")

@@ -36,6 +36,8 @@ struct Owner {
     beyond: (u64, u64),
     /// By version: how many are marked wrongly, and the first.
     wrong: Vec<(u64, u64)>,
+    /// By version: of how many it is marked that they are being removed, and the first.
+    pending: Vec<(u64, u64)>,
     /// How many could not be looked at, and why the first could not.
     unread: (u64, String),
     /// Somebody else's business: another pool's image, or one whose header cannot be read.
@@ -121,6 +123,7 @@ impl Owner {
             strays: 0,
             beyond: (0, 0),
             wrong: Vec::new(),
+            pending: Vec::new(),
             unread: (0, String::new()),
             is_passed_over: false,
         };
@@ -146,6 +149,7 @@ impl Owner {
             Ok(known) if *known.fixed.object_prefix == *prefix => {
                 let maps = maps::load_all(look, &io, &known).await?;
                 owner.wrong = vec![(0, 0); known.versions().len()];
+                owner.pending.clone_from(&owner.wrong);
                 let is_hiding = leftover::may_hide(&io, &names::header_object(id)).await?;
                 owner.objects_max = if is_hiding { u64::MAX } else { known.objects_max() };
                 owner.image = Some((known, maps));
@@ -203,8 +207,12 @@ impl Owner {
                 let marked = marked
                     .and_then(ObjectState::from_byte)
                     .filter(|_| number < objects);
-                if marked.is_some_and(|marked| state.is_surely_wrong(marked)) {
-                    count(&mut self.wrong[index], number);
+                match marked {
+                    Some(marked) if !state.is_surely_wrong(marked) => {}
+                    // Everybody takes it for existing.
+                    Some(ObjectState::Pending) => count(&mut self.pending[index], number),
+                    Some(_) => count(&mut self.wrong[index], number),
+                    None => {}
                 }
             }
         }
@@ -213,14 +221,7 @@ impl Owner {
 
     fn tell(self, look: &mut Look, data_io: &IoCtx) {
         if self.strays > 0 {
-            let what = format!("{} data objects '{}.*' are of no image", self.strays, self.prefix);
-            let mut advice =
-                "they are left as they are: they may be all that is left of an image whose header is lost"
-                    .to_owned();
-            if data_io.store().engine() == "ceph" {
-                advice.push_str("; 'rados rm' removes them one by one");
-            }
-            look.found.leftover("data-stray", look.here(), what, advice);
+            tell_strays(look, data_io, &self.prefix, self.strays);
         }
         let Some((known, _)) = self.image else { return };
         let place = known.place.clone();
@@ -234,15 +235,17 @@ impl Owner {
                 "what they held has to come from a backup",
             );
         }
-        if self.beyond.0 > 0 {
-            let what = format!(
-                "{} data objects lie beyond its end, from number {} on",
-                self.beyond.0,
-                ObjectNo(self.beyond.1).0
-            );
-            let advice = "a shrink was interrupted: they would show if it grew; 'rbd resize' to a size above them and back removes them";
-            look.found
-                .leftover("data-beyond-end", place.clone(), what, advice);
+        tell_beyond(look, place.clone(), self.beyond);
+        for ((snap, _), (count, first)) in known.versions().into_iter().zip(self.pending) {
+            if count > 0 {
+                let what = format!(
+                    "the object map of {} says of {count} objects that they are being removed, the first of them number {first}: that was interrupted",
+                    version(snap)
+                );
+                let mend = Mend::RebuildMaps { id: known.id.clone() };
+                look.found
+                    .mendable(Gravity::Leftover, "object-map-pending", place.clone(), what, mend);
+            }
         }
         for ((snap, _), (count, first)) in known.versions().into_iter().zip(self.wrong) {
             if count > 0 {
@@ -256,6 +259,30 @@ impl Owner {
             }
         }
     }
+}
+
+/// Tells of `count` objects, called `prefix` and a number, that no image has.
+pub(super) fn tell_strays(look: &mut Look, data_io: &IoCtx, prefix: &str, count: u64) {
+    let what = format!("{count} data objects '{prefix}.*' are of no image");
+    let mut advice =
+        "they are left as they are: they may be all that is left of an image whose header is lost".to_owned();
+    if data_io.store().engine() == "ceph" {
+        advice.push_str("; 'rados rm' removes them one by one");
+    }
+    look.found.leftover("data-stray", look.here(), what, advice);
+}
+
+/// Tells of objects beyond the end of an image, if there are any: how many, and the number of the first.
+pub(super) fn tell_beyond(look: &mut Look, place: String, (count, first): (u64, u64)) {
+    if count == 0 {
+        return;
+    }
+    let what = format!(
+        "{count} data objects lie beyond its end, from number {} on",
+        ObjectNo(first).0
+    );
+    let advice = "a shrink was interrupted: they would show if it grew; 'rbd resize' to a size above them and back removes them";
+    look.found.leftover("data-beyond-end", place, what, advice);
 }
 
 fn count((count, first): &mut (u64, u64), number: u64) {

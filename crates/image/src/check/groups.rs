@@ -1,14 +1,18 @@
 //! Groups: whether they and their images name each other, and whether their snapshots have all parts.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ferry_cls::rbd::{
     GroupLinkState, GroupSnapshotState, GroupSpec, SnapshotNamespace, client, names as cls_names,
 };
+use ferry_store::IoCtx;
 use ferry_store::check::Gravity;
 
 use super::Look;
 use super::found::judged;
 use super::headers::Known;
 use super::mend::Mend;
+use super::names::each_name;
 use crate::error::{ErrorKind, Result, optional};
 use crate::group::reference;
 use crate::header;
@@ -25,6 +29,7 @@ pub(super) async fn look(look: &mut Look) -> Result<()> {
             return Ok(());
         }
     };
+    look_for_strays(look, &groups).await?;
     for (name, id) in groups {
         let place = format!("group '{}/{name}'", look.at);
         let call = client::dir_get_name(&id);
@@ -40,6 +45,55 @@ pub(super) async fn look(look: &mut Look) -> Result<()> {
         look_at_snapshots(look, &place, &name, &id).await?;
     }
     Ok(())
+}
+
+/// Looks for headers of groups that the list of groups does not have, by name.
+async fn look_for_strays(look: &mut Look, groups: &BTreeMap<String, String>) -> Result<()> {
+    let listed: BTreeSet<String> = groups.values().map(|id| cls_names::group_header(id)).collect();
+    let prefix = cls_names::group_header("");
+    let mut ids = Vec::new();
+    each_name(&look.io, &prefix, |object| {
+        if !listed.contains(object) {
+            ids.push(object[prefix.len()..].to_owned());
+        }
+    })
+    .await?;
+    for id in ids {
+        let place = format!("{}, group with id {id}", look.here());
+        match content(&look.io, &id).await? {
+            // It has a name by its id alone, which is told of there; or it is gone.
+            None => {}
+            Some(0) => {
+                let what = "its header is left; nothing names it, and it has no images and no snapshots";
+                let mend = Mend::RemoveGroupHeader { id };
+                look.found
+                    .mendable(Gravity::Leftover, "group-header-stray", place, what, mend);
+            }
+            Some(count) => {
+                let what = format!(
+                    "the list of groups does not have it, and its header has {count} images and snapshots"
+                );
+                let advice = "restore 'rbd_group_directory' from a backup; the header is left as it is";
+                look.found.damage("group-header-stray", place, what, advice);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many images and snapshots the header of a group has that the list of groups does not have by its id; `None`: it has, or there
+/// is no such header. What cannot be read counts.
+pub(super) async fn content(io: &IoCtx, id: &str) -> Result<Option<usize>> {
+    let call = client::dir_get_name(id);
+    let name = optional(ferry_cls::exec_read(io, cls_names::GROUP_DIRECTORY, call).await)?;
+    let object = cls_names::group_header(id);
+    if name.is_some() || !io.exists(&object).await? {
+        return Ok(None);
+    }
+    let images = judged(client::group_image_list_all(io, &object).await)?;
+    let snapshots = judged(client::group_snap_list_all(io, &object).await)?;
+    let count = images.map_or(1, |images| images.len()) + snapshots.map_or(1, |snapshots| snapshots.len());
+    Ok(Some(count))
 }
 
 async fn look_at_images(look: &mut Look, place: &str, id: &str) -> Result<()> {
@@ -198,6 +252,13 @@ async fn look_at_reference(look: &mut Look, known: &Known, group: &GroupSpec) ->
                 return Ok(());
             }
             format!("it is in group '{name}', which does not list it")
+        }
+        Ok(None) if io.exists(&cls_names::group_header(&group.group_id)).await? => {
+            let what = format!("it is in a group that has no name (id {})", group.group_id);
+            let advice = "restore 'rbd_group_directory' from a backup";
+            look.found
+                .damage("group-image", known.place.clone(), what, advice);
+            return Ok(());
         }
         Ok(None) => format!("it is in a group that is gone (id {})", group.group_id),
         Err(_) => return Ok(()),

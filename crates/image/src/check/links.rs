@@ -8,12 +8,12 @@ use ferry_cls::rbd::{
     ChildImageSpec, ParentImageSpec, ProtectionStatus, SnapshotNamespace, client, op_feature,
 };
 use ferry_store::check::Gravity;
-use ferry_store::{PoolId, ReadOp, ReadResult, ReadStep, SnapId};
+use ferry_store::{IoCtx, PoolId, ReadOp, ReadResult, ReadStep, SnapId};
 
-use super::Look;
 use super::found::judged;
 use super::headers::Known;
 use super::mend::Mend;
+use super::{Look, migrations};
 use crate::error::{ErrorKind, Result, optional};
 use crate::header;
 use crate::layering::links::{self, Child, CloneFormat};
@@ -32,12 +32,9 @@ async fn look_at_parent(look: &mut Look, known: &Known) -> Result<()> {
     };
     let spec = &link.spec;
     let place = known.place.clone();
-    let parent = format!("image {} of pool {}", spec.image_id, spec.pool_id);
+    let parent = image_of(spec);
     let restore = "what it has not copied is lost unless the parent is restored from a backup";
-    let io = look
-        .io
-        .with_pool(spec.pool_id)
-        .with_namespace(&spec.pool_namespace);
+    let io = io_of(look, spec);
     let pools = io.store().pool_list().await?;
     let loaded = match pools.iter().any(|pool| pool.id == spec.pool_id) {
         true => header::load(&io, &spec.image_id, true).await,
@@ -74,7 +71,14 @@ async fn look_at_parent(look: &mut Look, known: &Known) -> Result<()> {
         let advice = "restore its header from a backup";
         look.found.damage("parent-overlap", place.clone(), what, advice);
     }
-    if !known.is_passing() && !is_listed(look, known, spec).await? {
+    if !known.is_passing() && !is_listed(look, &known.id, spec).await? {
+        if let Some(twin) = migrations::twin(look, spec).await?
+            && is_listed(look, &known.id, &twin).await?
+        {
+            let what = format!("{} knows it instead of {parent}, which it names", image_of(&twin));
+            look.found.leftover("clone-moving", place, what, MOVING);
+            return Ok(());
+        }
         let what = format!("its parent, {parent}, does not know it: the snapshot could be removed under it");
         let two = known.header.op_features & op_feature::CLONE_CHILD != 0
             || snap.protection == ProtectionStatus::Unprotected;
@@ -99,16 +103,19 @@ async fn look_at_parent(look: &mut Look, known: &Known) -> Result<()> {
     Ok(())
 }
 
-/// Whether either list has the clone. A list that cannot be read is told of where it is.
-async fn is_listed(look: &Look, known: &Known, parent: &ParentImageSpec) -> Result<bool> {
-    let io = look
-        .io
-        .with_pool(parent.pool_id)
-        .with_namespace(&parent.pool_namespace);
+const MOVING: &str = "its parent is being migrated, or taken back, and the clone was on its way with it: the next verb of that migration goes on with it";
+
+fn image_of(spec: &ParentImageSpec) -> String {
+    format!("image {} of pool {}", spec.image_id, spec.pool_id)
+}
+
+/// Whether either list has the clone `id`. A list that cannot be read is told of where it is.
+async fn is_listed(look: &Look, id: &str, parent: &ParentImageSpec) -> Result<bool> {
+    let io = io_of(look, parent);
     let header = names::header_object(&parent.image_id);
     let call = client::children_list(parent.snap_id);
     let is_self = |child: &ChildImageSpec| {
-        child.image_id == known.id
+        child.image_id == id
             && child.pool_id == look.io.pool()
             && *child.pool_namespace == *look.io.scope().namespace
     };
@@ -119,7 +126,7 @@ async fn is_listed(look: &Look, known: &Known, parent: &ParentImageSpec) -> Resu
     let call = client::get_children(parent.pool_id, &parent.image_id, parent.snap_id);
     let listed = ferry_cls::exec_read(&look.io, names::CHILDREN, call).await;
     let listed = judged(optional(listed))?;
-    Ok(listed.map_or(true, |listed| listed.is_some_and(|ids| ids.contains(&known.id))))
+    Ok(listed.map_or(true, |listed| listed.is_some_and(|ids| ids.contains(id))))
 }
 
 /// Lists of clones of format 2, and snapshots that only clones keep.
@@ -174,14 +181,36 @@ async fn look_at_children(look: &mut Look, known: &Known) -> Result<()> {
     Ok(())
 }
 
+fn io_of(look: &Look, image: &ParentImageSpec) -> IoCtx {
+    look.io
+        .with_pool(image.pool_id)
+        .with_namespace(&image.pool_namespace)
+}
+
 /// An entry of a list of clones, which the clone has to confirm.
 async fn look_at_entry(look: &mut Look, place: String, parent: &ParentImageSpec, child: Child) -> Result<()> {
-    let confirmed = match judged(child.names_parent().await)? {
-        Ok(named) => named.as_ref() == Some(parent),
-        // Told of where the clone is.
-        Err(_) => true,
+    // What cannot be read is told of where the clone is.
+    let Ok(named) = judged(child.names_parent().await)? else {
+        return Ok(());
     };
-    if !confirmed {
+    if named.as_ref() != Some(parent) {
+        if let Some(named) = named
+            && migrations::twin(look, parent).await?.as_ref() == Some(&named)
+            && !links::listed(&io_of(look, &named), &named.image_id, named.snap_id)
+                .await?
+                .iter()
+                .any(|listed| listed.id == child.id && listed.io.scope() == child.io.scope())
+        {
+            // The only list that has it: it stays there until the other one has it too.
+            let what = format!(
+                "image {} of pool {} is listed as a clone of it, and names {}, which does not list it yet",
+                child.id,
+                child.io.pool(),
+                image_of(&named)
+            );
+            look.found.leftover("clone-moving", place, what, MOVING);
+            return Ok(());
+        }
         let what = format!(
             "image {} of pool {} is listed as a clone of it, and is none",
             child.id,

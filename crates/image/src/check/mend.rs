@@ -1,7 +1,7 @@
 //! All that a repair writes. Each mend does what it says only if what it was found by is still so: it compares or asserts in the same
 //! step, or uses a verb that does.
 //!
-//! Keeps invariant: no header and no data object is removed, and no name is taken from an image that has a header.
+//! Keeps invariant: no header of an image and no data object is removed, and no name is taken from an image that has a header.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use ferry_cls::encoding::Encode as _;
 use ferry_cls::rbd::{
     GroupImageSpec, GroupImageStatus, GroupLinkState, GroupSpec, ParentImageSpec, client, feature,
+    names as cls_names,
 };
 use ferry_store::check::{Finding, Gravity, Report};
 use ferry_store::{Errno, IoCtx, SnapId, WriteOp, WriteStep};
@@ -39,6 +40,8 @@ pub(super) enum Mend {
     ClearIdObject { name: String, id: Option<String> },
     /// Take a name off the list of format 1.
     UnlistFormat1 { name: String },
+    /// Put a name on the list of format 1.
+    ListFormat1 { name: String },
     /// Take an entry without a header off the trash.
     ForgetTrash { id: String },
     /// Make the object maps anew.
@@ -61,6 +64,8 @@ pub(super) enum Mend {
         image: GroupImageSpec,
         keep: bool,
     },
+    /// Remove the header of a group that nothing names, and that has nothing in it.
+    RemoveGroupHeader { id: String },
     /// Make an image forget a group that does not know it.
     LeaveGroup { id: String, group: GroupSpec },
 }
@@ -156,6 +161,13 @@ async fn run(io: &IoCtx, mend: Mend) -> Result<&'static str> {
             format_1::remove_leftover(io, &name).await?;
             Ok("the name was taken off")
         }
+        Mend::ListFormat1 { name } => {
+            if !header::has_format_1(io, &name).await? {
+                return Err(changed("its header is gone by now"));
+            }
+            format_1::add(io, &name).await?;
+            Ok("the directory lists it again")
+        }
         Mend::ForgetTrash { id } => {
             still_without_header(io, &id).await?;
             trash::forget(io, &id).await?;
@@ -201,6 +213,14 @@ async fn run(io: &IoCtx, mend: Mend) -> Result<&'static str> {
                 true => "the image is in the group",
                 false => "the group lists it no more",
             })
+        }
+        Mend::RemoveGroupHeader { id } => {
+            let object = cls_names::group_header(&id);
+            if super::groups::content(io, &id).await? != Some(0) {
+                return Err(changed("the group is in use by now"));
+            }
+            absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))?;
+            Ok("the header was removed")
         }
         Mend::LeaveGroup { id, group } => {
             let object = names::header_object(&id);

@@ -7,10 +7,11 @@
 //! a list, an entry that leads nowhere, an object map); it never removes headers or data.
 //!
 //! Reading order: here who is asked what, [`found`] (what a look gathers), [`names`] (directory, ids, trash), [`headers`],
-//! [`maps`] and [`data`] (objects), [`links`] (clones), [`groups`], [`migrations`]; [`mend`] is all that writes. What it does not
-//! know: what an engine keeps below the contract ([`Store::check`] does), the command line, data objects of images of format 1.
+//! [`maps`] and [`data`] (objects), [`links`] (clones), [`groups`], [`migrations`], [`format_1`]; [`mend`] is all that writes. What it
+//! does not know: what an engine keeps below the contract ([`Store::check`] does), the command line.
 
 mod data;
+mod format_1;
 mod found;
 mod groups;
 mod headers;
@@ -94,14 +95,18 @@ pub async fn pool(store: &Arc<dyn Store>, of: &PoolInfo, options: CheckOptions) 
     Ok(report.into_findings())
 }
 
-/// The same of a store that nobody else uses, with one look and without repair.
-pub async fn pool_at_rest(store: &Arc<dyn Store>, of: &PoolInfo) -> Result<Vec<Finding>> {
+/// The same of a store that nobody else uses, with one look.
+pub async fn pool_at_rest(
+    store: &Arc<dyn Store>,
+    of: &PoolInfo,
+    options: CheckOptions,
+) -> Result<Vec<Finding>> {
     let io = IoCtx::new(store.clone(), Scope::new(of.id));
     let mut report = Report::default();
     for name in std::iter::once(String::new()).chain(client::namespace_list_all(&io).await?) {
         let inside = io.with_namespace(&name);
         let found = look_at_all(&inside).await?;
-        mend::tell(&inside, found, false, &mut report).await;
+        mend::tell(&inside, found, options.repair, &mut report).await;
     }
     Ok(report.into_findings())
 }
@@ -157,7 +162,7 @@ async fn look_at_all(io: &IoCtx) -> Result<Found> {
         look_inside(&mut look, &known).await?;
         data_pools.extend(known.fixed.data_pool);
     }
-    names::format_1(&mut look).await?;
+    format_1::look(&mut look).await?;
     links::look_at_registry(&mut look).await?;
     groups::look(&mut look).await?;
     data_pools.sort_unstable();
@@ -179,6 +184,7 @@ async fn look_at_one(io: &IoCtx, name: &str) -> Result<Found> {
                 names::look_at_unlisted(&mut look, name).await?;
                 id
             }
+            _ if format_1::look_at_one(&mut look, name).await? => return Ok(look.found),
             _ => return Err(directory::missing(name)),
         },
     };

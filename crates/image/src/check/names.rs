@@ -10,10 +10,10 @@ use ferry_store::{IoCtx, ReadOp, ReadResult, ReadStep, SnapId};
 
 use super::found::judged;
 use super::mend::Mend;
-use super::{Look, NAMES_PER_PAGE};
-use crate::admin::{directory, format_1 as list_of_format_1, trash};
-use crate::error::{ErrorKind, Result, optional};
-use crate::header::{self, HeaderKey};
+use super::{Look, NAMES_PER_PAGE, migrations};
+use crate::admin::{directory, trash};
+use crate::error::{Result, optional};
+use crate::header::HeaderKey;
 use crate::names;
 
 /// Keys of the directory, by name and by id.
@@ -131,6 +131,13 @@ pub(super) async fn look(look: &mut Look) -> Result<BTreeMap<String, String>> {
             (Some(name), _) => name.clone(),
             (None, Some(entry)) => entry.name.clone(),
             (None, None) => {
+                if let Some((whose, advice)) = migrations::target_of_a_source(look, &id).await? {
+                    // What there is of it need not fit together.
+                    let what = format!("image {id}, which has no name, is {whose}");
+                    look.found
+                        .leftover("migration-half-prepared", look.image(&id), what, advice);
+                    continue;
+                }
                 look_at_nameless(look, &id, &id_objects).await?;
                 id.clone()
             }
@@ -182,6 +189,11 @@ pub(super) async fn look_at_name(look: &mut Look, name: &str, id: &str) -> Resul
         // Between the two steps of a move to the trash or out of it, which are told of there.
         Ok(None) if trash::find(&look.io, id).await?.is_some() => {}
         Ok(None) => {
+            if let Some((whose, advice)) = migrations::unfinished_target(look, id).await? {
+                let what = format!("'{object}', which leads to image {id}, is not there: it is {whose}");
+                look.found.leftover("migration-half-named", place, what, advice);
+                return Ok(());
+            }
             let what = format!(
                 "'{object}', which leads to image {id}, is missing or empty: it cannot be opened by name"
             );
@@ -421,43 +433,5 @@ async fn look_at_nameless(look: &mut Look, id: &str, id_objects: &[String]) -> R
     let advice = "a command was killed, which finishes it when it is run again, or an entry of the directory or of the trash was lost: restore it from a backup then";
     look.found
         .leftover("image-nameless", look.image(id), what, advice);
-    Ok(())
-}
-
-/// Looks at the list of images of format 1 and at their headers.
-pub(super) async fn format_1(look: &mut Look) -> Result<()> {
-    let listed = match judged(list_of_format_1::list(&look.io).await)? {
-        Ok(listed) => listed,
-        Err(what) => {
-            let advice = "images of format 1 cannot be listed; restore the directory from a backup";
-            look.found.damage("directory", look.here(), what, advice);
-            return Ok(());
-        }
-    };
-    for name in listed {
-        let place = look.image(&name);
-        if !look.io.exists(&names::v1_header_object(&name)).await? {
-            let what = "it is listed as one of format 1 and has no header";
-            let mend = Mend::UnlistFormat1 { name };
-            look.found
-                .mendable(Gravity::Leftover, "name-of-nothing", place, what, mend);
-            continue;
-        }
-        let read = async {
-            header::load_fixed(&look.io, HeaderKey::Name(name.clone())).await?;
-            header::load(&look.io, HeaderKey::Name(name.clone()), true).await
-        };
-        match read.await {
-            Ok(_) => {}
-            Err(error) if error.kind == ErrorKind::ImageMissing => {}
-            Err(error) => {
-                if let Err(what) = judged(Err::<(), _>(error))? {
-                    let what = format!("its header of format 1 cannot be read: {what}");
-                    look.found
-                        .damage("header", place, what, "restore the header from a backup");
-                }
-            }
-        }
-    }
     Ok(())
 }

@@ -2,17 +2,21 @@
 //!
 //! Taking one: a record in the group's header (incomplete), a snapshot of each image while the exclusive locks of all of
 //! them are held here and kept, the record again (complete, with the ids). What a kill leaves is an incomplete record that
-//! names every image; removing it removes the parts that were taken. Removing goes the other way: parts first, record last.
+//! names every image; removing it removes the parts that were taken. Removing: the record says incomplete again, so that nobody takes
+//! what a kill leaves for whole; then the parts, the record last.
 
+use bytes::Bytes;
+use ferry_cls::encoding::{Decode as _, Encode as _};
+use ferry_cls::rbd::names::group_snapshot_key;
 use ferry_cls::rbd::{GroupSnapshot, GroupSnapshotState, ImageSnapshotSpec, SnapshotNamespace, client};
-use ferry_store::{Errno, IoCtx, SnapId};
+use ferry_store::{Errno, IoCtx, ReadOp, ReadResult, ReadStep, SnapId, WriteOp, WriteStep};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::{Group, NO_PART, images, part_name};
 use crate::admin::{CONCURRENT, pool};
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
 use crate::exclusive_lock::KeptLock;
-use crate::header::{self, Header};
+use crate::header::{self, Header, damaged};
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::names;
 use crate::progress::Progress;
@@ -198,11 +202,42 @@ impl Group {
     /// Removes a group snapshot: the images' parts, as far as there are any, then the record. The images of an incomplete
     /// one, or of one whose removal was killed, need not have theirs.
     pub async fn remove_snapshot(&self, record: &GroupSnapshot) -> Result<()> {
+        if record.state == GroupSnapshotState::Complete {
+            self.declare_incomplete(&record.id).await?;
+        }
         for part in &record.snaps {
             self.remove_part(record, part).await?;
         }
         let call = client::group_snap_remove(&record.id);
         absent_is_fine(ferry_cls::exec_write(&self.io, &self.header(), call).await)
+    }
+
+    /// Makes a record say that not all images have their part. No class method does that with one that is there.
+    async fn declare_incomplete(&self, snapshot_id: &str) -> Result<()> {
+        let (header, key) = (self.header(), Bytes::from(group_snapshot_key(snapshot_id)));
+        let op = ReadOp::new().step(ReadStep::OmapGetValsByKeys(vec![key.clone()]));
+        let found = optional(self.io.read(&header, SnapId::HEAD, op).await)?;
+        let found = found.and_then(|reply| reply.results.into_iter().next());
+        let Some(ReadResult::Omap { mut values, .. }) = found else {
+            return Ok(());
+        };
+        let Some(value) = values.remove(&key) else {
+            return Ok(());
+        };
+        let mut record =
+            GroupSnapshot::from_slice(&value).map_err(|error| damaged(&self.io, &header, error))?;
+        record.state = GroupSnapshotState::Incomplete;
+        let op = WriteOp::new()
+            .step(WriteStep::OmapCompare {
+                key: key.clone(),
+                value,
+            })
+            .step(WriteStep::OmapSet([(key, record.to_bytes())].into()));
+        match self.io.write_meta(&header, op).await {
+            // Renamed, declared or removed by another at this moment.
+            Err(error) if matches!(error.errno, Errno::ECANCELED | Errno::ENOENT) => Ok(()),
+            other => Ok(other.map(|_| ())?),
+        }
     }
 
     async fn remove_part(&self, record: &GroupSnapshot, part: &ImageSnapshotSpec) -> Result<()> {

@@ -138,7 +138,7 @@ fn names(other: &MigrationSpec, spec: &MigrationSpec, side: &Side) -> bool {
 }
 
 /// Whether clients may have used the target.
-pub(super) fn was_prepared(source: &MigrationSpec) -> bool {
+pub(crate) fn was_prepared(source: &MigrationSpec) -> bool {
     matches!(
         source.state,
         MigrationState::Prepared | MigrationState::Executing | MigrationState::Executed
@@ -190,7 +190,7 @@ pub(crate) async fn dangling_entries(io: &IoCtx) -> Result<Vec<Side>> {
 }
 
 /// Migration sources in the trash of every pool and namespace.
-async fn sources_in_trash(io: &IoCtx) -> Result<Vec<Side>> {
+pub(crate) async fn sources_in_trash(io: &IoCtx) -> Result<Vec<Side>> {
     let mut out = Vec::new();
     for pool in io.store().pool_list().await? {
         let default = io.with_pool(pool.id).with_namespace("");

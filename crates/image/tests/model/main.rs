@@ -36,7 +36,7 @@ use groups::Together;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use support::reference::{Compared as _, Reference, compare_version};
-use support::{Engine, TestLayout};
+use support::{Engine, TestLayout, undamaged};
 
 const MAX_SIZE: u64 = 512 << 10;
 const LAYOUTS: [TestLayout; 5] = [
@@ -212,6 +212,11 @@ async fn history(engine: &str, seed: u64, steps: u64) {
     }
     history.check("at the end").await;
     history.close().await;
+    // A cluster has images of other tests.
+    if engine != "ceph" {
+        let store = history.engine.connect().await;
+        undamaged(&store, false, &format!("FERRY_SEED={seed}, at the end")).await;
+    }
 }
 
 async fn histories(engine: &str, histories: u64) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ferry_image::admin::create::CreateOptions;
 use ferry_image::admin::namespace;
+use ferry_store::check::{CheckOptions, Finding, Gravity};
 use ferry_store::memory::MemoryCluster;
 use ferry_store::wrappers::{FaultyStore, Moment, Probing, ProbingStore};
 use ferry_store::{IoCtx, PoolOptions, Scope, Store};
@@ -185,15 +186,34 @@ impl TestLayout {
 }
 
 /// What is found of all images of a store that nobody uses.
-pub async fn findings(store: &Arc<dyn Store>) -> Vec<ferry_store::check::Finding> {
+pub async fn findings(store: &Arc<dyn Store>, options: CheckOptions) -> Vec<Finding> {
     let mut found = Vec::new();
     for of in store.pool_list().await.unwrap() {
-        found.extend(ferry_image::check::pool_at_rest(store, &of).await.unwrap());
+        let of_pool = ferry_image::check::pool_at_rest(store, &of, options).await;
+        found.extend(of_pool.unwrap());
     }
     found
 }
 
 /// Checks all images of a store, which must be sound.
 pub async fn sound(store: &Arc<dyn Store>, when: &str) {
-    assert_eq!(findings(store).await, [], "{when}");
+    assert_eq!(findings(store, CheckOptions::default()).await, [], "{when}");
+}
+
+/// The same, but for findings of one kind.
+pub async fn sound_but_for(store: &Arc<dyn Store>, kind: &str, when: &str) {
+    let mut found = findings(store, CheckOptions::default()).await;
+    found.retain(|found| found.gravity != Gravity::Leftover || found.kind != kind);
+    assert_eq!(found, [], "{when}");
+}
+
+/// The same after a kill, which may leave what is to be finished, and no damage. With `repair` what can be is put right first.
+pub async fn undamaged(store: &Arc<dyn Store>, repair: bool, when: &str) {
+    let options = CheckOptions {
+        repair,
+        read_data: false,
+    };
+    let mut found = findings(store, options).await;
+    found.retain(|found| found.gravity == Gravity::Damage);
+    assert_eq!(found, [], "{when}");
 }

@@ -10,6 +10,7 @@ use crate::object::{
     require_object, stored, write_key,
 };
 use crate::rbd::features::op_feature;
+use crate::rbd::names;
 use crate::rbd::types::{
     GroupImageSpec, GroupImageStatus, GroupLinkState, GroupSnapshot, GroupSnapshotState, GroupSpec,
 };
@@ -21,7 +22,6 @@ pub(super) use super::directory::{
 
 const GROUP_REF: &str = "rbd_group_ref";
 const IMAGE_PREFIX: &str = "image_";
-const SNAPSHOT_PREFIX: &str = "snapshot_";
 
 pub(super) fn image_group_get(_: &CallContext, object: &mut dyn ObjectHandle, _: &[u8]) -> Outcome {
     answer(read_key::<GroupSpec>(object, GROUP_REF)?.unwrap_or_else(GroupSpec::none))
@@ -95,18 +95,18 @@ fn parse_image_name(name: &str) -> Option<GroupImageSpec> {
     })
 }
 
-fn snapshot_key(id: &str) -> String {
-    format!("{SNAPSHOT_PREFIX}{id}")
-}
-
 fn list_snapshots(
     object: &dyn ObjectHandle,
     start_after: &str,
     max: u64,
 ) -> Result<Vec<GroupSnapshot>, Errno> {
-    let found = list_keys(object, SNAPSHOT_PREFIX, start_after, max, |key, value| {
-        stored::<GroupSnapshot>(key, value)
-    })?;
+    let found = list_keys(
+        object,
+        names::GROUP_SNAPSHOT_PREFIX,
+        start_after,
+        max,
+        stored::<GroupSnapshot>,
+    )?;
     Ok(found.into_iter().map(|(_, snapshot)| snapshot).collect())
 }
 
@@ -119,7 +119,7 @@ pub(super) fn group_snap_set(_: &CallContext, object: &mut dyn ObjectHandle, inp
     if list_snapshots(object, "", u64::MAX)?.iter().any(takes_the_name) {
         return Err(Errno::EEXIST);
     }
-    let key = snapshot_key(&snapshot.id);
+    let key = names::group_snapshot_key(&snapshot.id);
     // An incomplete one is a new one.
     if snapshot.state == GroupSnapshotState::Incomplete && has_key(object, &key)? {
         return Err(Errno::EEXIST);
@@ -131,13 +131,16 @@ pub(super) fn group_snap_set(_: &CallContext, object: &mut dyn ObjectHandle, inp
 pub(super) fn group_snap_remove(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
     let id: String = parse_one(input, "group snapshot id")?;
     require_object(object)?;
-    remove_key(object, &snapshot_key(&id))?;
+    remove_key(object, &names::group_snapshot_key(&id))?;
     done()
 }
 
 pub(super) fn group_snap_get_by_id(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
     let id: String = parse_one(input, "group snapshot id")?;
-    answer(require_key::<GroupSnapshot>(object, &snapshot_key(&id))?)
+    answer(require_key::<GroupSnapshot>(
+        object,
+        &names::group_snapshot_key(&id),
+    )?)
 }
 
 pub(super) fn group_snap_list(_: &CallContext, object: &mut dyn ObjectHandle, input: &[u8]) -> Outcome {
