@@ -7,6 +7,8 @@ mod support;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use support::store::TestStore;
 
 /// A store with an image that has bytes in several data files.
@@ -216,4 +218,94 @@ fn one_image_is_checked_by_its_spec_and_what_is_none_is_said() {
     store.fails("fsck --no-progress rbd/nothing", 2);
     store.fails("fsck --no-progress nowhere/vm", 2);
     store.fails("fsck --no-progress a/b/c/d", 22);
+}
+
+/// `kill -9` of the real command at random moments; `FERRY_KILLS` says how many, `FERRY_SEED` replays the choices, not the moments.
+#[test]
+fn a_killed_repair_is_finished_by_the_next_which_says_the_same() {
+    let mut rng = StdRng::seed_from_u64(ferry_e2e::tools::seed("killed repairs"));
+    let store = store();
+    store.ok("create --size 1M lost");
+    let files = data_files(&store);
+    let aside = store.directory().join("aside");
+    for pair in files.chunks_exact(2) {
+        std::fs::rename(&pair[0], &aside).unwrap();
+        std::fs::rename(&pair[1], &pair[0]).unwrap();
+        std::fs::rename(&aside, &pair[1]).unwrap();
+    }
+    for number in 0..20 {
+        let stray = store
+            .root()
+            .join(format!("pools/1/data/{number:02x}/ffff.{number}"));
+        std::fs::create_dir_all(stray.parent().unwrap()).unwrap();
+        std::fs::write(stray, b"who knows").unwrap();
+    }
+    for object in ["rbd_id.vm", "rbd_id.lost"] {
+        damage(&store, object, ferry_store::WriteOp::new().remove());
+    }
+    let op = ferry_store::WriteOp::new().write(0, b"whose".as_slice());
+    damage(&store, "rbd_data.cafe.0000000000000001", op);
+    let damaged = store.directory().join("damaged");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        // With extended attributes.
+        let done = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status();
+        assert!(done.unwrap().success());
+    };
+    copy(&store.root(), &damaged);
+
+    let repair = ["fsck", "--no-progress", "--repair"];
+    let started = std::time::Instant::now();
+    let unkilled = store.run(&repair);
+    let longest = started.elapsed();
+    // The first run tells what it found before it moved the files.
+    let settled = store.run(&repair);
+    let left = store.run(&["fsck", "--no-progress", "--read-data"]);
+    let strays = std::fs::read_dir(store.root().join("pools/1/lost+found"))
+        .unwrap()
+        .count();
+    assert!(
+        unkilled.output.contains("repaired: ") && strays == 20,
+        "{}",
+        unkilled.output
+    );
+    for kill in 0..ferry_e2e::tools::kills(8) {
+        std::fs::remove_dir_all(store.root()).unwrap();
+        copy(&damaged, &store.root());
+        let mut child = store
+            .command(&repair)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(longest.mul_f64(rng.random_range(0.0..1.1)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let again = store.run(&repair);
+        assert!(
+            !again.output.contains("repair-failed"),
+            "kill {kill}: {}",
+            again.output
+        );
+        assert_eq!(store.run(&repair), settled, "kill {kill}");
+        assert_eq!(
+            store.run(&["fsck", "--no-progress", "--read-data"]),
+            left,
+            "kill {kill}"
+        );
+        assert_eq!(
+            std::fs::read_dir(store.root().join("pools/1/lost+found"))
+                .unwrap()
+                .count(),
+            strays,
+            "kill {kill}"
+        );
+        let out = format!("out-{kill}");
+        store.ok(&format!("export --no-progress vm {out}"));
+        assert!(
+            std::fs::read(store.directory().join(out)).unwrap() == vec![7; 256 << 10],
+            "kill {kill}"
+        );
+    }
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ferry_e2e::ferry::wait_until;
-use ferry_e2e::load::connect;
+use ferry_e2e::load::{connect, read_all};
 use ferry_e2e::tools::{can_mount, installed};
 use ferry_e2e::{Ferry, run, run_ok};
+use ferry_nbd::client::{Client, ClientError};
 use tokio::task::JoinSet;
 
 const MIB: usize = 1 << 20;
@@ -315,4 +316,135 @@ fn an_execute_that_is_killed_while_it_waits_for_space_is_run_again() {
     ferry.ok(&["migration", "commit", "tight/disk", "--no-progress"]);
     assert!(ferry.export("tight/disk") == data);
     ferry.ok(&["fsck", "--no-progress"]);
+}
+
+/// What a client asks for while there is no space; each of a MiB of its own.
+#[derive(Clone, Copy, PartialEq)]
+enum Asked {
+    DurableWrite,
+    Write,
+    Zeroes,
+    Trim,
+}
+
+impl Asked {
+    fn of(number: u64) -> Self {
+        [Self::DurableWrite, Self::Write, Self::Zeroes, Self::Trim][number as usize % 4]
+    }
+
+    async fn ask(self, client: &Client, number: u64) -> Result<(), ClientError> {
+        let at = number * MIB as u64;
+        match self {
+            Self::DurableWrite => client.write(at, self.leaves(number), true).await,
+            Self::Write => client.write(at, self.leaves(number), false).await,
+            Self::Zeroes => client.write_zeroes(at, MIB as u64, false, false).await,
+            Self::Trim => client.trim(at, MIB as u64, false).await,
+        }
+    }
+
+    fn leaves(self, number: u64) -> Bytes {
+        match self {
+            Self::DurableWrite | Self::Write => block(1000 + number),
+            Self::Zeroes | Self::Trim => vec![0; MIB].into(),
+        }
+    }
+}
+
+/// MiB that were flushed before the disk was full, and MiB that are asked to change then.
+const FLUSHED: u64 = 24;
+const CHANGED: u64 = 64;
+
+/// Each MiB is as it was before or as it was to be, block by block; as it was to be, where that was durably acknowledged.
+fn judge_killed(bytes: &[u8], acknowledged: &[u64], when: &str) {
+    for number in 0..IMAGE_MIB {
+        let (asked, at) = (Asked::of(number), number as usize * MIB);
+        let before = match number {
+            0..FLUSHED => block(number),
+            _ => vec![0; MIB].into(),
+        };
+        let after = match number {
+            0..CHANGED => asked.leaves(number),
+            _ => before.clone(),
+        };
+        let must_be_after = asked == Asked::DurableWrite && acknowledged.contains(&number);
+        for start in (0..MIB).step_by(4096) {
+            let range = start..start + 4096;
+            let found = &bytes[at + start..at + start + 4096];
+            let (before, after) = (&before[range.clone()], &after[range]);
+            assert!(
+                found == after || (!must_be_after && found == before),
+                "{when}: MiB {number}, byte {start}, acknowledged durably: {must_be_after}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_while_it_holds_requests_has_answered_none_of_them_and_lost_nothing() {
+    for kind in ["ext4", "tmpfs"] {
+        let directory = tempfile::tempdir().unwrap();
+        let Some(disk) = Small::mount(kind, directory.path(), 96) else {
+            return;
+        };
+        let ferry = Ferry::at(disk.0.join("store"), directory);
+        ferry.ok(&["create", "disk", "--size", "256M", "--object-size", "1M"]);
+        let served = ferry.serve(&["rbd/disk", "--on-enospc", "pause"]);
+        let client = Arc::new(connect(&served.socket, "rbd/disk").await);
+        for number in 0..FLUSHED {
+            client
+                .write(number * MIB as u64, block(number), false)
+                .await
+                .unwrap();
+        }
+        client.flush().await.unwrap();
+        // From here on changes of what is there take space too.
+        ferry.ok(&["snap", "create", "--no-progress", "rbd/disk@s"]);
+        let ballast = disk.fill_up_to(8);
+        let mut requests = JoinSet::new();
+        for number in 0..CHANGED {
+            let client = Arc::clone(&client);
+            requests.spawn(async move { (number, Asked::of(number).ask(&client, number).await) });
+        }
+        wait_until("requests are held", || {
+            served.process.stderr().contains("held until there is room")
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut acknowledged = Vec::new();
+        while let Some(answered) = requests.try_join_next() {
+            let (number, answer) = answered.unwrap();
+            answer.unwrap_or_else(|error| panic!("{kind}: MiB {number} was not held: {error}"));
+            acknowledged.push(number);
+        }
+        assert!(!requests.is_empty(), "{kind}: 32 MiB fit into 8");
+        served.kill();
+        let mut unanswered = 0;
+        while let Some(ended) = requests.join_next().await {
+            match ended.unwrap() {
+                // Its answer was on the way.
+                (number, Ok(())) => acknowledged.push(number),
+                (_, Err(ClientError::Io(_) | ClientError::Closed)) => unanswered += 1,
+                (number, Err(error)) => panic!("{kind}: MiB {number} was held and answered: {error}"),
+            }
+        }
+        assert!(unanswered > 0, "{kind}: the server was killed after all was done");
+        std::fs::remove_file(&ballast).unwrap();
+        let served = ferry.serve(&["rbd/disk", "--on-enospc", "pause"]);
+        let client = connect(&served.socket, "rbd/disk").await;
+        judge_killed(&read_all(&client).await, &acknowledged, kind);
+        client
+            .write(CHANGED * MIB as u64, block(CHANGED), true)
+            .await
+            .unwrap();
+        drop(client);
+        served.stop();
+        check(&ferry, "disk", |number| number == CHANGED);
+        let kept = ferry.export("disk@s");
+        for number in 0..FLUSHED {
+            let at = number as usize * MIB;
+            assert!(
+                kept[at..at + MIB] == block(number),
+                "{kind}: MiB {number} of the snapshot"
+            );
+        }
+    }
 }
