@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
-use crate::half_open::{Established, Ticket};
+use crate::half_open::Place;
 use crate::handshake::{ClientFlags, HandshakeError, Negotiated, Outcome, Terms, TlsState, greet, negotiate};
 use crate::registry::Registry;
 use crate::server::{OnNoSpace, ServerConfig};
@@ -34,8 +34,6 @@ enum ConnectionError {
     Handshake(#[from] HandshakeError),
     #[error("handshake: not finished within {0:?}")]
     HandshakeTimeout(Duration),
-    #[error("handshake: ended to make room for another connection")]
-    PutOut,
     #[error("handshake: TLS failed: {0}")]
     Tls(io::Error),
     #[error(transparent)]
@@ -107,10 +105,8 @@ pub(crate) struct Connection {
     pub(crate) registry: Arc<Registry>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) shutdown: Shutdown,
-    /// Until the handshake is done, where others may need its room.
-    pub(crate) half_open: Option<Ticket>,
-    /// From then on.
-    pub(crate) established: Option<Established>,
+    /// Until the handshake is done, others may need its room.
+    pub(crate) place: Place,
     /// A second handle on a plain socket, where requests may have to wait for longer than its client stays.
     pub(crate) peer: Option<OwnedFd>,
 }
@@ -150,7 +146,7 @@ impl Connection {
         let early = frames.into_buffered();
         drop(writer);
         let socket = socket.into_blocking().map_err(TransmissionError::from)?;
-        let session = self.session(&negotiated)?;
+        let session = self.session(&negotiated);
         let end = lane::serve(socket, early, session, negotiated.export, &mut self.shutdown).await?;
         Ok(Some(end))
     }
@@ -189,9 +185,8 @@ impl Connection {
                 None => TlsState::Off,
             },
         };
-        let registry = Arc::clone(&self.registry);
-        let haggling = negotiate(&mut frames, writer, &registry, client, terms);
-        Ok(match (self.within(deadline, haggling).await?, tls) {
+        let haggled = self.haggle(&mut frames, writer, client, terms, deadline).await?;
+        Ok(match (haggled, tls) {
             (Some(Outcome::StartTls), Some(tls)) => Opened::StartTls(
                 frames,
                 Upgrade {
@@ -236,9 +231,10 @@ impl Connection {
             tls: TlsState::Active,
             ..terms
         };
-        let registry = Arc::clone(&self.registry);
-        let haggling = negotiate(&mut frames, &mut writer, &registry, client, terms);
-        let ended = match self.within(deadline, haggling).await? {
+        let haggled = self
+            .haggle(&mut frames, &mut writer, client, terms, deadline)
+            .await?;
+        let ended = match haggled {
             Some(Outcome::Entered(entered)) => self.transmit(&mut frames, &mut writer, entered).await,
             Some(_) => Ok(None),
             None => Ok(Some(End::Shutdown)),
@@ -246,6 +242,26 @@ impl Connection {
         // The peer may be gone, or not reading.
         let _ = timeout(TLS_GOODBYE, writer.shutdown()).await;
         ended
+    }
+
+    async fn haggle<R, W>(
+        &mut self,
+        frames: &mut FrameReader<R>,
+        writer: &mut W,
+        client: ClientFlags,
+        terms: Terms,
+        deadline: Instant,
+    ) -> Result<Option<Outcome>, ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let registry = Arc::clone(&self.registry);
+        let mut place = std::mem::take(&mut self.place);
+        let haggling = negotiate(frames, writer, &registry, &mut place, client, terms);
+        let haggled = self.within(deadline, haggling).await;
+        self.place = place;
+        haggled
     }
 
     /// Runs a step of the handshake; `None` when the server goes down first.
@@ -274,17 +290,14 @@ impl Connection {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let session = self.session(&negotiated)?;
+        let session = self.session(&negotiated);
         let end = stream::serve(frames, writer, session, &mut self.shutdown).await?;
         drop(negotiated.export);
         Ok(Some(end))
     }
 
-    /// The handshake is done: from here on the connection stays.
-    fn session(&mut self, negotiated: &Negotiated) -> Result<Session, ConnectionError> {
-        if let Some(ticket) = self.half_open.take() {
-            self.established = Some(ticket.finish().ok_or(ConnectionError::PutOut)?);
-        }
+    /// What the transmission phase needs to know, now that the handshake is done.
+    fn session(&mut self, negotiated: &Negotiated) -> Session {
         debug!(
             export = negotiated.name,
             framing = ?negotiated.framing,
@@ -305,7 +318,7 @@ impl Connection {
             let is_gone: PeerIsGone = Box::new(move || peer.as_ref().is_some_and(is_gone));
             Hold::new(is_gone, Arc::clone(&self.config.stats))
         });
-        Ok(Session::new(agreement, bounds, hold))
+        Session::new(agreement, bounds, hold)
     }
 }
 

@@ -147,6 +147,38 @@ impl Ticket {
     }
 }
 
+/// The connection was put out while its handshake was about to end.
+#[derive(Debug, thiserror::Error)]
+#[error("ended to make room for another connection")]
+pub(crate) struct PutOut;
+
+/// What one connection has of the server's room.
+#[derive(Debug, Default)]
+pub(crate) enum Place {
+    /// Nobody else wants it: the server has this one connection.
+    #[default]
+    Alone,
+    /// Others may need it.
+    HalfOpen(Ticket),
+    /// Until the connection ends.
+    Kept(#[expect(dead_code, reason = "counts while it is there")] Established),
+}
+
+impl Place {
+    /// From here on the connection stays. To be said before its client can know that the handshake is done: a client that has read
+    /// the last answer must not be put out by one that comes a moment later.
+    ///
+    /// # Errors
+    /// [`PutOut`], when another one has been given the room already.
+    pub(crate) fn keep(&mut self) -> Result<(), PutOut> {
+        *self = match std::mem::take(self) {
+            Self::HalfOpen(ticket) => Self::Kept(ticket.finish().ok_or(PutOut)?),
+            kept => kept,
+        };
+        Ok(())
+    }
+}
+
 /// Counts a connection that has finished its handshake, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Established(Arc<HalfOpen>);

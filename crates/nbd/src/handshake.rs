@@ -3,7 +3,7 @@
 //! The promise: every option gets the protocol's answer, malformed ones an error and the session goes on; only a
 //! broken frame, client flags that the server must refuse, or too many options end it. Option data is read
 //! within a bound; longer data is skipped unread. The caller bounds the time. A server with TLS tells a client
-//! without it nothing but that TLS is required.
+//! without it nothing but that TLS is required. A client that reads the answer which ends the handshake has its place already.
 //!
 //! What it doesn't know: sockets, certificates. It works on any reader and writer: an accepted `NBD_OPT_STARTTLS`
 //! returns to the caller, who replaces both and calls [`negotiate`] again, which starts with empty state.
@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::device::{BlockDevice, wire_string};
 use crate::exports::{OpenError, OpenErrorKind};
+use crate::half_open::{Place, PutOut};
 use crate::option::{Info, InfoRequest, Malformed, MetaRequest, counted_string, text};
 use crate::proto::{
     self, BadMagic, EXPORT_NAME_PADDING_BYTES, Framing, MAX_STRING_BYTES, OptionHeader, OptionReplyHeader,
@@ -59,6 +60,8 @@ pub(crate) enum HandshakeError {
     BadName(#[from] Malformed),
     #[error("export refused, and NBD_OPT_EXPORT_NAME has no way to say so: {0}")]
     Refused(#[from] OpenError),
+    #[error(transparent)]
+    PutOut(#[from] PutOut),
 }
 
 /// How TLS stands on this connection.
@@ -134,6 +137,7 @@ pub(crate) async fn negotiate<R, W>(
     frames: &mut FrameReader<R>,
     writer: &mut W,
     registry: &Arc<Registry>,
+    place: &mut Place,
     client: ClientFlags,
     terms: Terms,
 ) -> Result<Outcome, HandshakeError>
@@ -145,6 +149,7 @@ where
         frames,
         writer,
         registry,
+        place,
         client,
         terms,
         framing: Framing::Simple,
@@ -210,6 +215,7 @@ struct Session<'a, R, W> {
     frames: &'a mut FrameReader<R>,
     writer: &'a mut W,
     registry: &'a Arc<Registry>,
+    place: &'a mut Place,
     client: ClientFlags,
     terms: Terms,
     framing: Framing,
@@ -270,6 +276,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
                 self.reply(option, kind, wire_string(&message).as_bytes());
             }
         }
+        if option == opt::GO && accepted {
+            self.place.keep()?;
+        }
         let sent = self.send().await;
         if option == opt::ABORT {
             // The client may be gone without waiting for the answer.
@@ -318,6 +327,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         if !self.client.no_zeroes {
             self.replies.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
+        self.place.keep()?;
         self.send().await?;
         Ok(self.enter())
     }
@@ -504,4 +514,68 @@ pub(crate) fn transmission_flags(device: &dyn BlockDevice, framing: Framing) -> 
         flags |= transmission_flag::CAN_MULTI_CONN;
     }
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, duplex, split};
+
+    use super::*;
+    use crate::half_open::{HalfOpen, Peer};
+    use crate::testing::{MemoryDevice, MemoryExports};
+
+    /// Sends one option and reads all of its answer but the last byte; the end of the answer is still held back by the full pipe.
+    async fn nobody_is_put_out_before_the_last_byte_of(option: u32, data: &[u8], answer_bytes: usize) {
+        let exports = MemoryExports::new().with("disk", "", Arc::new(MemoryDevice::new(8192)));
+        let registry = Registry::new(Arc::new(exports));
+        let table = Arc::<HalfOpen>::default();
+        let (mut client, server) = duplex(answer_bytes - 1);
+        let (reader, mut writer) = split(server);
+        let mut place = Place::HalfOpen(table.enter(Peer::Unknown));
+        let serving = tokio::spawn(async move {
+            let client = ClientFlags {
+                fixed_newstyle: true,
+                no_zeroes: true,
+            };
+            let terms = Terms {
+                max_payload_bytes: 1 << 20,
+                max_options: 10,
+                max_option_bytes: 1 << 10,
+                tls: TlsState::Off,
+            };
+            let mut frames = FrameReader::new(reader);
+            negotiate(&mut frames, &mut writer, &registry, &mut place, client, terms)
+                .await
+                .map(|outcome| (outcome, place))
+        });
+        table.started(1, serving.abort_handle());
+        let header = [&proto::OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes()].concat();
+        client.write_all(&header).await.unwrap();
+        client
+            .write_all(&(data.len() as u32).to_be_bytes())
+            .await
+            .unwrap();
+        client.write_all(data).await.unwrap();
+        let mut first = [0; 1];
+        client.read_exact(&mut first).await.unwrap();
+        assert!(
+            !table.put_one_out(),
+            "option {option}: put out with its answer on the way"
+        );
+        client.read_exact(&mut vec![0; answer_bytes - 1]).await.unwrap();
+        let (outcome, place) = serving.await.unwrap().unwrap();
+        assert!(matches!(outcome, Outcome::Entered(_)));
+        assert_eq!(table.living(), 1);
+        drop(place);
+        assert_eq!(table.living(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_the_last_answer_of_its_handshake_cannot_be_put_out_any_more() {
+        // Size and flags.
+        nobody_is_put_out_before_the_last_byte_of(opt::EXPORT_NAME, b"disk", 8 + 2).await;
+        // NBD_INFO_EXPORT and the end, each with a header of 20 bytes.
+        let go = [&4_u32.to_be_bytes()[..], b"disk", &0_u16.to_be_bytes()].concat();
+        nobody_is_put_out_before_the_last_byte_of(opt::GO, &go, 20 + 12 + 20).await;
+    }
 }

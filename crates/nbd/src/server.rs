@@ -18,7 +18,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::connection::Connection;
 use crate::exports::Exports;
-use crate::half_open::{HalfOpen, Peer};
+use crate::half_open::{HalfOpen, Peer, Place};
 use crate::listen::{Accepted, Listener};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
@@ -225,8 +225,7 @@ impl Server {
                 registry: Arc::clone(&registry),
                 config: Arc::clone(&config),
                 shutdown: shutdown.clone(),
-                half_open: Some(ticket),
-                established: None,
+                place: Place::HalfOpen(ticket),
                 peer: None,
             };
             let span = info_span!("connection", id = summary.connections_served);
@@ -323,8 +322,7 @@ impl Server {
             registry: Arc::clone(&registry),
             config: Arc::clone(&config),
             shutdown,
-            half_open: None,
-            established: None,
+            place: Place::Alone,
             peer: None,
         };
         let grace_over = async {
