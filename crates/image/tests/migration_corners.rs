@@ -5,6 +5,7 @@
 mod support;
 
 use ferry_image::admin::{create, trash};
+use ferry_image::diff::Diff;
 use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
@@ -12,6 +13,7 @@ use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
 use ferry_store::wrappers::Moment;
 use ferry_store::{Errno, IoCtx};
+use futures::TryStreamExt as _;
 use support::reference::{Compared as _, Reference};
 use support::{Engine, TestLayout, pool};
 
@@ -244,4 +246,40 @@ async fn a_rollback_of_a_target_takes_away_what_only_the_sources_head_has() {
         commit(&io, "dst", &silent()).await.unwrap();
         reference.check_all(&io, "dst", "after the migration").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_puts_back_what_was_written_and_no_zeroes_around_it() {
+    let engine = Engine::memory();
+    let io = pool(&engine.connect().await, "rbd").await;
+    let size = 1 << 20;
+    create::create(&io, "src", &TestLayout(14, 4096, 4).create(size))
+        .await
+        .unwrap();
+    let options = PrepareOptions {
+        order: Some(16),
+        ..PrepareOptions::default()
+    };
+    prepare(&io, "src", &io, "dst", &options).await.unwrap();
+    let target = open(&io, "dst").await;
+    // The head, the middle and the end of objects of 64 KiB, which are four of the source's.
+    let written = [(0, 13), (3 * 65_536 + 20_000, 9_000), (6 * 65_536 - 1, 1)];
+    let mut reference = Reference::new(size);
+    for (offset, length) in written {
+        target.write(offset, vec![8; length].into()).await.unwrap();
+        reference.write(offset, &vec![8; length]);
+    }
+    target.close().await.unwrap();
+    abort(&io, "dst", AbortOptions::default(), &silent())
+        .await
+        .unwrap();
+    reference.check_all(&io, "src", "after the abort").await;
+    let source = open(&io, "src").await;
+    let diff = Diff::new(&source, None, false).await.unwrap();
+    let told: Vec<_> = diff.extents().try_collect().await.unwrap();
+    let told: u64 = told.into_iter().flatten().map(|extent| extent.length_bytes).sum();
+    // An object of the source is told from its beginning to where its data end: 13 bytes of the first; of four others up to the end
+    // of the second write; the whole of the one whose last byte was written.
+    assert_eq!(told, 13 + 29_000 + 16_384);
+    source.close().await.unwrap();
 }

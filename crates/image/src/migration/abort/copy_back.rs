@@ -1,9 +1,10 @@
 //! Makes the source's head what the target's head is: size, bytes, metadata, names of snapshots. Then checks it.
 //!
 //! Only objects that hold the target's own data are looked at; all others show the source anyway. Bytes are compared,
-//! and only what differs is written, so that running it again costs reads only.
+//! and only what differs is written, so that running it again costs reads only, and that the source's objects grow by nothing but data.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ferry_cls::rbd::{SnapshotNamespace, client};
@@ -22,6 +23,9 @@ use crate::progress::Progress;
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: u64 = 64 << 10;
+
+/// Differences with fewer equal bytes between them are written as one: a second request costs more than these bytes.
+const JOINED_BYTES: usize = 4 << 10;
 
 pub(super) async fn copy_back(pair: &Pair, progress: &Progress) -> Result<()> {
     let source = open(&pair.source, OpenOptions::read_write()).await?;
@@ -156,13 +160,15 @@ impl Both<'_> {
     async fn copy(&self, object_no: ObjectNo) -> Result<()> {
         for (offset, length) in self.ranges(object_no) {
             let wanted = self.target.read(offset, length).await?;
-            if self.source.read(offset, length).await? == wanted {
-                continue;
-            }
-            if wanted.iter().all(|byte| *byte == 0) {
-                self.source.discard(offset, length).await?;
-            } else {
-                self.source.write(offset, wanted).await?;
+            let found = self.source.read(offset, length).await?;
+            for run in differences(&found, &wanted) {
+                let at = offset + run.start as u64;
+                let data = wanted.slice(run);
+                if data.iter().all(|byte| *byte == 0) {
+                    self.source.discard(at, data.len() as u64).await?;
+                } else {
+                    self.source.write(at, data).await?;
+                }
             }
         }
         Ok(())
@@ -183,6 +189,35 @@ impl Both<'_> {
         }
         Ok(())
     }
+}
+
+/// Where two buffers of one length differ: each run begins and ends with a byte that does, and between two runs at least
+/// [`JOINED_BYTES`] are equal.
+fn differences(found: &[u8], wanted: &[u8]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    // Most of it is equal, and that is seen in large steps.
+    for (n, (ours, theirs)) in found
+        .chunks(JOINED_BYTES)
+        .zip(wanted.chunks(JOINED_BYTES))
+        .enumerate()
+    {
+        if ours == theirs {
+            continue;
+        }
+        let differing = ours
+            .iter()
+            .zip(theirs)
+            .enumerate()
+            .filter(|(_, (our, their))| our != their)
+            .map(|(at, _)| n * JOINED_BYTES + at);
+        for at in differing {
+            match runs.last_mut() {
+                Some(last) if at - last.end < JOINED_BYTES => last.end = at + 1,
+                _ => runs.push(at..at + 1),
+            }
+        }
+    }
+    runs
 }
 
 async fn copy_metadata(source: &Image, target: &Image) -> Result<()> {
@@ -239,4 +274,32 @@ async fn rename_snaps(source: &Image, target: &Image, pair: &Pair) -> Result<()>
         crate::snapshot::rename_here(source, id, &name).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_differences_begin_and_end_with_one_and_small_gaps_are_joined() {
+        let found = vec![0; 5 * JOINED_BYTES + 100];
+        let with = |places: &[usize]| {
+            let mut wanted = found.clone();
+            for place in places {
+                wanted[*place] = 1;
+            }
+            let runs = differences(&found, &wanted);
+            runs.iter().map(|run| (run.start, run.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(with(&[]), []);
+        assert_eq!(with(&[found.len() - 1]), [(found.len() - 1, found.len())]);
+        assert_eq!(with(&[7, 9, 7 + JOINED_BYTES]), [(7, 8 + JOINED_BYTES)]);
+        assert_eq!(
+            with(&[0, JOINED_BYTES, 2 * JOINED_BYTES + 1]),
+            [
+                (0, JOINED_BYTES + 1),
+                (2 * JOINED_BYTES + 1, 2 * JOINED_BYTES + 2)
+            ]
+        );
+    }
 }
