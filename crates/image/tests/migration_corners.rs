@@ -15,7 +15,7 @@ use ferry_store::wrappers::Moment;
 use ferry_store::{Errno, IoCtx};
 use futures::TryStreamExt as _;
 use support::reference::{Compared as _, Reference};
-use support::{Engine, TestLayout, pool};
+use support::{Engine, TestLayout, pool, sound};
 
 const SIZE: u64 = 96 << 10;
 
@@ -282,4 +282,36 @@ async fn an_abort_puts_back_what_was_written_and_no_zeroes_around_it() {
     // of the second write; the whole of the one whose last byte was written.
     assert_eq!(told, 13 + 29_000 + 16_384);
     source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_leaves_nothing_of_a_target_whose_snapshots_are_larger_than_its_head() {
+    for shrinks_target in [false, true] {
+        let engine = Engine::memory();
+        let store = engine.connect().await;
+        let io = pool(&store, "rbd").await;
+        let mut reference = source(&io).await;
+        let shrink = async |name: &str| {
+            let image = open(&io, name).await;
+            image.resize(20_000, true, &silent()).await.unwrap();
+            image.close().await.unwrap();
+        };
+        if !shrinks_target {
+            shrink("src").await;
+        }
+        prepare(&io, "src", &io, "dst", &PrepareOptions::default())
+            .await
+            .unwrap();
+        if shrinks_target {
+            shrink("dst").await;
+        }
+        reference.resize(20_000);
+        execute(&io, "dst", &silent()).await.unwrap();
+        reference.check_all(&io, "dst", "executed").await;
+        abort(&io, "dst", AbortOptions::default(), &silent())
+            .await
+            .unwrap();
+        reference.check_all(&io, "src", "after the abort").await;
+        sound(&store, "after the abort").await;
+    }
 }

@@ -161,8 +161,14 @@ async fn set_state(io: &IoCtx, id: &str, new: TrashImageState, expected: TrashIm
 }
 
 /// Removes everything of an image, snapshots included, except its names and trash entry; for migrations. Fine if
-/// there is nothing. The caller knows that nobody needs the image.
-pub async fn remove_unneeded(io: &IoCtx, key: ImageKey<'_>, progress: &Progress) -> Result<()> {
+/// there is nothing. The caller knows that nobody needs the image, and that its objects reach up to `reach_bytes` where that is
+/// beyond its end.
+pub async fn remove_unneeded(
+    io: &IoCtx,
+    key: ImageKey<'_>,
+    reach_bytes: u64,
+    progress: &Progress,
+) -> Result<()> {
     let options = OpenOptions::read_write().ignoring_migration().ignoring_parent();
     let image = match Image::open(io, key, options).await {
         Ok(image) => image,
@@ -177,7 +183,7 @@ pub async fn remove_unneeded(io: &IoCtx, key: ImageKey<'_>, progress: &Progress)
     let removed = async {
         remove_snapshots(&image).await?;
         check_no_snapshots(&image)?;
-        remove_opened(&image, progress).await
+        remove_reaching(&image, reach_bytes, progress).await
     }
     .await;
     let _ = image.close().await;
@@ -290,7 +296,11 @@ pub(crate) async fn check_no_watchers(image: &Image) -> Result<()> {
 /// Removes data, object map, a clone's link and the header, in this order, and closes the image. It has no snapshots and no
 /// names.
 async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
-    remove_data(image, progress).await?;
+    remove_reaching(image, 0, progress).await
+}
+
+async fn remove_reaching(image: &Image, reach_bytes: u64, progress: &Progress) -> Result<()> {
+    remove_data(image, reach_bytes, progress).await?;
     // Durable before the header goes: without it nobody would find what is left.
     image.flush().await?;
     // Also what a removal that was killed had taken away, and this one therefore did not find.
@@ -314,13 +324,13 @@ async fn remove_opened(image: &Image, progress: &Progress) -> Result<()> {
     )
 }
 
-async fn remove_data(image: &Image, progress: &Progress) -> Result<()> {
+async fn remove_data(image: &Image, reach_bytes: u64, progress: &Progress) -> Result<()> {
     let _guard = image.begin_write().await?;
     let header = image.header();
     let total = image.layout().object_count(header.size_bytes);
     // A migration target that shrank may have empty objects past its end.
     let overlap = header.migration.as_ref().map_or(0, |spec| spec.overlap_bytes);
-    let end = total.max(image.layout().object_count(overlap));
+    let end = total.max(image.layout().object_count(overlap.max(reach_bytes)));
     let known = object_set::existing_of_many(image, &(0..end)).await?;
     let objects: Candidates<'_> = match &known {
         Some(known) => Box::new(known.within(0..end)),

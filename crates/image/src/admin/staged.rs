@@ -69,7 +69,7 @@ pub(crate) async fn finish(io: &IoCtx, name: &str, id: &str) -> Result<()> {
 pub(crate) async fn abandon(io: &IoCtx, name: &str, id: &str) {
     let removed = async {
         remove::remove_names(io, name, id).await?;
-        remove::remove_unneeded(io, ImageKey::Id(id), &Progress::silent()).await?;
+        remove::remove_unneeded(io, ImageKey::Id(id), 0, &Progress::silent()).await?;
         // Without a header nobody knows of a map: one made after another command had cleared the image away.
         let map = names::object_map_object(id, SnapId::HEAD);
         absent_is_fine(io.write_meta(&map, WriteOp::new().remove()).await.map(|_| ()))?;

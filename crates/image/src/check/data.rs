@@ -174,8 +174,9 @@ impl Owner {
             .iter()
             .filter_map(|name| number_of(name.rsplit_once('.')?.1))
             .collect();
-        for number in numbers.iter().filter(|number| **number >= max) {
-            count(&mut self.beyond, *number);
+        let beyond = numbers.iter().copied().filter(|number| *number >= max);
+        for number in with_heads(data_io, &self.prefix, beyond).await? {
+            count(&mut self.beyond, number);
         }
         let Some(maps) = maps else { return Ok(()) };
         let versions = known.versions();
@@ -259,6 +260,29 @@ impl Owner {
             }
         }
     }
+}
+
+/// Those of the objects that a growing image would show. The others are there for snapshots alone, in which they end before
+/// their first byte (an object written without a snapshot context has that of its removal), and go with them.
+async fn with_heads(
+    data_io: &IoCtx,
+    prefix: &str,
+    numbers: impl Iterator<Item = u64> + Send,
+) -> Result<Vec<u64>> {
+    futures::stream::iter(numbers)
+        .map(|number| async move {
+            let exists = judged(exists(data_io, &names::data_object(prefix, number)).await)?;
+            // One that cannot be looked at may well be there.
+            Ok(exists.unwrap_or(true).then_some(number))
+        })
+        .buffered(CONCURRENT)
+        .try_filter_map(|number| std::future::ready(Ok(number)))
+        .try_collect()
+        .await
+}
+
+async fn exists(data_io: &IoCtx, object: &str) -> Result<bool> {
+    Ok(data_io.exists(object).await?)
 }
 
 /// Tells of `count` objects, called `prefix` and a number, that no image has.

@@ -144,7 +144,9 @@ pub(super) async fn undo(mut pair: Pair, progress: &Progress) -> Result<()> {
         crate::group::move_membership(&target.io, &target.id, &source.io, &source.id).await?;
     }
     admin::remove::remove_names(&pair.target.io, &pair.target.name, &pair.target.id).await?;
-    admin::remove::remove_unneeded(&pair.target.io, pair.target.image_key(), progress).await?;
+    // As far as any version of the source goes the target may have objects, also empty ones beyond its end that hid it there.
+    let reach_bytes = pair.source.largest_size_bytes().await?.unwrap_or(0);
+    admin::remove::remove_unneeded(&pair.target.io, pair.target.image_key(), reach_bytes, progress).await?;
     super::relink::forget_flat_target(&pair.source, &pair.target.io, &pair.target.id).await?;
     relink(&pair.source).await?;
     pair.source.remove().await?;

@@ -68,7 +68,7 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
             .with_namespace(&spec.pool_namespace);
         super::relink::forget_flat_target(&source, &target_io, &spec.image_id).await?;
     }
-    admin::remove::remove_unneeded(&source.io, source.image_key(), progress).await?;
+    admin::remove::remove_unneeded(&source.io, source.image_key(), 0, progress).await?;
     match &source.spec {
         Some(spec) if source.is_format_1() => {
             let target_io = source
@@ -95,14 +95,10 @@ async fn tidy_target(source: &Side) -> Result<()> {
 }
 
 async fn remove_hiding(source: &Side, spec: &MigrationSpec) -> Result<()> {
-    let header = match header::load(&source.io, &source.key(), true).await {
-        Ok(header) => header,
-        // Removed by an earlier run, which had tidied before.
-        Err(error) if error.kind == ErrorKind::ImageMissing => return Ok(()),
-        Err(error) => return Err(error),
+    // None: removed by an earlier run, which had tidied before.
+    let Some(overlap_bytes) = source.largest_size_bytes().await? else {
+        return Ok(());
     };
-    let sizes = header.snaps.values().map(|snap| snap.size_bytes);
-    let overlap_bytes = sizes.chain([header.size_bytes]).max().unwrap_or(0);
     let io = source
         .io
         .with_pool(spec.pool_id)

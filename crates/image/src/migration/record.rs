@@ -52,6 +52,18 @@ impl Side {
         self.id.is_empty()
     }
 
+    /// The size of its largest version: as far as that, a target may have objects. `None` without an image.
+    pub(crate) async fn largest_size_bytes(&self) -> Result<Option<u64>> {
+        match crate::header::load(&self.io, &self.key(), true).await {
+            Ok(header) => {
+                let sizes = header.snaps.values().map(|snap| snap.size_bytes);
+                Ok(sizes.chain([header.size_bytes]).max())
+            }
+            Err(error) if error.kind == ErrorKind::ImageMissing => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// State in the record.
     pub fn state(&self) -> Option<MigrationState> {
         self.spec.as_ref().map(|spec| spec.state)

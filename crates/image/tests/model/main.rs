@@ -36,7 +36,7 @@ use groups::Together;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use support::reference::{Compared as _, Reference, compare_version};
-use support::{Engine, TestLayout, undamaged};
+use support::{Engine, TestLayout, sound};
 
 const MAX_SIZE: u64 = 512 << 10;
 const LAYOUTS: [TestLayout; 5] = [
@@ -215,7 +215,7 @@ async fn history(engine: &str, seed: u64, steps: u64) {
     // A cluster has images of other tests.
     if engine != "ceph" {
         let store = history.engine.connect().await;
-        undamaged(&store, false, &format!("FERRY_SEED={seed}, at the end")).await;
+        sound(&store, &format!("FERRY_SEED={seed}, at the end")).await;
     }
 }
 
