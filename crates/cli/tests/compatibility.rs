@@ -80,6 +80,11 @@ const DIFFERS: &[(&str, &str)] = &[
         "a rollback counts as a write of all objects that it puts back; an image of no bytes uses none, where Ceph's stops with \
               a failed assertion",
     ),
+    (
+        "export",
+        "in format 2 also an image with snapshots of groups, or with removed ones that clones still show; they stay behind, where Ceph's \
+              is refused (2)",
+    ),
     ("flatten", "of an image that is being migrated is refused (16)"),
     (
         "group image add",

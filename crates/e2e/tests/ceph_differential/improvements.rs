@@ -241,6 +241,11 @@ pub const IMPROVEMENTS: &[Improvement] = &[
     },
     Improvement {
         treatment: Treatment::LeftOut,
+        document: "docs/compatibility.md",
+        words: "in format 2 also an image with snapshots of groups, or with removed ones that clones still show; they stay behind, where Ceph's is refused (2)",
+    },
+    Improvement {
+        treatment: Treatment::LeftOut,
         document: "docs/migration.md",
         words: "| limit of snapshots | forgotten | taken along |",
     },
@@ -500,6 +505,13 @@ impl Known {
                 true
             }
             ("migration", "abort") if spec.is_some_and(|spec| self.has(spec, Past::Emptied)) => true,
+            // Ceph's looks for every snapshot by its name, and these have none that can be looked for.
+            ("export", _)
+                if line.contains("--export-format 2")
+                    && image.is_some_and(|image| image.hidden_snaps > 0) =>
+            {
+                true
+            }
             ("group", _) => Self::is_left_out_of_groups(line, &specs, world),
             // Ceph's abort loses it.
             ("image-meta", "set" | "remove") | ("snap", "rename") => state.is_some(),

@@ -153,6 +153,8 @@ pub struct Image {
     pub old: bool,
     /// Snapshots of groups, `GROUP@SNAP`, that it has a part of; groups without their places.
     pub group_snaps: Vec<String>,
+    /// How many snapshots are not the user's: of groups, or removed ones that clones show.
+    pub hidden_snaps: u64,
     /// Keys of its metadata.
     pub metadata: Vec<String>,
 }
@@ -235,6 +237,7 @@ fn image(name: &str, said: &Value) -> Option<Image> {
             .map(|image| (image.to_owned(), word(&said["parent"]["snap"]))),
         old: said["old"] == true,
         group_snaps: said["group_snaps"].as_array()?.iter().map(word).collect(),
+        hidden_snaps: said["hidden"].as_u64()?,
         metadata: said["metadata"].as_object()?.keys().cloned().collect(),
     })
 }
