@@ -111,15 +111,14 @@ impl Object {
         let context = CallContext { client, now };
         let mut handle = Handle {
             before: self,
-            after: self.clone(),
-            changed: false,
+            after: None,
         };
         let mut output = Vec::new();
         for (class, method, input) in steps {
             let found = REGISTRY.find(class, method)?;
             output = (found.run)(&context, &mut handle, input)?;
             assert!(
-                found.writes || !handle.changed,
+                found.writes || handle.after.is_none(),
                 "{class}.{method} is a read but writes"
             );
             assert!(
@@ -127,7 +126,9 @@ impl Object {
                 "{class}.{method} writes and answers"
             );
         }
-        *self = handle.after;
+        if let Some(after) = handle.after {
+            *self = after;
+        }
         Ok(output)
     }
 
@@ -155,25 +156,33 @@ impl Object {
 
 struct Handle<'a> {
     before: &'a Object,
-    after: Object,
-    changed: bool,
+    /// From the first change on.
+    after: Option<Object>,
 }
 
 impl Handle<'_> {
+    fn after(&self) -> &Object {
+        self.after.as_ref().unwrap_or(self.before)
+    }
+
+    fn change(&mut self) -> &mut Object {
+        self.after.get_or_insert_with(|| self.before.clone())
+    }
+
     fn touch(&mut self) -> &mut Object {
-        self.changed = true;
-        self.after.exists = true;
-        &mut self.after
+        let object = self.change();
+        object.exists = true;
+        object
     }
 }
 
 impl ObjectHandle for Handle<'_> {
     fn exists(&self) -> bool {
-        self.after.exists
+        self.after().exists
     }
 
     fn size_bytes(&self) -> u64 {
-        self.after.data.len() as u64
+        self.after().data.len() as u64
     }
 
     fn snapset_seq(&self) -> Option<u64> {
@@ -215,7 +224,7 @@ impl ObjectHandle for Handle<'_> {
     }
 
     fn create(&mut self, exclusive: bool) -> Result<(), Errno> {
-        if exclusive && self.after.exists {
+        if exclusive && self.after().exists {
             return Err(Errno::EEXIST);
         }
         self.touch();
@@ -241,8 +250,7 @@ impl ObjectHandle for Handle<'_> {
     }
 
     fn zero(&mut self, offset: u64, length_bytes: u64) -> Result<(), Errno> {
-        self.changed = true;
-        let data = &mut self.after.data;
+        let data = &mut self.change().data;
         let end = (offset.saturating_add(length_bytes) as usize).min(data.len());
         data[(offset as usize).min(end)..end].fill(0);
         Ok(())
@@ -252,17 +260,15 @@ impl ObjectHandle for Handle<'_> {
         if size_bytes > MAX_OBJECT_BYTES {
             return Err(Errno::EFBIG);
         }
-        self.changed = true;
-        self.after.data.resize(size_bytes as usize, 0);
+        self.change().data.resize(size_bytes as usize, 0);
         Ok(())
     }
 
     fn remove(&mut self) -> Result<(), Errno> {
-        self.changed = true;
-        self.after = Object {
-            snapset_seq: self.after.snapset_seq,
+        self.after = Some(Object {
+            snapset_seq: self.after().snapset_seq,
             ..Object::default()
-        };
+        });
         Ok(())
     }
 
@@ -272,8 +278,7 @@ impl ObjectHandle for Handle<'_> {
     }
 
     fn omap_remove(&mut self, key: Bytes) -> Result<(), Errno> {
-        self.changed = true;
-        self.after.omap.remove(&key);
+        self.change().omap.remove(&key);
         Ok(())
     }
 
