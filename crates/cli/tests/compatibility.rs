@@ -156,6 +156,10 @@ const DIFFERS: &[(&str, &str)] = &[
         "refused (16) for a migration target also when it is executed; from the trash of Ceph's `rbd` no verb finds it by its name, \
          and an abort by the source's name fails halfway (2)",
     ),
+    (
+        "trash remove",
+        "of an image in a group it names the group, where Ceph's prints an empty line",
+    ),
 ];
 
 /// Options that Ceph's command takes without explaining them.

@@ -11,7 +11,7 @@ use ferry_e2e::load::connect;
 use ferry_e2e::{Ferry, Finished, Side};
 use serde_json::Value;
 
-use super::improvements::{Known, Rule, is_spec};
+use super::improvements::{Known, Rule, is_spec, says_more};
 use super::steps::Step;
 use super::world::{BLOCK_BYTES, Kind, Reader, Request, World, trash_ids};
 
@@ -248,7 +248,8 @@ impl Sides {
             true => self.messages(&format!("{}{}", finished.stdout, finished.stderr)),
             false => self.messages(&finished.stderr),
         };
-        let (our, their) = (said(ours), said(theirs));
+        let (mut our, their) = (said(ours), said(theirs));
+        our.retain(|said| !says_more(line, said));
         if (ours.code, &our) == (theirs.code, &their) {
             return vec![];
         }

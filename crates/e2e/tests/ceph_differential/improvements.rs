@@ -29,17 +29,19 @@ pub enum Treatment {
     FerryIsToldCephs,
     CephIsToldFerrys,
     FerrysNameForAnId,
+    FerrySaysMore,
     BothRefuse,
     LeftOut,
 }
 
 impl Treatment {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::HeldToTruth,
         Self::WholeObjects,
         Self::FerryIsToldCephs,
         Self::CephIsToldFerrys,
         Self::FerrysNameForAnId,
+        Self::FerrySaysMore,
         Self::BothRefuse,
         Self::LeftOut,
     ];
@@ -56,6 +58,7 @@ impl Treatment {
             Self::FerryIsToldCephs => "Ferry is told, by an option of its own, to do what Ceph's does",
             Self::CephIsToldFerrys => "Ceph's is told, by an option, to do what Ferry does",
             Self::FerrysNameForAnId => "Ferry's name counts as equal to an id of Ceph's",
+            Self::FerrySaysMore => "Both refuse with one code; Ferry's message has one line more",
             Self::BothRefuse => "Both must refuse; with which code is not compared",
             Self::LeftOut => "Such a step is left out of the sequence",
         }
@@ -143,6 +146,11 @@ pub const IMPROVEMENTS: &[Improvement] = &[
         treatment: Treatment::FerrysNameForAnId,
         document: "docs/compatibility.md",
         words: "a removed snapshot that clones still show has the name that it had",
+    },
+    Improvement {
+        treatment: Treatment::FerrySaysMore,
+        document: "docs/compatibility.md",
+        words: "of an image in a group it names the group, where Ceph's prints an empty line",
     },
     Improvement {
         treatment: Treatment::BothRefuse,
@@ -603,6 +611,11 @@ fn lacks_metadata(image: &Image, world: &World) -> bool {
     parent
         .and_then(|(name, _)| world.image_anywhere(name))
         .is_some_and(|parent| parent.metadata.iter().any(|key| !image.metadata.contains(key)))
+}
+
+/// Whether a line of Ferry's message is one that Ceph's does not have.
+pub fn says_more(line: &str, said: &str) -> bool {
+    line.starts_with("trash rm ") && said.starts_with("rbd: error: image belongs to a group ")
 }
 
 /// Whether a word names an image or snapshot.
