@@ -697,3 +697,19 @@ fn without_a_driver_no_device_is_listed_and_none_is_made() {
         "no server is left behind"
     );
 }
+
+#[test]
+fn a_purge_names_all_protected_snapshots_in_one_pair_of_quotes() {
+    let store = TestStore::new();
+    store.ok("create --size 1M --object-size 64K vm");
+    for snap in ["a", "b", "c"] {
+        store.ok(&format!("snap create --no-progress vm@{snap}"));
+    }
+    store.ok("snap protect vm@a");
+    store.ok("snap protect vm@c");
+    assert_eq!(
+        store.ok("snap purge --no-progress vm"),
+        "rbd: error removing snapshot(s) 'a,c', which are protected - these must be unprotected with `rbd snap unprotect`.\n"
+    );
+    assert!(!store.ok("snap ls vm").contains(" b "));
+}

@@ -240,10 +240,11 @@ pub(super) async fn purge(session: &Session) -> Result<(), Failure> {
     let (kept, going): (Vec<&SnapRecord>, Vec<&SnapRecord>) =
         snaps.into_iter().partition(|snap| is_protected(snap));
     if !kept.is_empty() {
-        let names: Vec<String> = kept.iter().map(|snap| format!("'{}'", snap.name)).collect();
+        // All in one pair of quotes, as Ceph's prints them.
+        let names: Vec<&str> = kept.iter().map(|snap| snap.name.as_str()).collect();
         eprintln!(
-            "rbd: error removing snapshot(s) {}, which {} protected - these must be unprotected with `rbd snap unprotect`.",
-            names.join(", "),
+            "rbd: error removing snapshot(s) '{}', which {} protected - these must be unprotected with `rbd snap unprotect`.",
+            names.join(","),
             if kept.len() == 1 { "is" } else { "are" }
         );
     }
