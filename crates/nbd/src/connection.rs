@@ -117,6 +117,8 @@ impl Connection {
         let config = Arc::clone(&self.config);
         let _living = config.stats.connection_served();
         log_end(self.serve_socket(socket).await);
+        // Its place is free before it counts as ended.
+        drop(self);
     }
 
     /// Serves any pair of streams.
@@ -130,6 +132,7 @@ impl Connection {
         log_end(self.serve(reader, &mut writer).await);
         // The peer may be gone already.
         let _ = writer.shutdown().await;
+        drop(self);
     }
 
     async fn serve_socket<S: PlainSocket>(&mut self, mut socket: S) -> Result<Option<End>, ConnectionError> {

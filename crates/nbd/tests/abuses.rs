@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 /// No abuse comes near it: the limit turns a hang into a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn framing_of(stage: Stage) -> Option<Framing> {
     match stage {
