@@ -22,6 +22,8 @@ use crate::sys::private;
 
 /// How long a peer may take to send its request.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a request is sent to a peer that hangs up before it has read it.
+const ATTEMPTS: u32 = 3;
 /// Longest path that a socket's address holds.
 const PATH_BYTES_MAX: usize = 100;
 
@@ -65,23 +67,30 @@ impl Sockets {
 
     /// Sends a request and collects answers until the peer ends. Never ends by itself when the peer is stopped.
     pub(crate) async fn send(&self, gid: u64, request: &Request, answers: &Mutex<Answers>) {
-        let mut stream = match UnixStream::connect(self.path_of(gid)).await {
-            Ok(stream) => stream,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // The backlog of a stopped peer is full: it is alive and does not answer.
-                return std::future::pending().await;
-            }
-            // Nobody listens: it has just ended.
-            Err(_) => return answers.lock().end(),
-        };
         let bytes = frame::encode(&Incoming::Notify(request.clone()));
-        if stream.write_all(&bytes).await.is_err() {
-            return answers.lock().end();
+        for _ in 0..ATTEMPTS {
+            let mut stream = match UnixStream::connect(self.path_of(gid)).await {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // The backlog of a stopped peer is full: it is alive and does not answer.
+                    return std::future::pending().await;
+                }
+                // Nobody listens: it has just ended.
+                Err(_) => return answers.lock().end(),
+            };
+            // Who hangs up with a part of the request unread has ended, or has given us up because we were slow ourselves: then
+            // nobody has heard it yet, and whether it is so the next connection tells.
+            if stream.write_all(&bytes).await.is_err() {
+                continue;
+            }
+            loop {
+                match frame::read_answer(&mut stream).await {
+                    Ok((cookie, bytes)) => answers.lock().note(WatchCookie(cookie), bytes),
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+                    Err(_) => return answers.lock().end(),
+                }
+            }
         }
-        while let Ok((cookie, bytes)) = frame::read_answer(&mut stream).await {
-            answers.lock().note(WatchCookie(cookie), bytes);
-        }
-        answers.lock().end();
     }
 
     /// Tells a client to look whether it is fenced. What becomes of the hint does not matter.
@@ -140,5 +149,74 @@ async fn answer(mut stream: UnixStream, answers: Vec<Awaited>) {
         if stream.write_all(&frame).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::registry::Target;
+    use super::*;
+
+    struct Echo;
+
+    #[async_trait::async_trait]
+    impl ferry_store::WatchHandler for Echo {
+        async fn notified(&self, notification: ferry_store::watch::Notification) -> Bytes {
+            notification.payload
+        }
+        async fn lost(&self, _errno: ferry_store::Errno) {}
+    }
+
+    fn request() -> Request {
+        Request {
+            notify_id: 1,
+            notifier_gid: 2,
+            target: Target {
+                pool: 3,
+                namespace: String::new(),
+                name: "o".into(),
+            },
+            payload: Bytes::from_static(b"hello"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_living_watcher_that_hung_up_on_a_slow_notifier_hears_it_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let sockets = Sockets::new(directory.path()).unwrap();
+        let watches = Arc::new(Watches::new());
+        let cookie = watches.add(request().target, Arc::new(Echo));
+        let listener = sockets.listen(7).unwrap();
+        let serving = tokio::spawn(async move {
+            drop(listener.accept().await.unwrap());
+            serve(listener, watches, Arc::new(|| {})).await;
+        });
+        let answers = Mutex::default();
+        sockets.send(7, &request(), &answers).await;
+        let answers = answers.into_inner();
+        assert_eq!(answers.acks, [(cookie, Bytes::from_static(b"hello"))]);
+        assert!(answers.ended);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn who_always_hangs_up_is_alive_and_has_not_answered_and_who_is_gone_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let sockets = Sockets::new(directory.path()).unwrap();
+        let listener = sockets.listen(7).unwrap();
+        let serving = tokio::spawn(async move {
+            loop {
+                drop(listener.accept().await.unwrap());
+            }
+        });
+        let answers = Mutex::default();
+        sockets.send(7, &request(), &answers).await;
+        assert!(answers.lock().acks.is_empty() && !answers.lock().ended);
+        serving.abort();
+        assert!(serving.await.unwrap_err().is_cancelled());
+        sockets.send(7, &request(), &answers).await;
+        assert!(answers.lock().ended);
     }
 }
