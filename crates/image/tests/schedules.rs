@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 16] = [
+const FOUND: [(u64, &str); 18] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -313,6 +313,14 @@ const FOUND: [(u64, &str); 16] = [
     (
         9_200_000_002_598,
         "a client that was cut off, and then went on, was told that it had written what an abort had dropped",
+    ),
+    (
+        9_500_001_000_569,
+        "a watch that was lost before its beginning was heard of left another one behind, which nobody ended",
+    ),
+    (
+        9_500_000_001_646,
+        "a client was refused a snapshot while an abort found that it could not be, which the tool took for a failure",
     ),
 ];
 

@@ -394,8 +394,8 @@ pub(crate) async fn close(image: &Image) -> Result<()> {
 }
 
 /// After a lost watch was registered anew: moves the lock to the new cookie, or drops it.
-pub(crate) async fn rename_after_rewatch(image: &Image, old: Option<WatchCookie>) {
-    let (Some(old), Some(new)) = (old, image.inner.watch.cookie()) else {
+pub(crate) async fn rename_after_rewatch(image: &Image, old: WatchCookie) {
+    let Some(new) = image.inner.watch.cookie() else {
         return;
     };
     if !image.inner.lock.is_owner() {

@@ -30,6 +30,9 @@ const REFRESH_BEFORE_ACK_MS: u64 = 4_000;
 #[derive(Debug, Default)]
 pub struct ImageWatch {
     cookie: Mutex<Option<WatchCookie>>,
+    /// Held while a watch begins, and while one is given up: a watch may be lost before whoever began it has heard of it, and two
+    /// that begin at a time would leave one behind. Never while a store is waited for that waits for this handle's callbacks.
+    changing: tokio::sync::Mutex<()>,
     /// Header updates this handle is sending right now.
     sending: AtomicUsize,
     pub(crate) remote: remote::Pending,
@@ -82,6 +85,12 @@ impl Image {
 
 /// Begins to watch the header.
 pub(crate) async fn register(image: &Image) -> Result<()> {
+    let _changing = image.inner.watch.changing.lock().await;
+    begin(image).await
+}
+
+/// The caller holds `changing`.
+async fn begin(image: &Image) -> Result<()> {
     let io = &image.inner.io;
     let handler = Arc::new(Handler {
         image: Arc::downgrade(&image.inner),
@@ -94,9 +103,12 @@ pub(crate) async fn register(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// Ends the watch, if there is one.
+/// Ends the watch of a closed handle, if there is one; none begins any more.
 pub(crate) async fn unregister(image: &Image) -> Result<()> {
-    let cookie = image.inner.watch.cookie.lock().take();
+    let cookie = {
+        let _changing = image.inner.watch.changing.lock().await;
+        image.inner.watch.cookie.lock().take()
+    };
     match cookie {
         Some(cookie) => absent_is_fine(image.inner.io.store().unwatch(cookie).await),
         None => Ok(()),
@@ -167,19 +179,27 @@ impl WatchHandler for Handler {
         if errno == Errno::ESHUTDOWN {
             return;
         }
-        let old = image.inner.watch.cookie.lock().take();
-        if let Some(old) = old {
-            let _ = image.inner.io.store().unwatch(old).await;
-        }
-        match register(&image).await {
-            // Closed meanwhile: nobody else would end this watch.
-            Ok(()) if image.check_open().is_err() => {
-                let _ = unregister(&image).await;
-            }
-            Ok(()) => crate::exclusive_lock::rename_after_rewatch(&image, old).await,
+        match watch_again(&image).await {
+            Ok(Some(old)) => crate::exclusive_lock::rename_after_rewatch(&image, old).await,
+            Ok(None) => {}
             Err(error) => tracing::error!(image = image.name(), %error, "cannot watch again"),
         }
     }
+}
+
+/// Puts a watch in the place of one that was lost, unless the handle is closed. The old one, if there was one.
+async fn watch_again(image: &Image) -> Result<Option<WatchCookie>> {
+    let _changing = image.inner.watch.changing.lock().await;
+    if image.check_open().is_err() {
+        return Ok(None);
+    }
+    let old = image.inner.watch.cookie.lock().take();
+    if let Some(old) = old {
+        // The one whose callback this is.
+        let _ = image.inner.io.store().unwatch(old).await;
+    }
+    begin(image).await?;
+    Ok(old)
 }
 
 async fn handle(image: &Image, message: Message, notifier_gid: u64) -> Bytes {

@@ -152,6 +152,32 @@ impl Stage {
         ))
     }
 
+    /// Opens a snapshot beside an open handle: an abort that is about to find that handle refuses others in the meantime.
+    async fn open_snapshot(
+        &self,
+        process: &Process,
+        image: &Image,
+        name: &str,
+    ) -> Result<Option<Image>, String> {
+        let mut last = String::new();
+        for _ in 0..300 {
+            let at = OpenOptions::read_only().at(SnapKey::Name(name.to_owned()));
+            match Image::open(image.io(), ImageKey::Id(image.id()), at).await {
+                Ok(shown) => return Ok(Some(shown)),
+                Err(_) if process.fell() || self.abort_fell.load(Ordering::SeqCst) => return Ok(None),
+                Err(error) if self.has(Role::Aborts) && error.errno == Errno::EROFS => {
+                    last = error.to_string()
+                }
+                Err(error) => return Err(format!("{} cannot open its snapshot: {error}", process.told())),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(format!(
+            "{} cannot open its snapshot for a long time: {last}",
+            process.told()
+        ))
+    }
+
     /// An abort that was killed, or cut off, between its marks and its look at who has the target open leaves those refused until
     /// somebody aborts again.
     fn is_left_aborting(&self, error: &ImageError) -> bool {
@@ -370,11 +396,8 @@ async fn snapshots(stage: &Stage, process: &Process, rng: &mut StdRng) -> Findin
             .judge(created, |error| stage.is_left_aborting(error))
             .map_err(|error| format!("snapshot by {error}"))?;
         if is_there {
-            let at = OpenOptions::read_only().at(SnapKey::Name(name.clone()));
-            let shown = match Image::open(image.io(), ImageKey::Id(image.id()), at).await {
-                Ok(shown) => shown,
-                Err(_) if process.fell() => return stage.close(process, &image).await,
-                Err(error) => return Err(format!("{} cannot open its snapshot: {error}", process.told())),
+            let Some(shown) = stage.open_snapshot(process, &image, &name).await? else {
+                return stage.close(process, &image).await;
             };
             for _ in 0..2 {
                 match shown.read(0, shown.size_bytes()).await {

@@ -467,14 +467,18 @@ impl Store for MemoryStore {
 
     async fn unwatch(&self, cookie: WatchCookie) -> Result<()> {
         let what = format!("end watch {}", cookie.0);
-        let task = {
+        let (ended, task) = {
             let mut state = self.state(&what)?;
-            state.watches.end(End::Unwatched, |_, info| {
+            let ended = state.watches.end(End::Unwatched, |_, info| {
                 info.cookie == cookie && info.gid == self.gid()
             });
-            self.client.tasks.lock().remove(&cookie)
+            (ended, self.client.tasks.lock().remove(&cookie))
         };
         let task = task.ok_or_else(|| failed(Errno::ENOENT, &what))?;
+        if ended == 0 {
+            // It was lost before: its handler is being told, or is the one that asks.
+            return Ok(());
+        }
         task.await
             .map_err(|error| failed(Errno::EIO, format!("{what}: its handler failed: {error}")))
     }

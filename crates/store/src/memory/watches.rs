@@ -86,12 +86,15 @@ impl Watches {
         (cookie, tokio::spawn(serve(handler, waiting, ended)))
     }
 
-    /// Ends those watches for which `which` says so.
-    pub(super) fn end(&mut self, end: End, which: impl Fn(&Place, &WatchInfo) -> bool) {
+    /// Ends those watches for which `which` says so. How many there were.
+    pub(super) fn end(&mut self, end: End, which: impl Fn(&Place, &WatchInfo) -> bool) -> usize {
+        let mut ended = 0;
         for watch in self.list.extract_if(.., |watch| which(&watch.place, &watch.info)) {
             // Fails only when the task is gone already.
             let _ = watch.end.send(end);
+            ended += 1;
         }
+        ended
     }
 
     /// Watchers of an object.
