@@ -100,7 +100,9 @@ fn an_interrupted_command_says_so_and_the_next_run_goes_on() {
             "migration",
             "execute",
             "big2",
-            "--rbd_concurrent_management_ops=1",
+            // A minute, which is never waited for: it is not done before it is interrupted.
+            "--max-bytes-per-second",
+            "1M",
         ])
         .stderr(Stdio::piped())
         .spawn()
@@ -129,7 +131,7 @@ fn an_interrupted_command_says_so_and_the_next_run_goes_on() {
         status.starts_with("Watchers: none\n") && status.contains("state: executing"),
         "{status}"
     );
-    store.ok("migration execute big2 --no-progress");
+    store.ok("migration execute big2 --no-progress --max-bytes-per-second none");
     store.ok("migration commit big2 --no-progress");
     assert_eq!(store.ok("trash ls --all"), "");
 }

@@ -96,7 +96,7 @@ fn a_paused_execute_waits_and_says_so_until_it_is_resumed() {
         let executing = scope.spawn(|| store.ok("migration execute dst --zero-detect"));
         let mut plain = String::new();
         // The first report may be older than its look at the settings.
-        for _ in 0..600 {
+        for _ in 0..4800 {
             if executing.is_finished() || plain.contains("left 8 MiB, paused\n") {
                 break;
             }

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::time::{Duration, Instant};
-
 use ferry_e2e::ceph::unique;
 use ferry_e2e::{Ferry, History, Shape, Side};
 
@@ -116,16 +114,10 @@ fn both_sides_print_the_same() {
 #[test]
 fn a_cluster_that_does_not_answer_or_does_not_know_us_is_a_clear_error_in_time() {
     let Some(ferry) = Ferry::on_ceph() else { return };
-    let started = Instant::now();
-    // Nobody listens on port 1.
+    // Nobody listens on port 1. Without the bound it would wait for longer than a command of a test may take.
     ferry
         .rbd(&["-m", "127.0.0.1:1", "--connect-timeout", "2", "ls"])
         .fails(110, "no monitor answered in time");
-    assert!(
-        started.elapsed() < Duration::from_secs(60),
-        "{:?}",
-        started.elapsed()
-    );
     let keyring = ferry.file("keyring");
     let secret = "AQBZ0mRnAAAAABAAZ1gT3o5c9d0S6q0p3vN8xw==";
     std::fs::write(&keyring, format!("[client.admin]\n\tkey = {secret}\n")).unwrap();

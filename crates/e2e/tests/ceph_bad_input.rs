@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use ferry_e2e::ceph::{OwnCluster, unique};
 use ferry_e2e::{Ferry, Finished, Side};
@@ -331,7 +330,8 @@ fn a_client_that_is_fenced_ends_and_another_goes_on() {
 
     let target = format!("other/{image}");
     ferry.ok(&["migration", "prepare", &image, &target]);
-    let pace = ["--max-bytes-per-second", "4M"];
+    // It would take minutes: it is fenced long before.
+    let pace = ["--max-bytes-per-second", "128K"];
     let execute = ferry.start(&[&["migration", "execute", "--no-progress", &target], &pace[..]].concat());
     ceph(
         &ferry,
@@ -379,7 +379,7 @@ fn a_full_cluster_and_one_whose_osd_is_away() {
 
     full_at(&ferry, 0.000_1, 0.000_2);
     ferry_e2e::ferry::wait_until("the OSD is full", || has_health(&ferry, "OSD_FULL"));
-    let started = Instant::now();
+    // Nobody waits for room: a command that did would not end in time.
     ferry.rbd(&["create", "--size", "8M", "new"]).fails(28, "is full");
     ferry
         .rbd(&["migration", "execute", "--no-progress", "other/disk"])
@@ -390,11 +390,6 @@ fn a_full_cluster_and_one_whose_osd_is_away() {
     write.args(["-m", "nbd", "-u", &uri, "-c", "h.pwrite(b'x'*4096, 0)"]);
     ferry_e2e::run(&mut write).fails(1, "No space left");
     served.stop();
-    assert!(
-        started.elapsed() < Duration::from_secs(60),
-        "{:?}",
-        started.elapsed()
-    );
     assert!(ferry.export("other/disk") == bytes, "a full cluster can be read");
     full_at(&ferry, 0.85, 0.95);
     ferry_e2e::ferry::wait_until("there is room", || !has_health(&ferry, "OSD_FULL"));
@@ -402,7 +397,7 @@ fn a_full_cluster_and_one_whose_osd_is_away() {
     ferry.ok(&["create", "--size", "8M", "new"]);
 
     // An OSD that goes down under an execute, which waits for it; others tell that nobody answers.
-    let pace = ["--max-bytes-per-second", "8M"];
+    let pace = ["--max-bytes-per-second", "128K"];
     let mut execute = ferry.start(
         &[
             &["migration", "execute", "--no-progress", "other/disk"],
@@ -413,19 +408,22 @@ fn a_full_cluster_and_one_whose_osd_is_away() {
     watcher(&ferry, "other/disk");
     cluster.dev("osd-down");
     assert!(execute.is_running(), "{}", execute.stderr());
-    let started = Instant::now();
     for words in [
         &["ls", "--connect-timeout", "3"][..],
         &["info", "new", "--connect-timeout", "3"],
     ] {
         ferry.rbd(words).fails(110, "did not answer in time");
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(40),
-        "{:?}",
-        started.elapsed()
-    );
     cluster.dev("osd-up");
+    // The rest need not take minutes.
+    ferry.ok(&[
+        "migration",
+        "throttle",
+        "other/disk",
+        "--max-bytes-per-second",
+        "none",
+    ]);
+    assert!(execute.is_running(), "{}", execute.stderr());
     execute.finish().ok();
     ferry.ok(&["migration", "commit", "--no-progress", "other/disk"]);
     assert!(ferry.export_as(Side::Ceph, "other/disk") == bytes);

@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::process::Command;
-use std::time::Duration;
 
 use ferry_e2e::ceph::unique;
+use ferry_e2e::ferry::wait_until;
 use ferry_e2e::{Background, Ferry, History, Shape, Side};
 
 /// fio's job on 9 MiB: each block once, in an order that `seed` gives, with checksums.
@@ -27,6 +27,25 @@ fn fio(ferry: &Ferry, seed: u32, words: &[&str]) -> Command {
     command.args(words).current_dir(ferry.path(""));
     command.env("CEPH_CONF", ferry.ceph_conf());
     command
+}
+
+/// A load whose client owns the image's lock, and is not done.
+fn under_way(ferry: &Ferry, image: &str, writer: &[&str]) -> Background {
+    // A busy machine may not look in time: then once more, for longer.
+    for iops in [800, 200, 50, 10] {
+        let rate = format!("--rate_iops={iops},{iops}");
+        let slowly = [writer, &[rate.as_str()]].concat();
+        let mut load = Background::start(&mut fio(ferry, 7, &slowly), &ferry.path(""), "load");
+        wait_until("the load is under way", || {
+            let locks = ferry.json(&["lock", "ls", image]);
+            locks.as_array().is_some_and(|locks| !locks.is_empty()) || !load.is_running()
+        });
+        if load.is_running() {
+            return load;
+        }
+        load.finish().ok();
+    }
+    panic!("each time the load was done before anybody saw it");
 }
 
 #[test]
@@ -57,10 +76,7 @@ fn clients_of_either_side_keep_their_data_under_the_other_s_execute_and_after_a_
             Side::Ferry => (&librbd[..], &nbd[..]),
             Side::Ceph => (&nbd[..], &librbd[..]),
         };
-        let slowly = [writer, &["--rate_iops=800,800"]].concat();
-        let mut load = Background::start(&mut fio(&ferry, 7, &slowly), &ferry.path(""), "load");
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(load.is_running(), "{}", load.stderr());
+        let load = under_way(&ferry, &target, writer);
         ferry.migrate_as(executor, "execute", &target);
         load.finish().ok();
         ferry_e2e::run(&mut fio(&ferry, 7, &[reader, &["--verify_only"]].concat())).ok();

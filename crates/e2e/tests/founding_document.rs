@@ -87,6 +87,9 @@ fn prepare_execute_and_commit(ferry: &Ferry) {
     let served = ferry.serve(&["rbd/migration_target"]);
     let client = runtime.block_on(connect(&served.socket, "rbd/migration_target"));
     let load = runtime.spawn(write_until_gone(client, journal.clone(), 4, 3000, 1));
+    // Not of the page: so slow that a status falls into its time, however busy the machine is.
+    let throttle = "rbd migration throttle migration_target --max-bytes-per-second";
+    type_line(ferry, &format!("{throttle} 1M")).ok();
     let mut executing = String::new();
     let execute = std::thread::scope(|scope| {
         let execute = scope.spawn(|| type_line(ferry, "rbd migration execute migration_target"));
@@ -97,6 +100,7 @@ fn prepare_execute_and_commit(ferry: &Ferry) {
             }
             !executing.is_empty() || execute.is_finished()
         });
+        type_line(ferry, &format!("{throttle} none")).ok();
         execute.join().unwrap().ok()
     });
     journal = runtime.block_on(load).unwrap();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ferry_e2e::ferry::wait_until;
 use ferry_e2e::load::{connect, read_all};
+use ferry_e2e::process::LIMIT;
 use ferry_e2e::tools::{can_mount, installed};
 use ferry_e2e::{Ferry, run, run_ok};
 use ferry_nbd::client::{Client, ClientError};
@@ -125,8 +126,9 @@ async fn a_full_file_system_holds_its_writers_until_there_is_room() {
                 acknowledged.fetch_add(1, Ordering::SeqCst);
             });
         }
-        wait_until("requests are held", || {
-            served.process.stderr().contains("held until there is room")
+        wait_until("some fit and the others are held", || {
+            acknowledged.load(Ordering::SeqCst) > 0
+                && served.process.stderr().contains("held until there is room")
         });
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = acknowledged.load(Ordering::SeqCst);
@@ -138,7 +140,7 @@ async fn a_full_file_system_holds_its_writers_until_there_is_room() {
         let other = connect(&served.socket, "rbd/disk").await;
         other.read(200 * MIB as u64, MIB as u32).await.unwrap();
         std::fs::remove_file(&ballast).unwrap();
-        while let Some(written) = tokio::time::timeout(Duration::from_secs(60), writers.join_next())
+        while let Some(written) = tokio::time::timeout(LIMIT, writers.join_next())
             .await
             .unwrap_or_else(|_| panic!("{kind}: still held although there is room"))
         {

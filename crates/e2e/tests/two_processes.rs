@@ -38,14 +38,24 @@ async fn execute_is_done_by_the_serving_writer_and_its_progress_is_seen_by_both(
             .to_string()
             .contains("auto")
     });
+    // So slow that it is seen, however busy the machine is; once it was, it may hurry.
+    let throttle = ["migration", "throttle", "fast/dst", "--max-bytes-per-second"];
+    ferry.ok(&[&throttle[..], &["1M"]].concat());
     let mut execute = ferry.start(&["migration", "execute", "fast/dst"]);
     let mut states = Vec::new();
+    wait_until("it is seen by both", || {
+        states.push(ferry.ok(&["status", "fast/dst"]));
+        // Forwarded progress: more than the beginning.
+        let told = execute.stderr().matches("% complete").count() > 1;
+        told && states.iter().any(|text| text.contains("state: executing")) || !execute.is_running()
+    });
+    assert!(execute.is_running(), "{}", execute.stderr());
+    ferry.ok(&[&throttle[..], &["none"]].concat());
     while execute.is_running() {
         states.push(ferry.ok(&["status", "fast/dst"]));
     }
     let execute = execute.finish().ok();
     assert!(execute.stderr.contains("100% complete...done."), "{execute}");
-    // Forwarded progress: more than the beginning and the end.
     assert!(execute.stderr.matches("% complete").count() > 2, "{execute}");
     let executing: Vec<_> = states
         .iter()

@@ -625,7 +625,7 @@ async fn what_is_read_becomes_the_clone_s_own_where_that_is_asked_for() {
         image.read(0, 100).await.unwrap();
         image.acquire_lock().await.unwrap();
         image.read(40_000, 100).await.unwrap();
-        for _ in 0..500 {
+        for _ in 0..12_000 {
             if objects(&image).await > 0 {
                 break;
             }

@@ -20,7 +20,7 @@ async fn place() -> Option<IoCtx> {
     };
     let config = CephConfig {
         conf: Some(conf.into()),
-        op_timeout: Some(Duration::from_secs(20)),
+        op_timeout: Some(Duration::from_secs(120)),
         ..CephConfig::default()
     };
     let store: Arc<dyn Store> = CephStore::connect(config).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_client_that_was_fenced_knows_it_after_its_next_word() {
     other.store().blocklist_add(&io.store().instance()).await.unwrap();
     // The OSD may hear of it a moment later than we.
     let mut last = None;
-    for _ in 0..200 {
+    for _ in 0..6000 {
         match io.write_meta("o", WriteOp::new().write(0, "x")).await {
             Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             Err(error) => {

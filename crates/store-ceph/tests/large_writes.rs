@@ -90,7 +90,7 @@ async fn bytes_arrive_and_come_back(c_interface_only: bool) {
         assert!(found.data(0) == data[..length], "{length} bytes in full");
     }
     // The library lets go of a message when the OSD has said that it has it.
-    for _ in 0..3000 {
+    for _ in 0..12_000 {
         if living.load(Ordering::SeqCst) == 0 {
             return;
         }

@@ -27,7 +27,7 @@ use rand::{RngExt, SeedableRng};
 
 const BLOCK: usize = 4096;
 /// How long a damaged store may take for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What an object is at a snapshot.
 type Seen = (Option<Bytes>, BTreeMap<Bytes, Bytes>);
@@ -149,7 +149,7 @@ async fn make(root: &Path) -> Expected {
             .into_iter()
             .filter(|path| path.to_str().unwrap().ends_with("-wal"))
     };
-    for _ in 0..500 {
+    for _ in 0..12_000 {
         if logs().next().is_none() {
             break;
         }
