@@ -4,7 +4,7 @@
 //! buffered, with the tail of SQLite's log cut off at any byte.
 //!
 //! Judged by the versions that each byte may have ([`common::scene`]). `FERRY_POWER` is how many images are looked at,
-//! `FERRY_SEED` replays. What is not covered: losses in the middle of a step, and a torn checkpoint of SQLite.
+//! `FERRY_SEED` replays. What is not covered: losses in the middle of a step; of SQLite's steps `log_losses.rs` has those.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
 
@@ -45,6 +45,8 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The log of the pool, below the root.
 const LOG: &str = "pools/1/pool.db-wal";
+/// The file with the note of what of it was synced.
+const SIDE: &str = "pools/1/pool.lock";
 
 fn log_bytes(root: &Path) -> u64 {
     std::fs::metadata(root.join(LOG)).map_or(0, |metadata| metadata.len())
@@ -65,11 +67,15 @@ fn lasting_files(root: &Path) -> Files {
 }
 
 /// Files and disk as they are at one moment: the engine may remove files in the background, after a commit.
-fn freeze(scene: &Scene, log_floor: u64) -> Frozen {
+fn freeze(scene: &Scene, mut log_floor: u64) -> Frozen {
     for _ in 0..LOOKS {
         let files = lasting_files(&scene.root);
         let disk = scene.sim.fork();
         if files == lasting_files(&scene.root) {
+            // A buffered step may have durable parts: who makes a file says so first.
+            if let (Some(side), Some(log)) = (files.get(Path::new(SIDE)), files.get(Path::new(LOG))) {
+                log_floor = log_floor.max(common::synced_of_log(side, log) as u64);
+            }
             return Frozen {
                 root: scene.root.clone(),
                 disk,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use ferry_store::check::{CheckOptions, Gravity, Report};
 use ferry_store::{Result, StoreError};
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use super::place_of;
 use crate::db::page::{self, Kept};
-use crate::db::{Commit, Db, SqlContext};
+use crate::db::{Commit, Db, SqlContext, log};
 use crate::pool::Pool;
 use crate::pool::schema::{PAGE_BYTES, PAGE_SHIFT};
 use crate::root::Root;
@@ -63,12 +63,43 @@ pub(super) fn check_pages(place: &str, path: &Path, report: &mut Report) {
 
 const RESTORE: &str = "nothing reads it as data; put the file back from a copy of the whole store, or copy off the images that can still be read";
 
+/// Looks at the log of a database that could not be opened.
+pub(super) fn check_log(place: &str, path: &Path, report: &mut Report) {
+    match log::damage(path) {
+        Ok(None) => {}
+        Ok(Some(what)) => report.note(Gravity::Damage, "database-log", place, what, log::WAY_OUT),
+        Err(error) => {
+            let what = format!("the log of {}: {error}", path.display());
+            report.note(Gravity::Damage, "database-file", place, what, RESTORE);
+        }
+    }
+}
+
+/// The same of one that is open, and what SQLite reads of it, which is judged frame by frame.
+fn check_open_log(place: &str, db: &Db, report: &mut Report) {
+    let damage = match db.log_damage() {
+        Ok(None) => {
+            let copied = db.reader().and_then(|reader| {
+                let copied = reader.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+                match copied {
+                    // Somebody else is at it.
+                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+                    copied => copied.at(db.path(), "copy the log into"),
+                }
+            });
+            copied.err().map(|error| error.what)
+        }
+        Ok(damage) => damage,
+        Err(error) => Some(error.what),
+    };
+    if let Some(what) = damage {
+        report.note(Gravity::Damage, "database-log", place, what, log::WAY_OUT);
+    }
+}
+
 /// The same, and SQLite's own check of how pages hang together.
 pub(super) fn check_file(place: &str, db: &Arc<Db>, report: &mut Report) {
-    // What is still in the log has checksums there; what is copied out of it here needs no such luck.
-    let _ = db
-        .reader()
-        .map(|reader| reader.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())));
+    check_open_log(place, db, report);
     check_pages(place, db.path(), report);
     let complaints = || -> Result<Vec<String>> {
         let reader = db.reader()?;

@@ -65,7 +65,9 @@ async fn check_pool(client: &Arc<Client>, id: PoolId, options: CheckOptions) -> 
             return client
                 .blocking(move || {
                     if let Ok(place) = of.root.pool_place(id) {
-                        database::check_pages(&format!("pool {id}"), &place.database(), &mut report);
+                        let (pool, path) = (format!("pool {id}"), place.database());
+                        database::check_log(&pool, &path, &mut report);
+                        database::check_pages(&pool, &path, &mut report);
                     }
                     Ok(report)
                 })

@@ -1,5 +1,5 @@
 //! SQLite's own file layer with one thing added: a page of a database that has checksums ([`super::page`]) gets its own when it is
-//! written into the file, and is refused when it is read and does not fit. Logs have SQLite's checksums.
+//! written into the file, and is refused when it is read and does not fit. What is added for logs is in [`super::logged`].
 //!
 //! Keeps invariant: no byte of a page whose checksum is wrong reaches anybody, whether the page is read whole or in part: the read
 //! fails with `SQLITE_IOERR_DATA`. Only the header is read alone, and has to go on saying the same. Files without checksums are passed through. Does not know tables, nor who reads.
@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use rusqlite::{Connection, ffi};
 
+use super::logged::{self, Logged};
 use super::page::{self, HEADER, Kept, PAGE, RESERVED};
 
 /// Name by which connections ask for the layer.
@@ -72,7 +73,7 @@ pub(crate) fn register() -> bool {
             let mut own = unsafe { *below };
             own.zName = NAME.as_ptr();
             own.pNext = std::ptr::null_mut();
-            own.szOsFile += size_of::<Checked>() as c_int;
+            own.szOsFile += size_of::<Checked>().max(size_of::<Logged>()) as c_int;
             own.xOpen = Some(open);
             let own = Box::into_raw(Box::new(own));
             // SAFETY: the table is leaked on purpose: SQLite links it into its list for good.
@@ -132,6 +133,16 @@ unsafe extern "C" fn open(
         let Some(open) = (*layer.below).xOpen else {
             return ffi::SQLITE_CANTOPEN;
         };
+        if flags & ffi::SQLITE_OPEN_WAL != 0 {
+            let real = logged::real(file);
+            (*real).pMethods = std::ptr::null();
+            (*file).pMethods = std::ptr::null();
+            let opened = open(layer.below, name, real, flags, out_flags);
+            if !(*real).pMethods.is_null() {
+                logged::adopt(file, name);
+            }
+            return opened;
+        }
         if flags & ffi::SQLITE_OPEN_MAIN_DB == 0 {
             return open(layer.below, name, file, flags, out_flags);
         }

@@ -25,7 +25,8 @@ impl<T> SqlContext<T> for rusqlite::Result<T> {
             };
             let error = match error.sqlite_error().map(|error| error.extended_code) {
                 Some(rusqlite::ffi::SQLITE_IOERR_DATA) => {
-                    "a page is damaged: its checksum is wrong; 'rbd fsck' says which".to_owned()
+                    "a page of it, or of its log, is damaged: its checksum is wrong; 'rbd fsck' says which"
+                        .to_owned()
                 }
                 _ => error.to_string(),
             };

@@ -9,6 +9,8 @@
 
 mod checked;
 mod error;
+pub(crate) mod log;
+mod logged;
 pub(crate) mod page;
 
 use std::fs::File;
@@ -128,21 +130,38 @@ impl Db {
         });
         let side = db.side_file()?;
         let locked = db.lock(&side)?;
-        let connection = db.connect()?;
-        connection
-            .query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))
-            .at(&db.path, "set up")?;
-        connection
-            .execute_batch("BEGIN IMMEDIATE")
-            .at(&db.path, "set up")?;
-        prepare(&connection)?;
-        connection.execute_batch("COMMIT").at(&db.path, "set up")?;
+        let connection = db.set_up(prepare).map_err(|error| match log::damage(path) {
+            Ok(Some(what)) => StoreError::new(Errno::EIO, format!("{what}: {}", log::WAY_OUT)),
+            _ => error,
+        })?;
         drop(locked);
         let mut readers = db.readers.lock();
         readers.idle.push(connection);
         readers.open = 1;
         drop(readers);
         Ok(db)
+    }
+
+    /// The first connection, which recovers the log if that is necessary. Under the writers' lock.
+    fn set_up(&self, prepare: impl FnOnce(&Connection) -> Result<()>) -> Result<Connection> {
+        let connection = self.connect()?;
+        connection
+            .query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))
+            .at(&self.path, "set up")?;
+        connection
+            .execute_batch("BEGIN IMMEDIATE")
+            .at(&self.path, "set up")?;
+        prepare(&connection)?;
+        connection.execute_batch("COMMIT").at(&self.path, "set up")?;
+        Ok(connection)
+    }
+
+    /// In words: what the log has lost of what was synced into it. Waits for writers. Blocks.
+    pub(crate) fn log_damage(&self) -> Result<Option<String>> {
+        let side = self.side_file()?;
+        let _locked = self.lock(&side)?;
+        log::damage(&self.path)
+            .map_err(|error| StoreError::io(&error, format!("read the log of {}", self.path.display())))
     }
 
     /// Whether its pages have checksums. Blocks.
@@ -306,7 +325,11 @@ impl Db {
             let mut batch = vec![first];
             batch.extend(queue.try_iter().take(BATCH_MAX - 1));
             let (finishes, outcome) = match (hold, &broken) {
-                (Ok(_hold), None) => self.run_batch(connection, &mut current, batch),
+                (Ok(hold), None) => {
+                    let ran = self.run_batch(connection, &mut current, batch);
+                    self.note_synced(connection, &ran.1, &hold);
+                    ran
+                }
                 (Ok(_hold), Some(error)) => refuse(batch, error.clone()),
                 (Err(error), _) => refuse(batch, error),
             };
@@ -319,6 +342,17 @@ impl Db {
             for finish in finishes {
                 finish(outcome.as_ref().copied());
             }
+        }
+    }
+
+    /// Notes beside the log what of it cannot be gone, for whoever recovers it.
+    fn note_synced(&self, connection: &Connection, outcome: &Result<()>, hold: &WriterHold<'_>) {
+        if let Some(synced) = logged::take_synced(connection)
+            && outcome.is_ok()
+            && self.lifetime == Lifetime::Forever
+        {
+            // Without the note less is judged, and nothing wrongly.
+            let _ = log::Mark::new(synced).note(hold.0);
         }
     }
 

@@ -62,9 +62,14 @@ fn fits_but_for_its_header(head: &[u8]) -> bool {
 /// The checksum of page `number`, from 0: over all of it but its reserved end, and its number, so that pages in each
 /// other's place are noticed. Each step is a bijection, so one changed word always changes it.
 fn checksum(number: u64, page: &[u8]) -> u64 {
+    sum_of(number, &page[..PAGE - RESERVED])
+}
+
+/// The checksum of `bytes`, whose length is a multiple of eight, and of a number.
+pub(super) fn sum_of(number: u64, bytes: &[u8]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut sum = (number ^ 0x5bd1_e995_0000_0001).wrapping_mul(ODD);
-    for word in page[..PAGE - RESERVED].as_chunks::<8>().0 {
+    for word in bytes.as_chunks::<8>().0 {
         sum = (sum ^ u64::from_le_bytes(*word)).wrapping_mul(ODD);
         sum ^= sum >> 29;
     }

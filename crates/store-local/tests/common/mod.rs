@@ -75,3 +75,15 @@ pub fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
     }
     files
 }
+
+/// How many bytes of a log were synced at least, by the note of that in the side file (docs/format-local.md, 3.1): no loss of power
+/// takes them.
+pub fn synced_of_log(side: &[u8], log: &[u8]) -> usize {
+    const FRAME: usize = 24 + 4096;
+    let is_of_this_log =
+        side.len() >= 64 && &side[16..24] == b"FERRYLOG" && log.get(16..24) == Some(&side[40..48]);
+    match is_of_this_log {
+        true => 32 + FRAME * u64::from_le_bytes(side[48..56].try_into().unwrap()) as usize,
+        false => 0,
+    }
+}
