@@ -54,7 +54,7 @@ const CHANGE_NOTHING: [CommandId; 33] = [
     CommandId::Status,
     CommandId::TrashList,
     CommandId::Watch,
-    // Its repairs are killed by a test of their own, in `fsck.rs`.
+    // Its repairs are killed by tests of their own: `image/tests/check_kills.rs`, and the real command by `fsck.rs`.
     CommandId::Fsck,
     // Has rows of its own, in which a client does what a server does for one; a device is a client of such a server.
     CommandId::Serve,

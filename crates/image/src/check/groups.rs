@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ferry_cls::rbd::{
     GroupLinkState, GroupSnapshotState, GroupSpec, SnapshotNamespace, client, names as cls_names,
 };
-use ferry_store::IoCtx;
 use ferry_store::check::Gravity;
+use ferry_store::{IoCtx, ReadOp, SnapId};
 
 use super::Look;
 use super::found::judged;
@@ -60,7 +60,7 @@ async fn look_for_strays(look: &mut Look, groups: &BTreeMap<String, String>) -> 
     .await?;
     for id in ids {
         let place = format!("{}, group with id {id}", look.here());
-        match content(&look.io, &id).await? {
+        match unnamed(&look.io, &id).await?.map(|found| found.count) {
             // It has a name by its id alone, which is told of there; or it is gone.
             None => {}
             Some(0) => {
@@ -81,19 +81,29 @@ async fn look_for_strays(look: &mut Look, groups: &BTreeMap<String, String>) -> 
     Ok(())
 }
 
-/// How many images and snapshots the header of a group has that the list of groups does not have by its id; `None`: it has, or there
-/// is no such header. What cannot be read counts.
-pub(super) async fn content(io: &IoCtx, id: &str) -> Result<Option<usize>> {
+/// What the header of a group has that the list of groups does not have by its id.
+pub(super) struct Unnamed {
+    /// Version of the header before it was read.
+    pub(super) version: u64,
+    /// Images and snapshots; what cannot be read counts.
+    pub(super) count: usize,
+}
+
+/// Looks at the header of a group; `None`: the list of groups has it by its id, or there is no such header.
+pub(super) async fn unnamed(io: &IoCtx, id: &str) -> Result<Option<Unnamed>> {
     let call = client::dir_get_name(id);
     let name = optional(ferry_cls::exec_read(io, cls_names::GROUP_DIRECTORY, call).await)?;
     let object = cls_names::group_header(id);
-    if name.is_some() || !io.exists(&object).await? {
+    let header = optional(io.read(&object, SnapId::HEAD, ReadOp::new().stat()).await)?;
+    let Some(header) = header.filter(|_| name.is_none()) else {
         return Ok(None);
-    }
+    };
     let images = judged(client::group_image_list_all(io, &object).await)?;
     let snapshots = judged(client::group_snap_list_all(io, &object).await)?;
-    let count = images.map_or(1, |images| images.len()) + snapshots.map_or(1, |snapshots| snapshots.len());
-    Ok(Some(count))
+    Ok(Some(Unnamed {
+        version: header.version,
+        count: images.map_or(1, |images| images.len()) + snapshots.map_or(1, |snapshots| snapshots.len()),
+    }))
 }
 
 async fn look_at_images(look: &mut Look, place: &str, id: &str) -> Result<()> {

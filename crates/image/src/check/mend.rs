@@ -15,6 +15,7 @@ use ferry_store::check::{Finding, Gravity, Report};
 use ferry_store::{Errno, IoCtx, SnapId, WriteOp, WriteStep};
 
 use super::found::{Found, Item};
+use super::groups;
 use super::names::{BY_ID, BY_NAME, has_data};
 use crate::admin::{directory, format_1, trash};
 use crate::error::{ImageError, Result, absent_is_fine};
@@ -215,11 +216,10 @@ async fn run(io: &IoCtx, mend: Mend) -> Result<&'static str> {
             })
         }
         Mend::RemoveGroupHeader { id } => {
-            let object = cls_names::group_header(&id);
-            if super::groups::content(io, &id).await? != Some(0) {
-                return Err(changed("the group is in use by now"));
+            match groups::unnamed(io, &id).await?.filter(|found| found.count == 0) {
+                Some(found) => remove_group_header(io, &id, found.version).await?,
+                None => return Err(changed("the group is in use by now")),
             }
-            absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))?;
             Ok("the header was removed")
         }
         Mend::LeaveGroup { id, group } => {
@@ -264,6 +264,17 @@ async fn still_without_header(io: &IoCtx, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes the header of a group, if it is as it was at `version`.
+async fn remove_group_header(io: &IoCtx, id: &str, version: u64) -> Result<()> {
+    let op = WriteOp::new().step(WriteStep::AssertVersion(version)).remove();
+    match io.write_meta(&cls_names::group_header(id), op).await {
+        Err(error) if matches!(error.errno, Errno::ERANGE | Errno::EOVERFLOW) => {
+            Err(changed("the group is in use by now"))
+        }
+        other => absent_is_fine(other.map(|_| ())),
+    }
+}
+
 async fn rebuild(io: &IoCtx, id: &str) -> Result<()> {
     let options = OpenOptions::read_write().ignoring_parent();
     let image = Image::open(io, ImageKey::Id(id), options).await?;
@@ -281,4 +292,40 @@ async fn remove_map(io: &IoCtx, object: &str, id: &str, snap: Option<SnapId>) ->
         }
     }
     absent_is_fine(io.write_meta(object, WriteOp::new().remove()).await.map(|_| ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ferry_store::memory::MemoryCluster;
+    use ferry_store::{PoolOptions, Scope, Store};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_header_of_a_group_that_gets_an_image_after_it_was_looked_at_stays() {
+        let store: Arc<dyn Store> = MemoryCluster::new(ferry_cls::registry()).connect();
+        let pool = store.pool_create("rbd", PoolOptions::default()).await.unwrap();
+        let io = IoCtx::new(store, Scope::new(pool));
+        let object = cls_names::group_header("cafe");
+        let create = WriteOp::new().create(true);
+        io.write_meta(&object, create).await.unwrap();
+        let seen = groups::unnamed(&io, "cafe").await.unwrap().unwrap();
+        assert_eq!(seen.count, 0);
+        let call = client::group_image_set(&GroupImageStatus {
+            spec: GroupImageSpec {
+                image_id: "17".to_owned(),
+                pool_id: pool,
+            },
+            state: GroupLinkState::Attached,
+        });
+        ferry_cls::exec_write(&io, &object, call).await.unwrap();
+        let refused = remove_group_header(&io, "cafe", seen.version).await.unwrap_err();
+        assert_eq!(refused.errno, Errno::EAGAIN);
+        let seen = groups::unnamed(&io, "cafe").await.unwrap().unwrap();
+        assert_eq!(seen.count, 1);
+        remove_group_header(&io, "cafe", seen.version).await.unwrap();
+        assert!(!io.exists(&object).await.unwrap());
+    }
 }

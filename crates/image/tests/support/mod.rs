@@ -1,6 +1,7 @@
 //! Engines to run image tests on, and the byte-exact reference that images are compared with.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod damage;
 pub mod losing;
 pub mod reference;
 
