@@ -26,7 +26,7 @@ GROUPS = (
     size,
     start,
 )
-CEPH_GROUPS = (ceph_execute.FULL, ceph_execute.THIN, ceph_io)
+CEPH_GROUPS = (ceph_execute.FULL, ceph_execute.THIN, ceph_execute.FULL_LINK, ceph_execute.THIN_LINK, ceph_io)
 
 
 def _arguments(words):

@@ -13,10 +13,12 @@ POOL = "rbd"
 
 
 class Cluster:
-    """A running cluster, by its configuration file; the administrator's key is where that says."""
+    """A running cluster, by its configuration file; the administrator's key is where that says. Clients' commands begin with
+    `prefix`, where they have to run in the cluster's own network."""
 
-    def __init__(self, conf):
+    def __init__(self, conf, prefix=()):
         self.conf = conf
+        self.prefix = prefix
         self.env = {"CEPH_CONF": str(conf)}
 
     def settle(self):
@@ -25,9 +27,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(plan):
-    """The cluster that the plan names, or one of this run's own that goes away with it. Raises Skipped without Ceph."""
-    if plan.ceph_conf:
+def cluster(plan, prefix=()):
+    """The cluster that the plan names, or one of this run's own that goes away with it. One that is in a network of its own, which
+    `prefix` leads into, is always this run's. Raises Skipped without Ceph."""
+    if plan.ceph_conf and not prefix:
         yield Cluster(plan.ceph_conf)
         return
     script = plan.source / "scripts" / "ceph-dev"
@@ -36,11 +39,11 @@ def cluster(plan):
         # In memory, so no larger than it must be: an OSD gets to use all of its device sooner or later.
         more.write_text(f"[osd]\nbluestore block size = {6 * plan.image_bytes + (2 << 30)}\n", encoding="utf-8")
         try:
-            processes.run([script, "up", "--conf", more, home])
+            processes.run([*prefix, script, "up", "--conf", more, home])
         except processes.CommandFailed as error:
             raise places.Skipped(f"no cluster here: {error}") from error
         try:
-            yield Cluster(home / "ceph.conf")
+            yield Cluster(home / "ceph.conf", prefix)
         finally:
             subprocess.run([script, "down", home], check=False, capture_output=True)
 
@@ -56,7 +59,7 @@ class Side:
 
     def argv(self, *words):
         """The command line of `rbd WORDS`."""
-        return [self.binary, "-c", self.cluster.conf, *words]
+        return [*self.cluster.prefix, self.binary, "-c", self.cluster.conf, *words]
 
     def run(self, *words):
         """Runs `rbd WORDS` and returns its stdout."""

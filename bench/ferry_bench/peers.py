@@ -20,6 +20,15 @@ def qemu_nbd(file):
 
 
 @contextlib.contextmanager
+def qemu_nbd_on_ceph(conf, image, socket):
+    """qemu-nbd on an image of a cluster, through librbd: Debian's qemu-block-extra brings the driver. `image` is POOL/IMAGE."""
+    argv = ["qemu-nbd", "--format=raw", "--cache=writeback", "--shared=16", "--persistent", "--socket", socket]
+    with Background([*argv, f"rbd:{image}:conf={conf}"]) as server:
+        server.wait_for_socket(socket)
+        yield Served(f"nbd+unix:///?socket={socket}", server)
+
+
+@contextlib.contextmanager
 def nbdkit(file):
     """nbdkit with its file plugin."""
     socket = file.with_suffix(".nbdkit.sock")

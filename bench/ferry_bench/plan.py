@@ -31,6 +31,8 @@ class Plan:
     """Size of a thin image on the local store."""
     thin_bytes: int
     """The same on a Ceph cluster, whose own `rbd` visits every object that could be."""
+    link_rate: str
+    """What a client's link to a cluster carries each way, in the words of tc."""
     snapshot_objects: int
     """Objects that get their first write after a snapshot."""
     busy_bytes: int
@@ -57,6 +59,7 @@ def full(binary, disk, memory, source, ceph_conf, rounds, seconds):
         image_bytes=GIB,
         huge_bytes=16 * TIB,
         thin_bytes=TIB,
+        link_rate="1gbit",
         snapshot_objects=1024,
         busy_bytes=4 * GIB,
         client_bytes=256 * MIB,
@@ -79,6 +82,7 @@ def quick(binary, disk, memory, source, ceph_conf):
         image_bytes=32 * MIB,
         huge_bytes=TIB,
         thin_bytes=4 * GIB,
+        link_rate="1gbit",
         snapshot_objects=16,
         busy_bytes=64 * MIB,
         client_bytes=16 * MIB,

@@ -84,6 +84,15 @@ def peak_memory_kib(pid):
     return 0
 
 
+def wait_until(done, what, timeout_s=60):
+    """Waits until `done()` is true; raises CommandFailed if that takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise CommandFailed(f"{what}: not there within {timeout_s} s")
+        time.sleep(0.02)
+
+
 class Background:
     """A running command. Use it in `with`: leaving ends it by SIGTERM, then SIGKILL."""
 

@@ -98,7 +98,7 @@ def _row_lines(row, samples):
         result = "reached" if verdict.reached else "**missed**"
         yield [what, verdict.mark, _spread(verdict.subject, row.unit), against, ratio, result]
         what = ""
-    for name in row.context:
+    for name in (name for name in row.context if name in samples):
         yield ["", "", "", f"{name}: {_spread(stats.spread(samples[name]), row.unit)}", "", ""]
 
 

@@ -54,7 +54,7 @@ class Row:
     higher_is_better: bool
     marks: tuple
     context: tuple = field(default=())
-    """Contenders that are shown without a mark."""
+    """Contenders that are shown without a mark, where they could be measured."""
 
 
 def _nbd(id_, what, unit, *marks):
@@ -153,8 +153,11 @@ _CEPH = "Ceph's rbd"
 _LIBRBD = "fio's rbd engine"
 
 
+LIBRBD_IN_QEMU = "qemu-nbd with librbd"
+
+
 def _beside_librbd(id_, what, unit):
-    return Row(id_, f"Ceph: NBD {what}", unit, True, (AtLeast(1.0, (_LIBRBD,)),))
+    return Row(id_, f"Ceph: NBD {what}", unit, True, (AtLeast(1.0, (_LIBRBD,)),), (LIBRBD_IN_QEMU,))
 
 
 def _beside_rbd(id_, what, unit, factor=1.0, higher_is_better=True):
@@ -171,6 +174,8 @@ CEPH_ROWS = (
         (RatioBelow(0.7, _CEPH),),
     ),
     _beside_rbd("ceph-execute-thin", "`execute` of a 1 TiB image that holds 1 GiB", "s", 10.0, False),
+    _beside_rbd("ceph-execute-link", "`execute` of that full image, client behind 1 Gbit/s", "s", 2.0, False),
+    _beside_rbd("ceph-execute-thin-link", "`execute` of that thin image, client behind 1 Gbit/s", "s", 10.0, False),
     _beside_rbd("ceph-bench-randread", "`bench` 4 KiB random read, 16 in flight", "IOPS"),
     _beside_rbd("ceph-bench-randwrite", "`bench` 4 KiB random write, 16 in flight", "IOPS"),
     _beside_rbd("ceph-bench-seqread", "`bench` 4 MiB sequential read, 16 in flight", "IOPS"),

@@ -1,9 +1,13 @@
 """`execute` on a Ceph cluster, ours and that of Ceph's own `rbd`, of the same image in turn.
 
-Both copy the same source. After each, Ferry's `abort` takes the migration back, which leaves the source as it was.
+Both copy the same source. After each, Ferry's `abort` takes the migration back, which leaves the source as it was. The rows with a
+link have the clients on a host of their own, as far as the network goes.
 """
 
+import contextlib
+
 from .. import ceph, fio, places
+from ..link import link
 from ..rows import FERRY
 from ..turns import turned
 
@@ -13,15 +17,23 @@ _SNAPSHOTS = 3
 
 
 class _Group:
-    def __init__(self, rows, make):
+    def __init__(self, rows, make, has_link=False):
         self.ROWS = rows
         self._make = make
+        self._has_link = has_link
 
     def measure(self, plan, wanted):
         """One round: both migrate the image."""
-        with ceph.cluster(plan) as cluster, places.scratch(plan.memory, "ceph-execute") as here:
+        with contextlib.ExitStack() as stack:
+            slow = stack.enter_context(link()) if self._has_link else None
+            cluster = stack.enter_context(ceph.cluster(plan, slow.prefix if slow else ()))
+            here = stack.enter_context(places.scratch(plan.memory, "ceph-execute"))
             sides = {FERRY: ceph.Side(cluster, plan.binary), _CEPH: ceph.Side(cluster, ceph.CEPH_RBD)}
             self._make(plan, sides[FERRY], here)
+            if slow:
+                # The OSD's connection to itself is there afterwards, and not the clients'.
+                _migrate(sides[FERRY], sides[FERRY])
+                slow.slow_down(plan.link_rate)
             for round_no in range(plan.rounds):
                 taken = {row: {} for row in wanted}
                 for name in turned(list(sides), round_no):
@@ -63,3 +75,5 @@ def _thin(plan, ferry, here):
 
 FULL = _Group(("ceph-execute", "ceph-execute-cpu"), _full)
 THIN = _Group(("ceph-execute-thin",), _thin)
+FULL_LINK = _Group(("ceph-execute-link",), _full, has_link=True)
+THIN_LINK = _Group(("ceph-execute-thin-link",), _thin, has_link=True)

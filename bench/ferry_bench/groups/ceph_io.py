@@ -1,16 +1,18 @@
 """Reads and writes of images on a Ceph cluster: `bench` of both commands, and our NBD server beside fio's rbd engine,
-which is a client with librbd in it. Every contender has an image of its own with the same bytes.
+which is a client with librbd in it, and beside qemu-nbd, where that can use librbd. Every contender has an image of its own with
+the same bytes.
 """
 
+import contextlib
 import re
 
-from .. import ceph, fio, places, processes
-from ..rows import FERRY
+from .. import ceph, fio, peers, places, processes
+from ..rows import FERRY, LIBRBD_IN_QEMU
 from ..turns import turned
 
 _CEPH = "Ceph's rbd"
 _LIBRBD = "fio's rbd engine"
-_IMAGES = {FERRY: "ours", _CEPH: "theirs"}
+_IMAGES = {FERRY: "ours", _CEPH: "theirs", LIBRBD_IN_QEMU: "qemus"}
 
 # Row, pattern, type, size of a request, bytes in all as a share of the image.
 _BENCHES = {
@@ -44,8 +46,14 @@ def measure(plan, wanted):
             jobs = [row for row in _JOBS if row in wanted]
             if jobs:
                 # Not beside the benches, which want the image's lock for themselves.
-                with sides[FERRY].serve(_IMAGES[FERRY], here) as served:
+                with contextlib.ExitStack() as stack:
+                    served = stack.enter_context(sides[FERRY].serve(_IMAGES[FERRY], here))
                     engines = {FERRY: fio.nbd(served.uri), _LIBRBD: _librbd()}
+                    # Where it can't, it is not shown.
+                    with contextlib.suppress(processes.CommandFailed):
+                        image = f"{ceph.POOL}/{_IMAGES[LIBRBD_IN_QEMU]}"
+                        qemu = peers.qemu_nbd_on_ceph(cluster.conf, image, here / f"qemu{round_no}.sock")
+                        engines[LIBRBD_IN_QEMU] = fio.nbd(stack.enter_context(qemu).uri)
                     for row in jobs:
                         turns = turned(list(engines), round_no)
                         figures[row] = {name: _job(plan, row, engines[name], cluster.env) for name in turns}
