@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 18] = [
+const FOUND: [(u64, &str); 19] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -321,6 +321,10 @@ const FOUND: [(u64, &str); 18] = [
     (
         9_500_000_001_646,
         "a client was refused a snapshot while an abort found that it could not be, which the tool took for a failure",
+    ),
+    (
+        20_001_000_005_983,
+        "a commit that had read the target's record before an abort removed both was told of damage",
     ),
 ];
 

@@ -54,11 +54,7 @@ async fn by_trash(io: &IoCtx, name: &str) -> Result<Found> {
     };
     match find_source(io, is_ours).await? {
         Some(source) => by_key(&source.io, &source.key(), &source.name).await,
-        None => Err(ImageError::of(
-            ErrorKind::ImageMissing,
-            Errno::ENOENT,
-            format!("image '{name}'"),
-        )),
+        None => Err(missing(name)),
     }
 }
 
@@ -98,26 +94,39 @@ pub(crate) async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Fo
         .is_some_and(|other| names(other, &spec, &side));
     match spec.header_type {
         MigrationHeaderType::Source if matches => Ok(pair(side, other, true)),
-        // Once the source is prepared, only a commit takes the record off the target. What has become of the target
-        // since (another migration, removal) is no business of this one.
-        MigrationHeaderType::Source if was_prepared(&spec) => {
-            // Or an abort that has removed the target since the source's record was read.
-            match record::read(io, key).await?.flatten() {
-                Some(now) if now == spec => Ok(Found::Leftover(side)),
-                _ => Box::pin(by_key(io, key, name)).await,
-            }
+        MigrationHeaderType::Source if other.spec.is_none() && !was_prepared(&spec) => {
+            Ok(pair(side, other, other_exists))
         }
-        MigrationHeaderType::Source if other.spec.is_none() => Ok(pair(side, other, other_exists)),
         MigrationHeaderType::Destination if matches => Ok(pair(other, side, true)),
-        _ => Err(ImageError::of(
-            ErrorKind::Damaged,
-            Errno::EIO,
-            format!(
-                "image '{name}': its migration record and that of '{}' (id {}) do not match",
-                other.name, other.id
-            ),
-        )),
+        // What does not fit may have been changed by a verb of somebody else between the two looks.
+        role => match (role, record::read(io, key).await?) {
+            (_, Some(Some(now))) if now == spec => stays_unlike(side, &other, &spec),
+            // An abort removes the target, then the source's record.
+            (MigrationHeaderType::Destination, None) => Err(missing(name)),
+            _ => Box::pin(by_key(io, key, name)).await,
+        },
     }
+}
+
+/// What a record means whose other side does not name it.
+fn stays_unlike(side: Side, other: &Side, spec: &MigrationSpec) -> Result<Found> {
+    // Once the source is prepared, only a commit takes the record off the target. What has become of the target
+    // since (another migration, removal) is no business of this one.
+    if spec.header_type == MigrationHeaderType::Source && was_prepared(spec) {
+        return Ok(Found::Leftover(side));
+    }
+    Err(ImageError::of(
+        ErrorKind::Damaged,
+        Errno::EIO,
+        format!(
+            "image '{}': its migration record and that of '{}' (id {}) do not match",
+            side.name, other.name, other.id
+        ),
+    ))
+}
+
+fn missing(name: &str) -> ImageError {
+    ImageError::of(ErrorKind::ImageMissing, Errno::ENOENT, format!("image '{name}'"))
 }
 
 fn pair(source: Side, target: Side, target_exists: bool) -> Found {
