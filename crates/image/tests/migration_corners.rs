@@ -4,15 +4,16 @@
 
 mod support;
 
+use ferry_cls::rbd::{MigrationState, client};
 use ferry_image::admin::{create, trash};
 use ferry_image::diff::Diff;
 use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
-use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::wrappers::Moment;
-use ferry_store::{Errno, IoCtx};
+use ferry_store::{Errno, IoCtx, SnapContext, WriteOp, WriteStep};
 use futures::TryStreamExt as _;
 use support::reference::{Compared as _, Reference};
 use support::{Engine, TestLayout, pool, sound};
@@ -314,4 +315,48 @@ async fn an_abort_leaves_nothing_of_a_target_whose_snapshots_are_larger_than_its
         reference.check_all(&io, "src", "after the abort").await;
         sound(&store, "after the abort").await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_only_the_target_has_is_not_read_from_a_source_that_an_abort_writes_to() {
+    let engine = Engine::memory();
+    let io = pool(&engine.connect().await, "rbd").await;
+    source(&io).await;
+    prepare(&io, "src", &io, "dst", &PrepareOptions::default())
+        .await
+        .unwrap();
+    let target = open(&io, "dst").await;
+    target.snap_create("t0", &silent()).await.unwrap();
+    let at = OpenOptions::read_only().at(SnapKey::Name("t0".to_owned()));
+    let shown = Image::open(&io, ImageKey::Id(target.id()), at).await.unwrap();
+    let before = shown.read(0, 9_000).await.unwrap();
+    let source_id = target.header().migration_target().unwrap().image_id.clone();
+    let header = format!("rbd_header.{}", target.id());
+    target.close().await.unwrap();
+
+    // Nobody is told, as if the watch were lost.
+    let mark = async |state| {
+        let call = client::migration_set_state(state, "");
+        ferry_cls::exec_write(&io, &header, call).await.unwrap();
+    };
+    mark(MigrationState::Aborting).await;
+    let passing = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        mark(MigrationState::Prepared).await;
+    };
+    let (read, ()) = futures::join!(shown.read(0, 9_000), passing);
+    assert_eq!(read.unwrap(), before, "an abort found that it could not be");
+
+    mark(MigrationState::Aborting).await;
+    let object = format!("rbd_data.{source_id}.{:016x}", 0);
+    let op = WriteOp::new().write(0, vec![9; 9_000]);
+    io.write(&object, &SnapContext::default(), op).await.unwrap();
+    let read = shown.read(0, 9_000).await;
+    assert_eq!(read.map_err(|error| error.kind), Err(ErrorKind::Migrating));
+
+    io.write_meta(&header, WriteOp::new().step(WriteStep::Remove))
+        .await
+        .unwrap();
+    let read = shown.read(0, 9_000).await;
+    assert_eq!(read.map_err(|error| error.kind), Err(ErrorKind::Removed));
 }

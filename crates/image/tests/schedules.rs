@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 19] = [
+const FOUND: [(u64, &str); 21] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -325,6 +325,14 @@ const FOUND: [(u64, &str); 19] = [
     (
         20_001_000_005_983,
         "a commit that had read the target's record before an abort removed both was told of damage",
+    ),
+    (
+        1_554_255_932_290_450_627,
+        "who was cut off and read a snapshot of the target alone was shown what an abort had copied back",
+    ),
+    (
+        1_554_255_932_290_459_719,
+        "a flatten gave its lock away once for each time that it had been asked, and never came to its end",
     ),
 ];
 

@@ -7,8 +7,9 @@
 //!   all that was written is flushed.
 //! * What a dead owner had written is durable before the lock is another's.
 //! * The head's object map is loaded exactly while the lock is owned.
+//! * However often others ask, it is given up once for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ferry_cls::lock::{self, LockInfo, LockKind};
@@ -33,6 +34,10 @@ const RETRY_MS: u64 = 200;
 #[derive(Debug, Default)]
 pub struct ExclusiveLock {
     owner: AtomicBool,
+    /// How often this handle has got the lock.
+    tenures: AtomicU64,
+    /// In which of these somebody asked for it last.
+    asked_in: AtomicU64,
     changing: Mutex<()>,
     changed: Notify,
     /// Held shared by who must not lose the lock to somebody that asks for it.
@@ -47,6 +52,11 @@ impl ExclusiveLock {
 
     pub(crate) fn owner_changed(&self) {
         self.changed.notify_waiters();
+    }
+
+    fn is_ours_now(&self) {
+        self.tenures.fetch_add(1, Ordering::SeqCst);
+        self.owner.store(true, Ordering::SeqCst);
     }
 }
 
@@ -253,7 +263,7 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
         let _ = unlock(image, cookie).await;
         return Err(error);
     }
-    image.inner.lock.owner.store(true, Ordering::SeqCst);
+    image.inner.lock.is_ours_now();
     if let Some(client) = image.client_id() {
         // Not awaited: others learn of it soon, and their acks are no condition for writing.
         let image = image.clone();
@@ -362,11 +372,32 @@ async fn unlock(image: &Image, cookie: WatchCookie) -> Result<()> {
     absent_is_fine(ferry_cls::exec_write_ordered(&image.inner.io, &image.inner.header_object, call).await)
 }
 
+/// Somebody asks this owner for the lock, perhaps not for the first time: gives it up, once, as soon as nothing keeps it.
+pub(crate) fn asked(image: &Image) {
+    let lock = &image.inner.lock;
+    let tenure = lock.tenures.load(Ordering::SeqCst);
+    if lock.asked_in.swap(tenure, Ordering::SeqCst) == tenure {
+        return;
+    }
+    let image = image.clone();
+    tokio::spawn(async move {
+        if let Err(error) = release_in(&image, Some(tenure)).await {
+            tracing::error!(image = image.name(), %error, "cannot release the exclusive lock");
+        }
+    });
+}
+
 /// Gives the lock up: waits until nobody keeps it and for writes under way, flushes, unlocks. Does nothing when not owned.
 pub(crate) async fn release(image: &Image) -> Result<()> {
+    release_in(image, None).await
+}
+
+/// As [`release`], but only in that tenure: who asked in an earlier one has been given the lock since.
+async fn release_in(image: &Image, tenure: Option<u64>) -> Result<()> {
     let _not_kept = image.inner.lock.kept.write().await;
     let _one_at_a_time = image.inner.lock.changing.lock().await;
-    if !image.inner.lock.is_owner() {
+    let is_another = |tenure| image.inner.lock.tenures.load(Ordering::SeqCst) != tenure;
+    if !image.inner.lock.is_owner() || tenure.is_some_and(is_another) {
         return Ok(());
     }
     let gate = image.inner.gate.write().await;
@@ -421,7 +452,42 @@ pub(crate) async fn rename_after_rewatch(image: &Image, old: WatchCookie) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ferry_store::memory::MemoryCluster;
+    use ferry_store::{IoCtx, PoolOptions, Scope, Store};
+
     use super::*;
+    use crate::admin::create;
+    use crate::image::{ImageKey, OpenOptions};
+
+    #[tokio::test]
+    async fn who_asked_in_an_earlier_tenure_is_not_given_the_lock_again() {
+        let store: Arc<dyn Store> = MemoryCluster::new(ferry_cls::registry()).connect();
+        let pool = store.pool_create("rbd", PoolOptions::default()).await.unwrap();
+        let io = IoCtx::new(store, Scope::new(pool));
+        let options = create::CreateOptions {
+            size_bytes: 1 << 20,
+            ..create::CreateOptions::default()
+        };
+        create::create(&io, "disk", &options).await.unwrap();
+        let image = Image::open(&io, ImageKey::Name("disk"), OpenOptions::read_write())
+            .await
+            .unwrap();
+        image.acquire_lock().await.unwrap();
+        let first = image.inner.lock.tenures.load(Ordering::SeqCst);
+        release_in(&image, Some(first)).await.unwrap();
+        assert!(!image.owns_lock());
+        image.acquire_lock().await.unwrap();
+        release_in(&image, Some(first)).await.unwrap();
+        assert!(image.owns_lock(), "asked before it was given up the last time");
+        // Whoever asks now is heard all the same.
+        asked(&image);
+        while image.owns_lock() {
+            tokio::task::yield_now().await;
+        }
+        image.close().await.unwrap();
+    }
 
     #[test]
     fn lock_cookies_are_those_of_librbd() {

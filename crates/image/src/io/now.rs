@@ -126,7 +126,8 @@ impl Image {
             return ReadNow::WouldWait;
         };
         let end = extent.image_offset.0 + buffer.len() as u64;
-        if end > overlap {
+        // A snapshot that only the target has needs a look at the header behind the read.
+        if end > overlap || below.is_head() && !snap.is_head() {
             return ReadNow::WouldWait;
         }
         let found = source.image().read_now_at(extent.image_offset.0, buffer, below);

@@ -306,6 +306,9 @@ impl View<'_> {
         }
         if asked_bytes > 0 {
             self.image.stats().source_was_read(asked_bytes);
+            if snap.is_head() && !self.snap.is_head() {
+                MigrationSource::check_head_is_kept(self.image).await?;
+            }
         }
         Ok(out)
     }

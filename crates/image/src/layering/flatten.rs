@@ -65,6 +65,8 @@ pub(crate) async fn flatten_here(image: &Image, progress: &Progress) -> Result<(
     }
     drop(filled);
     {
+        // All is filled: who asks for the lock now waits for these few steps, and not the other way round.
+        let _kept = image.keep_lock().await?;
         let _gate = image.inner.gate.write().await;
         crate::resize::still_ours(image)?;
         // Whoever wrote it: without the parent nothing of it can be read again.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use ferry_cls::rbd::{MigrationSpec, MigrationState};
 use ferry_store::{Errno, SnapContext, SnapId};
 
-use crate::error::{ImageError, Result};
+use super::record;
+use crate::error::{ErrorKind, ImageError, Result};
 use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions};
 use crate::io::read::Found;
@@ -52,6 +53,10 @@ pub struct MigrationSource {
     /// Largest extent of the image at which the source may have data, over head and snapshots.
     copy_overlap_bytes: u64,
 }
+
+/// How often a reader looks whether an abort finds that it cannot be, and the pause between.
+const PASSING_ABORT_LOOKS: usize = 20;
+const PASSING_ABORT_PAUSE_MS: u64 = 100;
 
 impl MigrationSource {
     /// The source that a target with this header needs, opening it unless `current` serves. `None` for an image that
@@ -225,6 +230,35 @@ impl MigrationSource {
             // Taken since: it shows what the head showed.
             None => Some((self.head, size.min(self.overlap_bytes))),
         }
+    }
+
+    /// `ESTALE` ([`ErrorKind::Removed`]) or `EROFS` ([`ErrorKind::Migrating`]) unless what was just read of the source's head is what
+    /// it was before the migration: an abort writes to it, and takes no notice of a reader whose watch was lost. Snapshots that only
+    /// the target has show that head. The mark comes before the first write, so without it nothing had been written yet; and an
+    /// abort that finds that it cannot be takes it away again.
+    pub(crate) async fn check_head_is_kept(target: &Image) -> Result<()> {
+        for _ in 0..PASSING_ABORT_LOOKS {
+            match record::read(target.io(), target.key()).await? {
+                None => {
+                    return Err(ImageError::of(
+                        ErrorKind::Removed,
+                        Errno::ESTALE,
+                        format!("image '{}' was removed", target.name()),
+                    )
+                    .hint("if its migration was aborted, open the source"));
+                }
+                Some(Some(spec)) if spec.state == MigrationState::Aborting => {
+                    tokio::time::sleep(std::time::Duration::from_millis(PASSING_ABORT_PAUSE_MS)).await;
+                }
+                Some(_) => return Ok(()),
+            }
+        }
+        Err(ImageError::of(
+            ErrorKind::Migrating,
+            Errno::EROFS,
+            format!("migration of '{}' is being aborted", target.name()),
+        )
+        .hint("open the source when 'rbd migration abort' is done"))
     }
 
     /// Reads the source's image.

@@ -232,12 +232,7 @@ async fn handle(image: &Image, message: Message, notifier_gid: u64) -> Bytes {
             if Some(client) == own || !image.inner.lock.is_owner() {
                 return Bytes::new();
             }
-            let image = image.clone();
-            tokio::spawn(async move {
-                if let Err(error) = crate::exclusive_lock::release(&image).await {
-                    tracing::error!(image = image.name(), %error, "cannot release the exclusive lock");
-                }
-            });
+            crate::exclusive_lock::asked(image);
             messages::encode_response(0)
         }
         Message::AsyncProgress { id, offset, total } => {
