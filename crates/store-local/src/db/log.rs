@@ -281,6 +281,7 @@ pub(super) fn side_path(path: &Path) -> PathBuf {
 pub(crate) const WAY_OUT: &str = "put the store back from a copy; without one, end all users of it, put the log aside, and let 'rbd fsck' look before anything is trusted: what was committed into the log may be missing then, wholly or in part";
 
 /// In words: what the log of the database at `path` lacks of what was synced into it. Under the writers' lock, or when there are none.
+/// Opens the log past SQLite, which has no lock on it that could be lost ([`super::raw`]).
 pub(crate) fn damage(path: &Path) -> io::Result<Option<String>> {
     let path_of_log = path_of(path);
     let (side, log) = match (File::open(side_path(path)), File::open(&path_of_log)) {

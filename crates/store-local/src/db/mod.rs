@@ -5,13 +5,15 @@
 //! front of `BEGIN IMMEDIATE`: nobody sleeps and retries, and whoever just wrote queues behind those who wait.
 //!
 //! Keeps invariant: a closure's effects are committed when [`Db::write`] returns `Ok`, durably unless it was said to be
-//! lazy, and absent when it returns an error. Does not know any table.
+//! lazy, and absent when it returns an error. Nothing but SQLite opens a database's file, or SQLite's locks on it were gone ([`raw`]).
+//! Does not know any table.
 
 mod checked;
 mod error;
 pub(crate) mod log;
 mod logged;
 pub(crate) mod page;
+mod raw;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

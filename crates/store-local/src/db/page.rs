@@ -1,12 +1,12 @@
 //! The checksum at the end of every page of a database: what it is made of, and where it does not fit.
 //!
-//! Pure: bytes in, answers out. docs/format-local.md, 3.1 is the contract. Does not know SQLite's way of reading and writing
-//! ([`super::checked`] does), nor tables.
+//! Bytes in, answers out; [`kept`] and [`misfits`] look at a file, which may be in use ([`super::raw`]). docs/format-local.md, 3.1 is the
+//! contract. Does not know SQLite's way of reading and writing ([`super::checked`] does), nor tables.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use super::raw::Raw;
 
 /// Bytes of a page, checksum included.
 pub(crate) const PAGE: usize = 4096;
@@ -90,7 +90,7 @@ pub(crate) fn fits(number: u64, page: &[u8]) -> bool {
 /// Whether the database at `path` has checksums.
 pub(crate) fn kept(path: &Path) -> io::Result<Kept> {
     let mut page = vec![0; PAGE];
-    let have = read_page(&File::open(path)?, 0, &mut page)?;
+    let have = Raw::open(path)?.read_at(&mut page, 0)?;
     Ok(judge(&page[..have]))
 }
 
@@ -98,14 +98,14 @@ pub(crate) fn kept(path: &Path) -> io::Result<Kept> {
 /// zeros and are passed over: whoever needed one would be told. A page that somebody is writing just now is looked at again.
 pub(crate) fn misfits(path: &Path, max: usize) -> io::Result<Vec<u64>> {
     const LOOKS: u32 = 5;
-    let file = File::open(path)?;
+    let mut file = Raw::open(path)?;
     let mut page = vec![0; PAGE];
     let mut found = Vec::new();
     let mut number = 0;
     while found.len() < max {
         let mut looks = 0;
         loop {
-            let have = read_page(&file, number, &mut page)?;
+            let have = file.read_at(&mut page, number * PAGE as u64)?;
             if have == 0 {
                 return Ok(found);
             }
@@ -122,19 +122,6 @@ pub(crate) fn misfits(path: &Path, max: usize) -> io::Result<Vec<u64>> {
         number += 1;
     }
     Ok(found)
-}
-
-fn read_page(file: &File, number: u64, page: &mut [u8]) -> io::Result<usize> {
-    let mut have = 0;
-    while have < page.len() {
-        match file.read_at(&mut page[have..], number * PAGE as u64 + have as u64) {
-            Ok(0) => break,
-            Ok(count) => have += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(have)
 }
 
 #[cfg(test)]
