@@ -57,6 +57,8 @@ pub(crate) async fn resize_here(
             crate::object_map::head::resize(image, objects).await?;
             show_hiding_objects(image, image.layout().object_count(header.size_bytes), objects).await?;
             set_size(image, size_bytes).await?;
+            // Before anybody writes again, by the old size.
+            image.refresh().await?;
         } else {
             if !allow_shrink {
                 return Err(ImageError::new(
@@ -70,10 +72,10 @@ pub(crate) async fn resize_here(
             // The trimmed bytes must not come back when the image grows again after a power loss.
             image.flush_data().await?;
             set_size(image, size_bytes).await?;
+            // Readers look at the size again after they have found an object denied by the map.
+            image.refresh().await?;
             crate::object_map::head::shrink(image, objects).await?;
         }
-        // Before anybody writes again, by the old size.
-        image.refresh().await?;
     }
     image.header_changed().await?;
     progress.update(1, 1);

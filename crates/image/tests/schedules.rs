@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 21] = [
+const FOUND: [(u64, &str); 23] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -333,6 +333,14 @@ const FOUND: [(u64, &str); 21] = [
     (
         1_554_255_932_290_459_719,
         "a flatten gave its lock away once for each time that it had been asked, and never came to its end",
+    ),
+    (
+        41_000_000_031_783,
+        "a read beside a shrink of a target was shown the source where the map denied what hid it",
+    ),
+    (
+        41_000_000_052_421,
+        "an execute that had been cut off wrote over the mark of an abort, and the commit behind it removed the only copy",
     ),
 ];
 

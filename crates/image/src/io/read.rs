@@ -32,6 +32,8 @@ pub struct Found {
     pub runs: Vec<Run>,
     /// Whether some object of the image was absent, whatever lies below it had there.
     pub some_absent: bool,
+    /// Whether the source of a migration was asked for some of it.
+    pub of_source: bool,
 }
 
 impl Image {
@@ -64,7 +66,7 @@ impl Image {
         if let Some(runs) = self.read_ahead(offset, length_bytes).await {
             return Ok(Found {
                 runs,
-                some_absent: false,
+                ..Found::default()
             });
         }
         let found = self
@@ -81,7 +83,8 @@ impl Image {
         for _ in 0..MAX_PARENT_CHANGES {
             match self.read_once(offset, length_bytes, snap).await {
                 Ok((found, header)) => {
-                    if !found.some_absent || self.shows_as_much(&header, snap).await? {
+                    let is_own = !found.some_absent && !found.of_source;
+                    if is_own || self.shows_as_much(&header, snap).await? {
                         return Ok(found);
                     }
                 }
@@ -98,15 +101,19 @@ impl Image {
         Ok(self.read_once(offset, length_bytes, snap).await?.0)
     }
 
-    /// Whether the parent still shows as much through the head as under `header`, by which it was read. Who shrinks a clone tells
-    /// how little the parent will show before anything is removed; what is absent since then is nothing of the parent's.
+    /// Whether the parent, or the source of a migration, still shows as much through the head as under `header`, by which it was read.
+    /// Who shrinks a clone tells how little the parent will show before anything is removed, and who shrinks a target knows its size
+    /// before its map denies objects; what is absent since then is nothing of theirs.
     async fn shows_as_much(&self, header: &Header, snap: SnapId) -> Result<bool> {
         let shown_bytes = header.parent_overlap_bytes(snap);
-        if !snap.is_head() || shown_bytes == 0 {
+        let is_target = header.migration_target().is_some();
+        if !snap.is_head() || shown_bytes == 0 && !is_target {
             return Ok(true);
         }
         self.refresh_for_client().await?;
-        Ok(self.header().parent_overlap_bytes(snap) >= shown_bytes)
+        let now = self.header();
+        let is_as_large = !is_target || now.size_bytes >= header.size_bytes;
+        Ok(is_as_large && now.parent_overlap_bytes(snap) >= shown_bytes)
     }
 
     /// What a read finds under one reading of the header, and that.
@@ -153,10 +160,16 @@ impl Image {
             .try_collect()
             .await?;
         let some_absent = parts.iter().any(|part| part.some_absent);
+        let of_source = parts.iter().any(|part| part.of_source);
         self.check_not_removed(some_absent).await?;
         let mut runs: Vec<Run> = parts.iter_mut().flat_map(|part| part.runs.drain(..)).collect();
         runs.sort_by_key(|(at, _)| *at);
-        Ok((Found { runs, some_absent }, header))
+        let found = Found {
+            runs,
+            some_absent,
+            of_source,
+        };
+        Ok((found, header))
     }
 }
 
@@ -258,7 +271,7 @@ impl View<'_> {
         }
         Ok(Some(Found {
             runs,
-            some_absent: false,
+            ..Found::default()
         }))
     }
 
@@ -274,8 +287,8 @@ impl View<'_> {
                 Ok(found)
             }
             None => Ok(Found {
-                runs: Vec::new(),
                 some_absent: true,
+                ..Found::default()
             }),
         }
     }
@@ -284,8 +297,8 @@ impl View<'_> {
     async fn below(&self, source: &MigrationSource, extent: ObjectExtent) -> Result<Found> {
         let Some((snap, overlap)) = source.view(self.header, self.snap) else {
             return Ok(Found {
-                runs: Vec::new(),
                 some_absent: true,
+                ..Found::default()
             });
         };
         let mut out = Found::default();
@@ -305,6 +318,7 @@ impl View<'_> {
             out.some_absent |= found.some_absent;
         }
         if asked_bytes > 0 {
+            out.of_source = true;
             self.image.stats().source_was_read(asked_bytes);
             if snap.is_head() && !self.snap.is_head() {
                 MigrationSource::check_head_is_kept(self.image).await?;

@@ -104,12 +104,12 @@ async fn with_target(image: &Image, pair: &mut Pair, progress: &Progress) -> Res
         }
     }
     // The target first: if a commit has just taken its record off, the source must not be touched any more.
-    pair.target.set_state(MigrationState::Executing, "").await?;
-    pair.source.set_state(MigrationState::Executing, "").await?;
+    pair.target.advance(MigrationState::Executing, "").await?;
+    pair.source.advance(MigrationState::Executing, "").await?;
     copy(image, pair, progress).await?;
     // The source first: a target that says "executed" may be committed, and then the source must say so too.
-    pair.source.set_state(MigrationState::Executed, "").await?;
-    pair.target.set_state(MigrationState::Executed, "").await
+    pair.source.advance(MigrationState::Executed, "").await?;
+    pair.target.advance(MigrationState::Executed, "").await
 }
 
 async fn copy(image: &Image, pair: &Pair, progress: &Progress) -> Result<()> {

@@ -100,7 +100,7 @@ pub(crate) async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Fo
         MigrationHeaderType::Destination if matches => Ok(pair(other, side, true)),
         // What does not fit may have been changed by a verb of somebody else between the two looks.
         role => match (role, record::read(io, key).await?) {
-            (_, Some(Some(now))) if now == spec => stays_unlike(side, &other, &spec),
+            (_, Some(Some(now))) if now == spec => stays_unlike(side, other, &spec, other_exists),
             // An abort removes the target, then the source's record.
             (MigrationHeaderType::Destination, None) => Err(missing(name)),
             _ => Box::pin(by_key(io, key, name)).await,
@@ -109,11 +109,17 @@ pub(crate) async fn by_key(io: &IoCtx, key: &HeaderKey, name: &str) -> Result<Fo
 }
 
 /// What a record means whose other side does not name it.
-fn stays_unlike(side: Side, other: &Side, spec: &MigrationSpec) -> Result<Found> {
-    // Once the source is prepared, only a commit takes the record off the target. What has become of the target
-    // since (another migration, removal) is no business of this one.
-    if spec.header_type == MigrationHeaderType::Source && was_prepared(spec) {
-        return Ok(Found::Leftover(side));
+fn stays_unlike(side: Side, other: Side, spec: &MigrationSpec, other_exists: bool) -> Result<Found> {
+    if spec.header_type == MigrationHeaderType::Source {
+        // Only a commit takes the record off a target that clients may have used. What has become of the target since (another
+        // migration, removal) is no business of this one.
+        if may_be_committed(spec) {
+            return Ok(Found::Leftover(side));
+        }
+        // An abort has removed it, and somebody wrote over its mark: Ceph's executor does, if it stood still meanwhile.
+        if !other_exists {
+            return Ok(pair(side, other, false));
+        }
     }
     Err(ImageError::of(
         ErrorKind::Damaged,
@@ -154,6 +160,11 @@ pub(crate) fn was_prepared(source: &MigrationSpec) -> bool {
     )
 }
 
+/// Whether a commit may have begun: it asks for both sides to say so, and an execute says so to the source first.
+fn may_be_committed(source: &MigrationSpec) -> bool {
+    source.state == MigrationState::Executed
+}
+
 pub(crate) async fn is_in_migration_trash(io: &IoCtx, id: &str) -> Result<bool> {
     let entry =
         crate::error::optional(ferry_cls::exec_read(io, crate::names::TRASH, client::trash_get(id)).await)?;
@@ -166,7 +177,7 @@ async fn leftover(target: &Side) -> Result<Option<Side>> {
         spec.pool_id == target.io.pool()
             && *spec.pool_namespace == *target.io.scope().namespace
             && spec.image_id == target.id
-            && was_prepared(spec)
+            && may_be_committed(spec)
     };
     if let Some(source) = super::leftover::find(target).await?
         && source.spec.as_ref().is_some_and(is_ours)

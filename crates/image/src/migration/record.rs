@@ -13,6 +13,8 @@ use crate::watch::notify_header_update;
 
 /// Omap key of the record.
 const RECORD_KEY: &[u8] = b"migration";
+/// How often a record may change between a look and a write that counts on it.
+const MAX_OVERTAKEN: usize = 16;
 
 /// One image of a migration: where its header is, and what its record says.
 #[derive(Debug, Clone)]
@@ -76,9 +78,20 @@ impl Side {
         notify_header_update(&self.io, &self.header_object(), None).await
     }
 
-    /// Changes the state and tells all who have the image open.
+    /// Changes the state, whatever it was, and tells all who have the image open.
     pub(crate) async fn set_state(&mut self, state: MigrationState, description: &str) -> Result<()> {
+        let call = client::migration_set_state(state, description);
+        ferry_cls::exec_write(&self.io, &self.header_object(), call).await?;
+        self.is_now(state, description).await
+    }
+
+    /// The same for a step of an execute, which an abort may have overtaken: [`ErrorKind::MigrationState`] if it has.
+    pub(crate) async fn advance(&mut self, state: MigrationState, description: &str) -> Result<()> {
         self.describe(state, description).await?;
+        self.is_now(state, description).await
+    }
+
+    async fn is_now(&mut self, state: MigrationState, description: &str) -> Result<()> {
         if let Some(spec) = &mut self.spec {
             spec.state = state;
             description.clone_into(&mut spec.state_description);
@@ -86,16 +99,37 @@ impl Side {
         notify_header_update(&self.io, &self.header_object(), None).await
     }
 
-    /// Changes state and description and tells nobody.
+    /// As [`Side::advance`], and tells nobody. An executor that stood still while its watch was lost must not write over the mark of
+    /// an abort: a source that says *executing* and has no target is what a commit leaves, and the next one would remove it.
     pub(crate) async fn describe(&self, state: MigrationState, description: &str) -> Result<()> {
-        let call = client::migration_set_state(state, description);
-        let (io, object) = (&self.io, self.header_object());
-        match state {
-            // Whoever finds what was there before instead begins once more, and finds what was copied.
-            MigrationState::Executing => ferry_cls::exec_write_ordered(io, &object, call).await?,
-            _ => ferry_cls::exec_write(io, &object, call).await?,
+        let object = self.header_object();
+        for _ in 0..MAX_OVERTAKEN {
+            let mut op = match state {
+                // Whoever finds what was there before instead begins once more, and finds what was copied.
+                MigrationState::Executing => WriteOp::ordered(),
+                _ => WriteOp::new(),
+            };
+            let found = super::settings::read_keys(&self.io, &object, &[RECORD_KEY]).await?;
+            // Without a record the class says what is wrong.
+            if let Some(raw) = found.into_iter().flatten().next() {
+                let spec = MigrationSpec::decode(&mut Decoder::new(&raw))
+                    .map_err(|error| damaged(&self.io, &object, error))?;
+                if matches!(spec.state, MigrationState::Aborting | MigrationState::Preparing) {
+                    return Err(self.overtaken());
+                }
+                op = op.step(WriteStep::OmapCompare {
+                    key: Bytes::from_static(RECORD_KEY),
+                    value: raw,
+                });
+            }
+            let op = op.class_call(&client::migration_set_state(state, description));
+            match self.io.write_meta(&object, op).await {
+                // The one who copies describes its progress beside others.
+                Err(error) if error.errno == Errno::ECANCELED => {}
+                result => return result.map(|_| ()).map_err(Into::into),
+            }
         }
-        Ok(())
+        Err(self.overtaken())
     }
 
     /// Removes the record, with what Ferry notes beside it, and tells all who have the image open. A header without one, or none, is fine.
@@ -172,5 +206,75 @@ pub(crate) async fn read(io: &IoCtx, key: &HeaderKey) -> Result<Option<Option<Mi
             Ok(there.then_some(None))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ferry_store::memory::MemoryCluster;
+    use ferry_store::{PoolOptions, Scope, Store};
+
+    use super::*;
+    use crate::admin::create;
+    use crate::migration::abort::{AbortOptions, abort};
+    use crate::migration::commit::commit;
+    use crate::migration::pair::{self, Found};
+    use crate::migration::prepare::{PrepareOptions, prepare};
+    use crate::progress::Progress;
+
+    /// A prepared migration from `old` to `new`, in memory.
+    async fn prepared() -> (IoCtx, pair::Pair) {
+        let store: Arc<dyn Store> = MemoryCluster::new(ferry_cls::registry()).connect();
+        let pool = store.pool_create("rbd", PoolOptions::default()).await.unwrap();
+        let io = IoCtx::new(store, Scope::new(pool));
+        let options = create::CreateOptions {
+            size_bytes: 1 << 20,
+            ..create::CreateOptions::default()
+        };
+        create::create(&io, "old", &options).await.unwrap();
+        prepare(&io, "old", &io, "new", &PrepareOptions::default())
+            .await
+            .unwrap();
+        match pair::find(&io, "new").await.unwrap() {
+            Found::Pair(pair) => (io, *pair),
+            found => panic!("{found:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_executor_that_stood_still_does_not_write_over_the_mark_of_an_abort() {
+        let (io, pair) = prepared().await;
+        for side in [pair.source, pair.target] {
+            let mut late = side.clone();
+            late.advance(MigrationState::Executing, "").await.unwrap();
+            side.clone()
+                .set_state(MigrationState::Aborting, "")
+                .await
+                .unwrap();
+            let refused = late.advance(MigrationState::Executed, "").await.unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::MigrationState);
+            let refused = late.describe(MigrationState::Executing, "9%").await.unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::MigrationState);
+            let found = read(&io, &side.key()).await.unwrap().flatten().unwrap();
+            assert_eq!(found.state, MigrationState::Aborting);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_whose_target_an_abort_removed_is_kept_although_a_late_executor_marked_it() {
+        let (io, pair) = prepared().await;
+        let quiet = Progress::silent();
+        let target = pair.target.header_object();
+        // The abort was killed when the target was gone; then Ceph's executor went on, which asks nobody.
+        io.write_meta(&target, WriteOp::new().remove()).await.unwrap();
+        let mut source = pair.source;
+        source.set_state(MigrationState::Executing, "").await.unwrap();
+        let refused = commit(&io, "old", &quiet).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::MigrationState, "{refused}");
+        abort(&io, "old", AbortOptions::default(), &quiet).await.unwrap();
+        let found = pair::find(&io, "old").await.unwrap();
+        assert!(matches!(found, Found::NotMigrating(_)), "{found:?}");
     }
 }
