@@ -84,16 +84,15 @@ pub(crate) async fn remove(image: &Image, header: &Header, snap: SnapId) -> Resu
     }
     let io = &image.inner.io;
     let object = names::object_map_object(image.id(), snap);
-    let next = header
-        .snaps
-        .range(SnapId(snap.0 + 1)..)
-        .next()
-        .map_or(SnapId::HEAD, |(id, _)| *id);
+    let next = newer(header, snap).next().unwrap_or(SnapId::HEAD);
     if header.has(feature::FAST_DIFF) && header.object_map_valid(next) {
+        let is_believed = header.object_map_valid(snap);
         match ferry_cls::exec_read(io, &object, client::object_map_load()).await {
-            Ok(map) if header.object_map_valid(snap) => fold(image, next, &map).await?,
-            // Folded and removed by a run that was interrupted.
-            Err(error) if error.errno == Errno::ENOENT => {}
+            Ok(map) if is_believed => fold(image, header, snap, &map).await?,
+            // Folded and removed by a run that was interrupted; or never made, and then the next one tells of what changed since
+            // the one before. Not so of one that is not to be believed: who could not tell it of a change may have told the next
+            // one that nothing changed since.
+            Err(error) if error.errno == Errno::ENOENT && is_believed => {}
             Err(error) if error.errno == Errno::ESHUTDOWN => return Err(error.into()),
             // What it knew of changes is lost, so the next one does not know it either.
             _ if next.is_head() => super::head::invalidate(image).await?,
@@ -103,16 +102,30 @@ pub(crate) async fn remove(image: &Image, header: &Header, snap: SnapId) -> Resu
     absent_is_fine(io.write_meta(&object, WriteOp::new().remove()).await.map(|_| ()))
 }
 
-async fn fold(image: &Image, next: SnapId, map: &BitVector) -> Result<()> {
-    if next.is_head()
-        && let Some(mut merged) = image.inner.head_map.copy()
-    {
-        merge(&mut merged, map);
-        return super::head::replace(image, merged).await;
+/// Versions after a snapshot, the head last.
+fn newer(header: &Header, snap: SnapId) -> impl Iterator<Item = SnapId> {
+    let snaps = header.snaps.range(SnapId(snap.0 + 1)..);
+    snaps.map(|(id, _)| *id).chain([SnapId::HEAD])
+}
+
+/// Into the next newer map that is there: one that a killed client did not come to make, or had removed already, keeps nothing,
+/// and the one after it tells of what changed since `snap`.
+async fn fold(image: &Image, header: &Header, snap: SnapId, map: &BitVector) -> Result<()> {
+    for next in newer(header, snap).take_while(|next| header.object_map_valid(*next)) {
+        if next.is_head()
+            && let Some(mut merged) = image.inner.head_map.copy()
+        {
+            merge(&mut merged, map);
+            return super::head::replace(image, merged).await;
+        }
+        let next_object = names::object_map_object(image.id(), next);
+        let call = client::object_map_snap_remove(map);
+        match ferry_cls::exec_write(&image.inner.io, &next_object, call).await {
+            Err(error) if error.errno == Errno::ENOENT => {}
+            folded => return Ok(folded?),
+        }
     }
-    let next_object = names::object_map_object(image.id(), next);
-    let call = client::object_map_snap_remove(map);
-    absent_is_fine(ferry_cls::exec_write(&image.inner.io, &next_object, call).await)
+    Ok(())
 }
 
 /// What `object_map_snap_remove` does: clean objects that the removed map saw changed, or did not see, count as changed.
