@@ -42,7 +42,7 @@ pub(crate) async fn resize_here(
     progress: &Progress,
 ) -> Result<()> {
     image.acquire_lock().await?;
-    {
+    let before = {
         let _gate = image.inner.gate.write().await;
         still_ours(image)?;
         image.refresh_if_needed().await?;
@@ -76,8 +76,14 @@ pub(crate) async fn resize_here(
             image.refresh().await?;
             crate::object_map::head::shrink(image, objects).await?;
         }
-    }
+        header
+    };
     image.header_changed().await?;
+    if before.migration_target().is_some() && image.header().migration_target().is_none() {
+        // A commit came between, and found nothing yet that had hidden the source.
+        let reach_bytes = before.size_bytes.max(before.migration_overlap_bytes());
+        crate::io::trim::remove_hiding(image, reach_bytes).await?;
+    }
     progress.update(1, 1);
     Ok(())
 }

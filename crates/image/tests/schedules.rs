@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 24] = [
+const FOUND: [(u64, &str); 25] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -341,6 +341,10 @@ const FOUND: [(u64, &str); 24] = [
     (
         41_000_000_052_421,
         "an execute that had been cut off wrote over the mark of an abort, and the commit behind it removed the only copy",
+    ),
+    (
+        41_000_000_096_279,
+        "a shrink that a commit came into left an empty object that no map knew of",
     ),
     (
         1_554_255_932_290_471_446,
