@@ -360,3 +360,35 @@ async fn a_snapshot_that_only_the_target_has_is_not_read_from_a_source_that_an_a
     let read = shown.read(0, 9_000).await;
     assert_eq!(read.map_err(|error| error.kind), Err(ErrorKind::Removed));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_commit_is_finished_although_two_executes_left_the_source_as_executing() {
+    for nth in 1.. {
+        let engine = Engine::memory();
+        let io = pool(&engine.connect().await, "rbd").await;
+        let reference = source(&io).await;
+        prepare(&io, "src", &io, "dst", &PrepareOptions::default())
+            .await
+            .unwrap();
+        execute(&io, "dst", &silent()).await.unwrap();
+        let target = open(&io, "dst").await;
+        let source_id = target.header().migration_target().unwrap().image_id.clone();
+        target.close().await.unwrap();
+        let call = client::migration_set_state(MigrationState::Executing, "99% complete");
+        ferry_cls::exec_write(&io, &format!("rbd_header.{source_id}"), call)
+            .await
+            .unwrap();
+        let doomed = engine.doomed(nth, Moment::After).await;
+        let dying = IoCtx::new(doomed.store.clone(), io.scope().clone());
+        let killed = commit(&dying, "dst", &silent()).await.is_err();
+        doomed.bury().await;
+        if killed && let Err(error) = commit(&io, "dst", &silent()).await {
+            assert_eq!(error.kind, ErrorKind::NotMigrating, "killed at {nth}: {error}");
+        }
+        reference.check_all(&io, "dst", &format!("killed at {nth}")).await;
+        assert!(trash::list(&io).await.unwrap().is_empty(), "killed at {nth}");
+        if !killed {
+            break;
+        }
+    }
+}

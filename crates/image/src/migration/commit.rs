@@ -37,6 +37,10 @@ pub async fn commit(io: &IoCtx, name: &str, progress: &Progress) -> Result<()> {
                 "flatten the clones, or run 'rbd migration abort'",
             )
             .await?;
+            if pair.source.state() != Some(MigrationState::Executed) {
+                // By this a source is known that a killed commit left. Two executes beside each other may have ended otherwise.
+                pair.source.advance(MigrationState::Executed, "").await?;
+            }
             pair.target.remove_for_commit(&pair.source).await?;
             pair.source
         }

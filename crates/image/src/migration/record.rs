@@ -117,6 +117,10 @@ impl Side {
                 if matches!(spec.state, MigrationState::Aborting | MigrationState::Preparing) {
                     return Err(self.overtaken());
                 }
+                if spec.state == MigrationState::Executed && state == MigrationState::Executing {
+                    // Another execute has done it all; a commit may count on that from now on.
+                    return Ok(());
+                }
                 op = op.step(WriteStep::OmapCompare {
                     key: Bytes::from_static(RECORD_KEY),
                     value: raw,
@@ -259,6 +263,17 @@ mod tests {
             assert_eq!(refused.kind, ErrorKind::MigrationState);
             let found = read(&io, &side.key()).await.unwrap().flatten().unwrap();
             assert_eq!(found.state, MigrationState::Aborting);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_one_execute_has_ended_another_one_does_not_begin_again() {
+        let (io, pair) = prepared().await;
+        for mut side in [pair.source, pair.target] {
+            side.advance(MigrationState::Executed, "").await.unwrap();
+            side.describe(MigrationState::Executing, "9%").await.unwrap();
+            let found = read(&io, &side.key()).await.unwrap().flatten().unwrap();
+            assert_eq!(found.state, MigrationState::Executed);
         }
     }
 
