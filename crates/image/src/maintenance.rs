@@ -42,14 +42,14 @@ impl Image {
                         may_be_done = true;
                         last = Some(error);
                     }
-                    Err(error) if may_be_done && is_done(request, &error) => return Ok(()),
+                    Err(error) if may_be_done && is_done(request, &error) => return self.refresh().await,
                     result => return result,
                 },
                 Holder::Nobody | Holder::Dead(_) => {}
                 Holder::Alive(_) => match remote::forward(self, request, progress).await {
                     Ok(()) => return Ok(()),
-                    // ESHUTDOWN: the owner closed the image in the middle. If it is this client that is fenced, the next
-                    // look at the header says so.
+                    // ESHUTDOWN: the owner closed the image in the middle. ENOTCONN: it had lost its watch. If it is this
+                    // client that is fenced, the next look at the header says so.
                     Err(failed)
                         if matches!(
                             failed.error.errno,
@@ -57,6 +57,7 @@ impl Image {
                                 | Errno::ETIMEDOUT
                                 | Errno::EAGAIN
                                 | Errno::ESHUTDOWN
+                                | Errno::ENOTCONN
                                 | Errno::EROFS
                         ) =>
                     {
@@ -64,7 +65,10 @@ impl Image {
                         last = Some(failed.error);
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                     }
-                    Err(failed) if may_be_done && is_done(request, &failed.error) => return Ok(()),
+                    // Nobody may be left to tell this handle of it.
+                    Err(failed) if may_be_done && is_done(request, &failed.error) => {
+                        return self.refresh().await;
+                    }
                     Err(failed) => return Err(failed.error),
                 },
                 Holder::External(who) => {

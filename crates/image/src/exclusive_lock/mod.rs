@@ -2,7 +2,8 @@
 //! request, taken from a dead owner after fencing it.
 //!
 //! Invariants:
-//! * Between "is owner" turning true and turning false, the lock on the header names this handle's watch.
+//! * Between "is owner" turning true and turning false, the lock on the header names this handle's watch, or the one that was
+//!   lost and is being replaced.
 //! * It turns false only with the gate held exclusively: no write of this handle is under way at that moment, and
 //!   all that was written is flushed.
 //! * What a dead owner had written is durable before the lock is another's.
@@ -38,6 +39,8 @@ pub struct ExclusiveLock {
     tenures: AtomicU64,
     /// In which of these somebody asked for it last.
     asked_in: AtomicU64,
+    /// The watch that the lock on the header names while it is owned: a lost one until its successor has been put in its place.
+    named: parking_lot::Mutex<Option<WatchCookie>>,
     changing: Mutex<()>,
     changed: Notify,
     /// Held shared by who must not lose the lock to somebody that asks for it.
@@ -54,7 +57,8 @@ impl ExclusiveLock {
         self.changed.notify_waiters();
     }
 
-    fn is_ours_now(&self) {
+    fn is_ours_now(&self, named: WatchCookie) {
+        *self.named.lock() = Some(named);
         self.tenures.fetch_add(1, Ordering::SeqCst);
         self.owner.store(true, Ordering::SeqCst);
     }
@@ -228,12 +232,7 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
     image.check_open()?;
     let io = &image.inner.io;
     let object = &image.inner.header_object;
-    let cookie = image.inner.watch.cookie().ok_or_else(|| {
-        ImageError::new(
-            Errno::ENOTCONN,
-            format!("image '{}' has lost its watch", image.name()),
-        )
-    })?;
+    let cookie = watch::ensure(image).await?;
     let call = lock::client::lock(
         names::LOCK,
         LockKind::Exclusive,
@@ -263,7 +262,7 @@ async fn try_acquire(image: &Image) -> Result<Holder> {
         let _ = unlock(image, cookie).await;
         return Err(error);
     }
-    image.inner.lock.is_ours_now();
+    image.inner.lock.is_ours_now(cookie);
     if let Some(client) = image.client_id() {
         // Not awaited: others learn of it soon, and their acks are no condition for writing.
         let image = image.clone();
@@ -406,7 +405,8 @@ async fn release_in(image: &Image, tenure: Option<u64>) -> Result<()> {
     image.inner.lock.owner.store(false, Ordering::SeqCst);
     image.inner.ahead.clear();
     let unloaded = crate::object_map::head::unload(image).await;
-    let unlocked = match image.inner.watch.cookie() {
+    let named = image.inner.lock.named.lock().take();
+    let unlocked = match named {
         Some(cookie) => unlock(image, cookie).await,
         None => Ok(()),
     };
@@ -425,11 +425,14 @@ pub(crate) async fn close(image: &Image) -> Result<()> {
 }
 
 /// After a lost watch was registered anew: moves the lock to the new cookie, or drops it.
-pub(crate) async fn rename_after_rewatch(image: &Image, old: WatchCookie) {
-    let Some(new) = image.inner.watch.cookie() else {
+pub(crate) async fn rename_after_rewatch(image: &Image) {
+    let lock = &image.inner.lock;
+    let _one_at_a_time = lock.changing.lock().await;
+    let (named, watched) = (*lock.named.lock(), image.inner.watch.cookie());
+    let (Some(old), Some(new)) = (named, watched) else {
         return;
     };
-    if !image.inner.lock.is_owner() {
+    if old == new || !lock.is_owner() {
         return;
     }
     let call = lock::client::set_cookie(
@@ -439,14 +442,18 @@ pub(crate) async fn rename_after_rewatch(image: &Image, old: WatchCookie) {
         names::LOCK_TAG,
         &cookie_text(new),
     );
-    if let Err(error) = ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
-        tracing::warn!(image = image.name(), %error, "cannot keep the exclusive lock after a lost watch");
-        let _gate = image.inner.gate.write().await;
-        image.inner.around.give_up();
-        image.inner.lock.owner.store(false, Ordering::SeqCst);
-        image.inner.ahead.clear();
-        image.inner.head_map.clear();
-        image.inner.present.clear();
+    match ferry_cls::exec_write(&image.inner.io, &image.inner.header_object, call).await {
+        Ok(()) => *lock.named.lock() = Some(new),
+        Err(error) => {
+            tracing::warn!(image = image.name(), %error, "cannot keep the exclusive lock after a lost watch");
+            let _gate = image.inner.gate.write().await;
+            image.inner.around.give_up();
+            lock.owner.store(false, Ordering::SeqCst);
+            *lock.named.lock() = None;
+            image.inner.ahead.clear();
+            image.inner.head_map.clear();
+            image.inner.present.clear();
+        }
     }
 }
 

@@ -49,17 +49,24 @@ impl ImageWatch {
 impl Image {
     /// How this handle is named in notifies; `None` when it does not watch.
     pub(crate) fn client_id(&self) -> Option<ClientId> {
-        let handle = self.inner.watch.cookie()?.0;
-        Some(ClientId {
-            gid: self.inner.io.store().instance().gid,
-            handle,
-        })
+        Some(self.client_watching_as(self.inner.watch.cookie()?))
     }
 
     pub(crate) fn next_request_id(&self) -> Option<messages::AsyncRequestId> {
-        let client = self.client_id()?;
+        Some(self.request_id(self.inner.watch.cookie()?))
+    }
+
+    fn request_id(&self, watch: WatchCookie) -> messages::AsyncRequestId {
+        let client = self.client_watching_as(watch);
         let request = self.inner.watch.next_request.fetch_add(1, Ordering::SeqCst) + 1;
-        Some(messages::AsyncRequestId { client, request })
+        messages::AsyncRequestId { client, request }
+    }
+
+    fn client_watching_as(&self, watch: WatchCookie) -> ClientId {
+        ClientId {
+            gid: self.inner.io.store().instance().gid,
+            handle: watch.0,
+        }
     }
 
     /// Everybody who watches the header, this handle too.
@@ -86,11 +93,24 @@ impl Image {
 /// Begins to watch the header.
 pub(crate) async fn register(image: &Image) -> Result<()> {
     let _changing = image.inner.watch.changing.lock().await;
-    begin(image).await
+    begin(image).await.map(|_| ())
+}
+
+/// The watch of a handle that is open for writing. One that was lost is waited for, and begun anew if that failed.
+pub(crate) async fn ensure(image: &Image) -> Result<WatchCookie> {
+    if let Some(cookie) = image.inner.watch.cookie() {
+        return Ok(cookie);
+    }
+    let _changing = image.inner.watch.changing.lock().await;
+    image.check_open()?;
+    match image.inner.watch.cookie() {
+        Some(cookie) => Ok(cookie),
+        None => begin(image).await,
+    }
 }
 
 /// The caller holds `changing`.
-async fn begin(image: &Image) -> Result<()> {
+async fn begin(image: &Image) -> Result<WatchCookie> {
     let io = &image.inner.io;
     let handler = Arc::new(Handler {
         image: Arc::downgrade(&image.inner),
@@ -100,7 +120,7 @@ async fn begin(image: &Image) -> Result<()> {
         .watch(io.object(&image.inner.header_object), handler)
         .await?;
     *image.inner.watch.cookie.lock() = Some(cookie);
-    Ok(())
+    Ok(cookie)
 }
 
 /// Ends the watch of a closed handle, if there is one; none begins any more.
@@ -180,26 +200,24 @@ impl WatchHandler for Handler {
             return;
         }
         match watch_again(&image).await {
-            Ok(Some(old)) => crate::exclusive_lock::rename_after_rewatch(&image, old).await,
-            Ok(None) => {}
+            Ok(()) => crate::exclusive_lock::rename_after_rewatch(&image).await,
             Err(error) => tracing::error!(image = image.name(), %error, "cannot watch again"),
         }
     }
 }
 
-/// Puts a watch in the place of one that was lost, unless the handle is closed. The old one, if there was one.
-async fn watch_again(image: &Image) -> Result<Option<WatchCookie>> {
+/// Puts a watch in the place of one that was lost, unless the handle is closed.
+async fn watch_again(image: &Image) -> Result<()> {
     let _changing = image.inner.watch.changing.lock().await;
     if image.check_open().is_err() {
-        return Ok(None);
+        return Ok(());
     }
     let old = image.inner.watch.cookie.lock().take();
     if let Some(old) = old {
         // The one whose callback this is.
         let _ = image.inner.io.store().unwatch(old).await;
     }
-    begin(image).await?;
-    Ok(old)
+    begin(image).await.map(|_| ())
 }
 
 async fn handle(image: &Image, message: Message, notifier_gid: u64) -> Bytes {

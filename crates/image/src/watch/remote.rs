@@ -85,12 +85,7 @@ impl Pending {
 
 /// Asks the lock owner to do `request`, and waits until it is done.
 pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progress) -> Result<(), Failed> {
-    let id = image.next_request_id().ok_or_else(|| {
-        ImageError::new(
-            Errno::ENOTCONN,
-            format!("image '{}' has lost its watch", image.name()),
-        )
-    })?;
+    let id = image.request_id(super::ensure(image).await?);
     let (sender, mut events) = mpsc::channel(256);
     image.inner.watch.remote.asked.lock().insert(
         id,
