@@ -94,10 +94,8 @@ fn check(image: &Image, header: &Header, features: u64, enabled: bool) -> Result
 }
 
 pub(crate) async fn update_here(image: &Image, features: u64, enabled: bool) -> Result<()> {
-    image.acquire_lock().await?;
     {
-        let _gate = image.inner.gate.write().await;
-        crate::resize::still_ours(image)?;
+        let _stopped = image.stop_writes().await?;
         image.refresh_if_needed().await?;
         let header = image.header();
         let bits = check(image, &header, features, enabled)?;

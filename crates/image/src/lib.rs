@@ -17,6 +17,9 @@ pub mod fuzzing;
 pub mod group;
 pub mod header;
 pub mod image;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
+mod in_memory;
 pub mod io;
 pub mod layering;
 pub mod layout;

@@ -13,6 +13,8 @@ use crate::watch::remote;
 
 /// How often work is begun anew because the lock changed hands or an owner fell silent.
 const MAX_ATTEMPTS: usize = 20;
+/// Pause before another attempt.
+const RETRY_MS: u64 = 100;
 
 impl Image {
     /// Does `request` here if this handle owns the lock or can get it from nobody or the dead, else through the owner.
@@ -41,6 +43,7 @@ impl Image {
                     Err(error) if error.kind == ErrorKind::Migrating && error.errno == Errno::EROFS => {
                         may_be_done = true;
                         last = Some(error);
+                        pause().await;
                     }
                     Err(error) if may_be_done && is_done(request, &error) => return self.refresh().await,
                     result => return result,
@@ -63,7 +66,7 @@ impl Image {
                     {
                         may_be_done |= failed.accepted;
                         last = Some(failed.error);
-                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        pause().await;
                     }
                     // Nobody may be left to tell this handle of it.
                     Err(failed) if may_be_done && is_done(request, &failed.error) => {
@@ -89,6 +92,11 @@ impl Image {
             )
         }))
     }
+}
+
+/// Before another attempt: what is in the way does not pass at once.
+async fn pause() {
+    tokio::time::sleep(std::time::Duration::from_millis(RETRY_MS)).await;
 }
 
 /// Whether an error of a repeated request says that the first one, whose end was never heard of, did its work.

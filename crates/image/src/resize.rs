@@ -41,10 +41,8 @@ pub(crate) async fn resize_here(
     allow_shrink: bool,
     progress: &Progress,
 ) -> Result<()> {
-    image.acquire_lock().await?;
     let before = {
-        let _gate = image.inner.gate.write().await;
-        still_ours(image)?;
+        let _stopped = image.stop_writes().await?;
         image.refresh_if_needed().await?;
         let header = image.header();
         if header.size_bytes == size_bytes {
@@ -131,17 +129,6 @@ async fn show_hiding_objects(image: &Image, from: u64, to: u64) -> Result<()> {
             let end = ObjectNo(object.0 + 1);
             crate::object_map::head::update(image, object, end, exists, None).await?;
         }
-    }
-    Ok(())
-}
-
-/// `ERESTART` when the lock was given up between taking it and taking the gate.
-pub(crate) fn still_ours(image: &Image) -> Result<()> {
-    if image.header().needs_lock() && !image.inner.lock.is_owner() {
-        return Err(ImageError::new(
-            Errno::ERESTART,
-            format!("image '{}' lost its lock", image.name()),
-        ));
     }
     Ok(())
 }

@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 25] = [
+const FOUND: [(u64, &str); 28] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -350,6 +350,15 @@ const FOUND: [(u64, &str); 25] = [
         1_554_255_932_290_471_446,
         "what changed at a snapshot whose making was killed before its map was called unchanged once the snapshot was removed",
     ),
+    (
+        52_000_000_073_883,
+        "execute ended with the owner of the lock that had lost its watch",
+    ),
+    (
+        52_000_000_097_499,
+        "a snapshot that a killed owner had made unheard was not known to who had asked for it",
+    ),
+    (52_000_000_097_641, "the same with an owner that was cut off"),
 ];
 
 #[test]

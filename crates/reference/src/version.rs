@@ -12,9 +12,6 @@ use crate::tag::Tag;
 /// The end of what has not ended.
 pub(crate) const UNDER_WAY: u64 = u64::MAX;
 
-/// Candidates of one segment that a read tells apart; no test has as many requests under way.
-const MAX_TOLD_APART: usize = 128;
-
 /// A write, a trim or a write of zeroes that a byte may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
@@ -298,6 +295,11 @@ impl Version {
                 }
             }
             if power_lost {
+                // Which of several is there nobody knows, nor that a newer one hides an older one.
+                let several = segment.since.len() > 1;
+                for source in &mut segment.since {
+                    source.certain &= !several;
+                }
                 segment.now.clone_from(&segment.since);
             }
         }
@@ -354,6 +356,10 @@ impl Version {
             if is_there || segment.now.iter().any(stays) {
                 segment.now.retain(stays);
             }
+            let same = segment.now.iter_mut().chain(&mut segment.since);
+            for other in same.filter(|other| other.tag == source.tag) {
+                other.certain = true;
+            }
         }
         self.join(seen.start, seen.end);
     }
@@ -402,8 +408,8 @@ pub(crate) fn judge(
     let mut seen = Vec::new();
     for piece in pieces {
         let found = &bytes[(piece.start - offset) as usize..(piece.end - offset) as usize];
-        let sources = &piece.sources[..piece.sources.len().min(MAX_TOLD_APART)];
-        if let [only] = sources {
+        let sources = &piece.sources;
+        if let [only] = &sources[..] {
             judge_settled(clock, only, piece, found)?;
             continue;
         }
@@ -411,23 +417,19 @@ pub(crate) fn judge(
             .iter()
             .map(|source| source.content(clock, piece.start, piece.end))
             .collect();
-        let mut run: Option<(u64, u128)> = None;
+        // Where the run began, and the only candidate that its bytes come from.
+        let mut run: (u64, Option<usize>) = (piece.start, None);
         for (index, byte) in found.iter().enumerate() {
             let at = piece.start + index as u64;
-            let mask = contents
-                .iter()
-                .enumerate()
-                .filter(|(_, content)| content[index] == *byte)
-                .fold(0u128, |mask, (number, _)| mask | 1 << number);
-            if mask == 0 {
-                return Err(violation(clock, piece, at, &found[index..]));
-            }
-            match run {
-                Some((_, same)) if same == mask => {}
-                _ => {
-                    push_run(&mut seen, run, at, sources);
-                    run = Some((at, mask));
-                }
+            let mut fitting = (0..contents.len()).filter(|number| contents[*number][index] == *byte);
+            let only = match (fitting.next(), fitting.next()) {
+                (None, _) => return Err(violation(clock, piece, at, &found[index..])),
+                (first, None) => first,
+                _ => None,
+            };
+            if only != run.1 {
+                push_run(&mut seen, run, at, sources);
+                run = (at, only);
             }
         }
         push_run(&mut seen, run, piece.end, sources);
@@ -455,11 +457,11 @@ fn judge_settled(clock: &Clock, only: &Source, piece: &Piece, found: &[u8]) -> R
     }
 }
 
-fn push_run(seen: &mut Vec<Seen>, run: Option<(u64, u128)>, end: u64, sources: &[Source]) {
-    if let Some((start, mask)) = run
-        && mask.count_ones() == 1
+fn push_run(seen: &mut Vec<Seen>, (start, only): (u64, Option<usize>), end: u64, sources: &[Source]) {
+    if let Some(only) = only
+        && start < end
     {
-        let source = sources[mask.trailing_zeros() as usize];
+        let source = sources[only];
         seen.push(Seen { start, end, source });
     }
 }

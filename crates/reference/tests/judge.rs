@@ -50,6 +50,38 @@ fn a_stale_read_is_noticed_and_its_write_named() {
 }
 
 #[test]
+fn a_flush_after_a_loss_of_power_makes_none_of_the_lost_writes_sure() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    for zeroes in [true, true, false] {
+        let write = history.begin_write(0, 512, zeroes);
+        history.end_write(write, false);
+    }
+    history.killed(true);
+    // Zeroes from the beginning, or of the two writes of zeroes: who can tell?
+    assert!(reads(&mut history, 0, &[0; 512]));
+    history.is_durable();
+    let flush = history.begin_flush();
+    let beside = history.begin_write(0, 512, false);
+    history.end_flush(&flush);
+    history.end_write(beside, false);
+    history.killed(true);
+    assert!(reads(&mut history, 0, &[0; 512]));
+}
+
+#[test]
+fn of_two_hundred_writes_under_way_each_may_be_seen_and_nothing_else() {
+    let mut history = History::new(&Clock::default(), SIZE);
+    let writes: Vec<_> = (0..200).map(|_| history.begin_write(0, 1000, false)).collect();
+    assert!(reads(&mut history, 0, &writes[199].bytes()));
+    // A byte that none of them has there.
+    let firsts: Vec<u8> = writes.iter().map(|write| write.bytes()[0]).collect();
+    let none = (1..=255).find(|byte| !firsts.contains(byte)).unwrap();
+    let mut wrong = writes[150].bytes();
+    wrong[0] = none;
+    assert!(!reads(&mut history, 0, &wrong));
+}
+
+#[test]
 fn a_read_may_see_any_of_the_writes_that_overlap_it_and_then_no_older_one() {
     let mut history = History::new(&Clock::default(), SIZE);
     let base = written(&mut history, 0, 1000);

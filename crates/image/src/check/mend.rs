@@ -296,18 +296,11 @@ async fn remove_map(io: &IoCtx, object: &str, id: &str, snap: Option<SnapId>) ->
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use ferry_store::memory::MemoryCluster;
-    use ferry_store::{PoolOptions, Scope, Store};
-
     use super::*;
 
     #[tokio::test]
     async fn the_header_of_a_group_that_gets_an_image_after_it_was_looked_at_stays() {
-        let store: Arc<dyn Store> = MemoryCluster::new(ferry_cls::registry()).connect();
-        let pool = store.pool_create("rbd", PoolOptions::default()).await.unwrap();
-        let io = IoCtx::new(store, Scope::new(pool));
+        let io = crate::in_memory::pool().await;
         let object = cls_names::group_header("cafe");
         let create = WriteOp::new().create(true);
         io.write_meta(&object, create).await.unwrap();
@@ -316,7 +309,7 @@ mod tests {
         let call = client::group_image_set(&GroupImageStatus {
             spec: GroupImageSpec {
                 image_id: "17".to_owned(),
-                pool_id: pool,
+                pool_id: io.pool(),
             },
             state: GroupLinkState::Attached,
         });

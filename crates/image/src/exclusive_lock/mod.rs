@@ -16,7 +16,7 @@ use std::time::Duration;
 use ferry_cls::lock::{self, LockInfo, LockKind};
 use ferry_cls::rbd::client;
 use ferry_store::{Errno, Timestamp, WatchCookie};
-use tokio::sync::{Mutex, Notify, OwnedRwLockReadGuard, RwLockReadGuard};
+use tokio::sync::{Mutex, Notify, OwnedRwLockReadGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine, optional};
 use crate::image::Image;
@@ -30,6 +30,9 @@ const REQUEST_LIMIT_MS: u64 = 60_000;
 const MODIFY_NOTE_SECONDS: u64 = 60;
 /// Pause between two looks at a lock that somebody else holds, if nothing tells of a change.
 const RETRY_MS: u64 = 200;
+
+/// How often the lock may be given away between taking it and stopping the writes.
+const MAX_HANDOVERS: usize = 20;
 
 /// Lock state of one open handle.
 #[derive(Debug, Default)]
@@ -195,6 +198,22 @@ impl Image {
                 return Ok(KeptLock { _kept: kept });
             }
         }
+    }
+
+    /// Takes the exclusive lock and stops the writes of this handle; nobody is given the lock while the guard is held. Errors as
+    /// [`Image::acquire_lock`], and `ERESTART` where somebody else got it each time.
+    pub(crate) async fn stop_writes(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        for _ in 0..MAX_HANDOVERS {
+            self.acquire_lock().await?;
+            let gate = self.inner.gate.write().await;
+            if self.inner.lock.is_owner() || !self.header().needs_lock() {
+                return Ok(gate);
+            }
+        }
+        Err(ImageError::new(
+            Errno::ERESTART,
+            format!("image '{}' lost its lock", self.name()),
+        ))
     }
 
     /// Takes the lock unless a living client has it; says who has it then.
@@ -459,28 +478,46 @@ pub(crate) async fn rename_after_rewatch(image: &Image) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use ferry_store::memory::MemoryCluster;
-    use ferry_store::{IoCtx, PoolOptions, Scope, Store};
-
     use super::*;
-    use crate::admin::create;
-    use crate::image::{ImageKey, OpenOptions};
+    use crate::in_memory;
+
+    /// Who holds the lock according to the header.
+    async fn named(image: &Image) -> Vec<String> {
+        let call = lock::client::get_info(names::LOCK);
+        let info = ferry_cls::exec_read(&image.inner.io, &image.inner.header_object, call)
+            .await
+            .unwrap();
+        info.lockers.keys().map(|id| id.cookie.clone()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_given_up_right_after_its_watch_was_lost_is_nobodys() {
+        let image = in_memory::open_small().await;
+        image.acquire_lock().await.unwrap();
+        watch::watch_again(&image).await.unwrap();
+        release(&image).await.unwrap();
+        rename_after_rewatch(&image).await;
+        assert_eq!(named(&image).await, [""; 0]);
+        image.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lock_whose_watch_was_lost_names_the_next_one() {
+        let image = in_memory::open_small().await;
+        image.acquire_lock().await.unwrap();
+        let first = named(&image).await;
+        watch::watch_again(&image).await.unwrap();
+        rename_after_rewatch(&image).await;
+        let second = cookie_text(image.inner.watch.cookie().unwrap());
+        assert_ne!(first, [second.as_str()]);
+        assert_eq!(named(&image).await, [second]);
+        assert!(image.owns_lock());
+        image.close().await.unwrap();
+    }
 
     #[tokio::test]
     async fn who_asked_in_an_earlier_tenure_is_not_given_the_lock_again() {
-        let store: Arc<dyn Store> = MemoryCluster::new(ferry_cls::registry()).connect();
-        let pool = store.pool_create("rbd", PoolOptions::default()).await.unwrap();
-        let io = IoCtx::new(store, Scope::new(pool));
-        let options = create::CreateOptions {
-            size_bytes: 1 << 20,
-            ..create::CreateOptions::default()
-        };
-        create::create(&io, "disk", &options).await.unwrap();
-        let image = Image::open(&io, ImageKey::Name("disk"), OpenOptions::read_write())
-            .await
-            .unwrap();
+        let image = in_memory::open_small().await;
         image.acquire_lock().await.unwrap();
         let first = image.inner.lock.tenures.load(Ordering::SeqCst);
         release_in(&image, Some(first)).await.unwrap();

@@ -215,13 +215,8 @@ pub(crate) async fn read(io: &IoCtx, key: &HeaderKey) -> Result<Option<Option<Mi
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use ferry_store::memory::MemoryCluster;
-    use ferry_store::{PoolOptions, Scope, Store};
-
     use super::*;
-    use crate::admin::create;
+    use crate::in_memory;
     use crate::migration::abort::{AbortOptions, abort};
     use crate::migration::commit::commit;
     use crate::migration::pair::{self, Found};
@@ -230,14 +225,8 @@ mod tests {
 
     /// A prepared migration from `old` to `new`, in memory.
     async fn prepared() -> (IoCtx, pair::Pair) {
-        let store: Arc<dyn Store> = MemoryCluster::new(ferry_cls::registry()).connect();
-        let pool = store.pool_create("rbd", PoolOptions::default()).await.unwrap();
-        let io = IoCtx::new(store, Scope::new(pool));
-        let options = create::CreateOptions {
-            size_bytes: 1 << 20,
-            ..create::CreateOptions::default()
-        };
-        create::create(&io, "old", &options).await.unwrap();
+        let io = in_memory::pool().await;
+        in_memory::create_small(&io, "old").await;
         prepare(&io, "old", &io, "new", &PrepareOptions::default())
             .await
             .unwrap();

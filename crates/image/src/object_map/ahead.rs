@@ -223,9 +223,7 @@ async fn unmark(image: &Image, objects: &[ObjectNo]) -> Result<()> {
     if objects.is_empty() {
         return Ok(());
     }
-    image.acquire_lock().await?;
-    let _gate = image.inner.gate.write().await;
-    crate::resize::still_ours(image)?;
+    let _stopped = image.stop_writes().await?;
     image.refresh_if_needed().await?;
     let mut absent = Vec::with_capacity(objects.len());
     for &object in objects {

@@ -9,7 +9,6 @@ use crate::image::Image;
 use crate::layering::links;
 use crate::names;
 use crate::progress::Progress;
-use crate::resize::still_ours;
 use crate::watch::messages::{AsyncRequestId, Message};
 use crate::watch::{self};
 
@@ -35,9 +34,9 @@ pub(crate) async fn create_here(
         true => quiesce(image).await,
         false => None,
     };
-    let added = {
-        let _gate = image.inner.gate.write().await;
-        add(image, name, &namespace).await
+    let added = match image.stop_writes().await {
+        Ok(_stopped) => add(image, name, &namespace).await,
+        Err(error) => Err(error),
     };
     unquiesce(image, asked).await;
     // Also after a failure: the header may name the snapshot already.
@@ -70,9 +69,8 @@ pub(crate) async fn unquiesce(image: &Image, asked: Option<AsyncRequestId>) {
     }
 }
 
-/// The step itself; the gate is held exclusively.
+/// The step itself; writes are stopped.
 async fn add(image: &Image, name: &str, namespace: &SnapshotNamespace) -> Result<()> {
-    still_ours(image)?;
     image.flush_data().await?;
     let store = image.inner.data_io.store();
     let pool = image.inner.data_io.pool();
@@ -200,11 +198,9 @@ pub(super) async fn all_interrupted(image: &Image) -> Result<Vec<SnapId>> {
 
 /// Removes a snapshot by id, whatever its namespace. One that clones show stays in the trash until the last of them goes.
 pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
-    image.acquire_lock().await?;
     let mut parent = None;
     {
-        let _gate = image.inner.gate.write().await;
-        still_ours(image)?;
+        let _stopped = image.stop_writes().await?;
         image.refresh_if_needed().await?;
         let header = image.header();
         let Some(record) = header.snaps.get(&snap) else {

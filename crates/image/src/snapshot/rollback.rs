@@ -2,16 +2,20 @@
 //!
 //! Killed in between it leaves a head that is partly rolled back, as Ceph's does; running it again finishes it.
 
-use ferry_store::SnapId;
+use ferry_store::{Errno, SnapId};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::RwLockWriteGuard;
 
-use crate::error::Result;
+use crate::error::{ImageError, Result};
 use crate::image::{Image, SnapKey, find_snap};
 use crate::io::CONCURRENT_OBJECTS;
 use crate::io::write::Writer;
 use crate::layering::copy_up::Shown;
 use crate::layout::ObjectNo;
 use crate::progress::Progress;
+
+/// How often the head is given the snapshot's size anew because somebody else came in between.
+const MAX_RESIZES: usize = 20;
 
 pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) -> Result<()> {
     image.refresh_if_needed().await?;
@@ -22,19 +26,31 @@ pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) ->
 /// The same for a snapshot of any namespace.
 pub(crate) async fn roll_back_here(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
     image.acquire_lock().await?;
-    // Looked up again whenever somebody may have removed it meanwhile: a snapshot that is gone has no size and no bytes.
-    let size_bytes = size_of(image, snap)?;
-    crate::resize::resize_here(image, size_bytes, true, &Progress::silent()).await?;
     {
-        let _gate = image.inner.gate.write().await;
-        crate::resize::still_ours(image)?;
-        image.refresh_if_needed().await?;
-        let size_bytes = size_of(image, snap)?;
+        let (_stopped, size_bytes) = stop_at_size_of(image, snap).await?;
         let _changing = image.changing_all();
         objects(image, snap, size_bytes, progress).await?;
         image.flush_data().await?;
     }
     image.header_changed().await
+}
+
+/// Gives the head the size that it had at a snapshot, and stops the writes. Looked up again whenever somebody may have removed the
+/// snapshot meanwhile: one that is gone has no size and no bytes.
+async fn stop_at_size_of(image: &Image, snap: SnapId) -> Result<(RwLockWriteGuard<'_, ()>, u64)> {
+    for _ in 0..MAX_RESIZES {
+        let size_bytes = size_of(image, snap)?;
+        crate::resize::resize_here(image, size_bytes, true, &Progress::silent()).await?;
+        let stopped = image.stop_writes().await?;
+        image.refresh_if_needed().await?;
+        if image.header().size_bytes == size_of(image, snap)? {
+            return Ok((stopped, size_bytes));
+        }
+    }
+    Err(ImageError::new(
+        Errno::EAGAIN,
+        format!("image '{}': its size keeps changing", image.name()),
+    ))
 }
 
 fn size_of(image: &Image, snap: SnapId) -> Result<u64> {

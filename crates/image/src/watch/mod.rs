@@ -207,7 +207,7 @@ impl WatchHandler for Handler {
 }
 
 /// Puts a watch in the place of one that was lost, unless the handle is closed.
-async fn watch_again(image: &Image) -> Result<()> {
+pub(crate) async fn watch_again(image: &Image) -> Result<()> {
     let _changing = image.inner.watch.changing.lock().await;
     if image.check_open().is_err() {
         return Ok(());
@@ -294,5 +294,36 @@ async fn refresh_before_ack(image: &Image) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(image = image.name(), %error, "cannot read the changed header"),
         Err(_) => tracing::warn!(image = image.name(), "still reading the changed header"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::in_memory;
+    use crate::progress::Progress;
+
+    #[tokio::test]
+    async fn a_writer_whose_lost_watch_could_not_be_begun_anew_begins_it_when_it_needs_it() {
+        let image = in_memory::open_small().await;
+        let lost = image.inner.watch.cookie.lock().take().unwrap();
+        image.inner.io.store().unwatch(lost).await.unwrap();
+        assert_eq!(image.watchers().await.unwrap().len(), 0);
+        image.write(0, Bytes::from_static(b"written")).await.unwrap();
+        assert_eq!(image.watchers().await.unwrap().len(), 1);
+        // So does who asks that writer for something.
+        let other = Image::open(
+            image.io(),
+            crate::ImageKey::Name("disk"),
+            crate::OpenOptions::read_write(),
+        )
+        .await
+        .unwrap();
+        let lost = other.inner.watch.cookie.lock().take().unwrap();
+        other.inner.io.store().unwatch(lost).await.unwrap();
+        other.snap_create("s", &Progress::silent()).await.unwrap();
+        assert!(image.owns_lock());
+        other.close().await.unwrap();
+        image.close().await.unwrap();
     }
 }

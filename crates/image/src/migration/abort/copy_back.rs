@@ -86,9 +86,7 @@ async fn lower_overlap(source: &Image, target: &Image) -> Result<()> {
     if !same_parent || shown_bytes >= ours.parent_overlap_bytes(SnapId::HEAD) {
         return Ok(());
     }
-    source.acquire_lock().await?;
-    let _gate = source.inner.gate.write().await;
-    crate::resize::still_ours(source)?;
+    let _stopped = source.stop_writes().await?;
     source.refresh_if_needed().await?;
     crate::resize::lower_overlap(source, shown_bytes).await?;
     Ok(())
