@@ -29,7 +29,7 @@ impl Image {
     /// feature needs another; `EOPNOTSUPP` for journaling.
     pub async fn update_features(&self, features: u64, enabled: bool) -> Result<()> {
         let request = Request::UpdateFeatures { features, enabled };
-        self.refresh_if_needed().await?;
+        self.refresh_for_client().await?;
         check(self, &self.header(), features, enabled)?;
         self.maintain(&request, &Progress::silent()).await
     }

@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 28] = [
+const FOUND: [(u64, &str); 32] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -359,6 +359,16 @@ const FOUND: [(u64, &str); 28] = [
         "a snapshot that a killed owner had made unheard was not known to who had asked for it",
     ),
     (52_000_000_097_641, "the same with an owner that was cut off"),
+    (
+        61_193_789,
+        "a snapshot could not be removed in the moment in which an abort found that it could not be",
+    ),
+    (61_235_059, "the same"),
+    (
+        61_259_990,
+        "an abort ended with a lock that a client of the target had asked for",
+    ),
+    (61_310_696, "the same"),
 ];
 
 #[test]

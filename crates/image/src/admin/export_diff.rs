@@ -41,7 +41,7 @@ pub async fn export_diff(
 
 /// Writes the image with all of its snapshots, whatever version the handle shows.
 pub async fn export_image(image: &Image, out: Writer<'_>, progress: &Progress) -> Result<()> {
-    image.refresh_if_needed().await?;
+    image.refresh_for_client().await?;
     let header = image.header();
     let layout = image.layout();
     let snaps: Vec<SnapId> = header.user_snaps().map(|snap| snap.id).collect();

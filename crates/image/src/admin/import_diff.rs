@@ -95,7 +95,7 @@ pub async fn import_diff(
 
 /// Whether a diff fits the snapshots of the image.
 async fn check(image: &Image, head: &DiffHead) -> Result<(), ImportDiffError> {
-    image.refresh_if_needed().await?;
+    image.refresh_for_client().await?;
     let header = image.header();
     if let Some(from) = &head.from
         && header.snap_by_name(from).is_none()
@@ -132,7 +132,7 @@ async fn apply(
     progress: &Progress,
 ) -> Result<()> {
     let head = reader.head().clone();
-    image.refresh_if_needed().await?;
+    image.refresh_for_client().await?;
     if image.header().size_bytes != head.size_bytes {
         image.resize(head.size_bytes, true, &Progress::silent()).await?;
     }

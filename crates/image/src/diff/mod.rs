@@ -74,7 +74,7 @@ impl Diff {
     /// Compares what `image` shows with its snapshot `from`, or with nothing. `ENOENT`
     /// ([`ErrorKind::SnapMissing`]) without that snapshot, `EINVAL` if it is newer than what the handle shows.
     pub async fn new(image: &Image, from: Option<SnapId>, whole_object: bool) -> Result<Self> {
-        image.refresh_if_needed().await?;
+        image.refresh_for_client().await?;
         image.flush_data().await?;
         let header = image.header();
         let to = image.read_snap();

@@ -47,7 +47,7 @@ impl Image {
     /// Removes a snapshot. `ENOENT`; `EBUSY` while it is protected. One that has clones goes to the trash, and away with the
     /// last of them. A removal of that name that was interrupted is finished.
     pub async fn snap_remove(&self, name: &str, progress: &Progress) -> Result<()> {
-        self.refresh_if_needed().await?;
+        self.refresh_for_client().await?;
         let header = self.header();
         let snap = match find_snap(&header, &SnapKey::Name(name.to_owned())) {
             Ok(snap) => snap,
@@ -66,7 +66,7 @@ impl Image {
 
     /// Finishes removals of snapshots that were interrupted.
     pub async fn snap_finish_removals(&self, progress: &Progress) -> Result<()> {
-        self.refresh_if_needed().await?;
+        self.refresh_for_client().await?;
         for snap in change::all_interrupted(self).await? {
             self.snap_remove_by_id(snap, progress).await?;
         }
@@ -76,7 +76,7 @@ impl Image {
     /// Removes a snapshot by id, whatever its namespace. Errors as [`Image::snap_remove`]; one in the trash that clones
     /// need is `EBUSY` ([`crate::ErrorKind::HasChildren`]).
     pub async fn snap_remove_by_id(&self, snap: SnapId, progress: &Progress) -> Result<()> {
-        self.refresh_if_needed().await?;
+        self.refresh_for_client().await?;
         let header = self.header();
         let snap = find_snap(&header, &SnapKey::Id(snap))?;
         change::check_removable(self, &header, snap)?;
@@ -93,7 +93,7 @@ impl Image {
     /// Renames a snapshot. `EEXIST`, `ENOENT`.
     pub async fn snap_rename(&self, name: &str, new_name: &str) -> Result<()> {
         crate::names::check_snap_name(new_name)?;
-        self.refresh_if_needed().await?;
+        self.refresh_for_client().await?;
         let snap = find_snap(&self.header(), &SnapKey::Name(name.to_owned()))?;
         rename_here(self, snap, new_name).await
     }

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 const MAX_RESIZES: usize = 20;
 
 pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) -> Result<()> {
-    image.refresh_if_needed().await?;
+    image.refresh_for_client().await?;
     let snap = find_snap(&image.header(), &SnapKey::Name(name.to_owned()))?;
     roll_back_here(image, snap, progress).await
 }
