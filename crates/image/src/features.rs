@@ -9,6 +9,7 @@ use ferry_cls::{CallExt as _, rbd::feature::names as feature_names};
 use ferry_store::{Errno, SnapId, WriteOp};
 
 use crate::error::{ImageError, Result, absent_is_fine};
+use crate::exclusive_lock::Tenure;
 use crate::header::Header;
 use crate::image::Image;
 use crate::names;
@@ -93,9 +94,14 @@ fn check(image: &Image, header: &Header, features: u64, enabled: bool) -> Result
     Ok(bits)
 }
 
-pub(crate) async fn update_here(image: &Image, features: u64, enabled: bool) -> Result<()> {
+pub(crate) async fn update_here(
+    image: &Image,
+    features: u64,
+    enabled: bool,
+    only_in: Option<Tenure>,
+) -> Result<()> {
     {
-        let _stopped = image.stop_writes().await?;
+        let _stopped = image.stop_writes(only_in).await?;
         image.refresh_if_needed().await?;
         let header = image.header();
         let bits = check(image, &header, features, enabled)?;

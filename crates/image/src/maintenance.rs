@@ -4,7 +4,7 @@
 use ferry_store::Errno;
 
 use crate::error::{ErrorKind, ImageError, Result};
-use crate::exclusive_lock::Holder;
+use crate::exclusive_lock::{Holder, Tenure};
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::snapshot;
@@ -36,7 +36,7 @@ impl Image {
                 snapshot::check_is_new(self, name, namespace)?;
             }
             match self.try_acquire_lock().await? {
-                Holder::Us => match run(self, request, progress).await {
+                Holder::Us => match run(self, request, self.tenure(), progress).await {
                     // The lock was handed over in the middle; what is done stays done.
                     Err(error) if error.errno == Errno::ERESTART => last = Some(error),
                     // An abort that is about to find that it cannot be has marked the migration, perhaps after the work.
@@ -112,20 +112,26 @@ fn is_done(request: &Request, error: &ImageError) -> bool {
     }
 }
 
-/// Does the work; this handle owns the lock, or the image has none.
-pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -> Result<()> {
+/// Does the work; this handle owns the lock, or the image has none. What must not be done twice is done in that tenure or not at
+/// all.
+pub(crate) async fn run(
+    image: &Image,
+    request: &Request,
+    tenure: Option<Tenure>,
+    progress: &Progress,
+) -> Result<()> {
     match request {
         Request::Resize {
             size_bytes,
             allow_shrink,
-        } => crate::resize::resize_here(image, *size_bytes, *allow_shrink, progress).await,
+        } => crate::resize::resize_here(image, *size_bytes, *allow_shrink, tenure, progress).await,
         Request::SnapCreate {
             name,
             namespace,
             flags,
-        } => crate::snapshot::create_here(image, name, namespace.clone(), *flags, progress).await,
+        } => crate::snapshot::create_here(image, name, namespace.clone(), *flags, tenure, progress).await,
         Request::SnapRemove { name, namespace } => {
-            crate::snapshot::remove_here(image, name, namespace, progress).await
+            crate::snapshot::remove_here(image, name, namespace, tenure, progress).await
         }
         Request::SnapRename { snap, new_name } => crate::snapshot::rename_here(image, *snap, new_name).await,
         Request::SnapProtect { name, namespace } => {
@@ -142,7 +148,7 @@ pub(crate) async fn run(image: &Image, request: &Request, progress: &Progress) -
         Request::Migrate => crate::migration::execute::copy_all(image, progress).await,
         Request::Flatten => crate::layering::flatten::flatten_here(image, progress).await,
         Request::UpdateFeatures { features, enabled } => {
-            crate::features::update_here(image, *features, *enabled).await
+            crate::features::update_here(image, *features, *enabled, tenure).await
         }
         Request::Sparsify { sparse_size_bytes } => {
             crate::io::sparsify::sparsify_here(image, *sparse_size_bytes, progress).await

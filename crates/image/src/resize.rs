@@ -14,6 +14,7 @@ use ferry_store::{Errno, SnapId, WriteOp, WriteStep};
 
 use crate::admin::create::{MAX_SIZE_BYTES, too_large};
 use crate::error::{ImageError, Result};
+use crate::exclusive_lock::Tenure;
 use crate::header::Header;
 use crate::image::Image;
 use crate::layout::ObjectNo;
@@ -39,10 +40,11 @@ pub(crate) async fn resize_here(
     image: &Image,
     size_bytes: u64,
     allow_shrink: bool,
+    only_in: Option<Tenure>,
     progress: &Progress,
 ) -> Result<()> {
     let before = {
-        let _stopped = image.stop_writes().await?;
+        let _stopped = image.stop_writes(only_in).await?;
         image.refresh_if_needed().await?;
         let header = image.header();
         if header.size_bytes == size_bytes {

@@ -252,7 +252,7 @@ fn every_pair_of_roles_in_seeded_schedules_keeps_every_promise() {
 }
 
 /// Schedules that found something once, with what that was.
-const FOUND: [(u64, &str); 32] = [
+const FOUND: [(u64, &str); 33] = [
     (
         1_000_584,
         "execute ended with the owner of the lock that closed its handle",
@@ -369,6 +369,10 @@ const FOUND: [(u64, &str); 32] = [
         "an abort ended with a lock that a client of the target had asked for",
     ),
     (61_310_696, "the same"),
+    (
+        62_056_302,
+        "a snapshot was made a second time, after its removal, by a former owner of the lock that had been asked for it",
+    ),
 ];
 
 #[test]

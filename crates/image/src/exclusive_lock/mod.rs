@@ -88,6 +88,11 @@ pub(crate) struct KeptLock<'a> {
     _kept: RwLockReadGuard<'a, ()>,
 }
 
+/// A time in which one handle owns the lock without a break. What was asked of the owner is done within it or not at all: whoever
+/// asked asks the next owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tenure(u64);
+
 /// Leave to write, held until the write is in the store.
 #[derive(Debug)]
 pub(crate) struct WriteGuard {
@@ -200,12 +205,25 @@ impl Image {
         }
     }
 
+    /// Since when this handle has owned the lock without a break; `None` if it does not.
+    pub(crate) fn tenure(&self) -> Option<Tenure> {
+        let tenure = Tenure(self.inner.lock.tenures.load(Ordering::SeqCst));
+        self.inner.lock.is_owner().then_some(tenure)
+    }
+
     /// Takes the exclusive lock and stops the writes of this handle; nobody is given the lock while the guard is held. Errors as
-    /// [`Image::acquire_lock`], and `ERESTART` where somebody else got it each time.
-    pub(crate) async fn stop_writes(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+    /// [`Image::acquire_lock`], and `ERESTART` where somebody else got it each time, or it is not owned since `only_in` any more.
+    pub(crate) async fn stop_writes(&self, only_in: Option<Tenure>) -> Result<RwLockWriteGuard<'_, ()>> {
+        let is_over = || only_in.is_some() && self.tenure() != only_in;
         for _ in 0..MAX_HANDOVERS {
+            if is_over() {
+                break;
+            }
             self.acquire_lock().await?;
             let gate = self.inner.gate.write().await;
+            if is_over() {
+                break;
+            }
             if self.inner.lock.is_owner() || !self.header().needs_lock() {
                 return Ok(gate);
             }

@@ -181,6 +181,7 @@ impl Group {
                     &name,
                     namespace,
                     snapshot::SKIP_QUIESCE,
+                    None,
                     &Progress::silent(),
                 )
                 .await

@@ -167,7 +167,7 @@ fn may_go(image: &Image, header: &Header, object_no: ObjectNo) -> bool {
 
 /// Takes an empty object away, unless somebody has written to it meanwhile.
 async fn remove_empty(image: &Image, object_no: ObjectNo, sparse_size_bytes: u64) -> Result<()> {
-    let _stopped = image.stop_writes().await?;
+    let _stopped = image.stop_writes(None).await?;
     image.refresh_if_needed().await?;
     let header = image.header();
     if !may_go(image, &header, object_no) || !head::mark_pending(image, object_no).await? {

@@ -67,7 +67,7 @@ pub(crate) async fn flatten_here(image: &Image, progress: &Progress) -> Result<(
     {
         // All is filled: who asks for the lock now waits for these few steps, and not the other way round.
         let _kept = image.keep_lock().await?;
-        let _stopped = image.stop_writes().await?;
+        let _stopped = image.stop_writes(None).await?;
         // Whoever wrote it: without the parent nothing of it can be read again.
         image.sync_all_data().await?;
         image.flush_data().await?;

@@ -223,7 +223,7 @@ async fn unmark(image: &Image, objects: &[ObjectNo]) -> Result<()> {
     if objects.is_empty() {
         return Ok(());
     }
-    let _stopped = image.stop_writes().await?;
+    let _stopped = image.stop_writes(None).await?;
     image.refresh_if_needed().await?;
     let mut absent = Vec::with_capacity(objects.len());
     for &object in objects {

@@ -62,7 +62,7 @@ impl Image {
 pub async fn rebuild(image: &Image, progress: &Progress) -> Result<()> {
     check(image).await?;
     // Held from the first look at an object until the new map is in force, or a write in between would be missed.
-    let gate = image.stop_writes().await?;
+    let gate = image.stop_writes(None).await?;
     let versions = versions(image);
     let mut maps = Vec::new();
     for &(snap, objects) in &versions {
@@ -92,7 +92,7 @@ pub async fn rebuild(image: &Image, progress: &Progress) -> Result<()> {
 /// Compares the maps with the objects; wrong ones are marked invalid in the header and reported.
 pub async fn verify(image: &Image, progress: &Progress) -> Result<Vec<Mismatch>> {
     check(image).await?;
-    let gate = image.stop_writes().await?;
+    let gate = image.stop_writes(None).await?;
     let versions = versions(image);
     let mut maps = Vec::new();
     for &(snap, _) in &versions {

@@ -4,6 +4,7 @@ use ferry_cls::rbd::{ProtectionStatus, SnapshotNamespace, client, feature};
 use ferry_store::{Errno, SnapId};
 
 use crate::error::{ErrorKind, ImageError, Result, absent_is_fine};
+use crate::exclusive_lock::Tenure;
 use crate::header::Header;
 use crate::image::Image;
 use crate::layering::links;
@@ -24,6 +25,7 @@ pub(crate) async fn create_here(
     name: &str,
     namespace: SnapshotNamespace,
     flags: u64,
+    only_in: Option<Tenure>,
     progress: &Progress,
 ) -> Result<()> {
     names::check_snap_name(name)?;
@@ -34,7 +36,7 @@ pub(crate) async fn create_here(
         true => quiesce(image).await,
         false => None,
     };
-    let added = match image.stop_writes().await {
+    let added = match image.stop_writes(only_in).await {
         Ok(_stopped) => add(image, name, &namespace).await,
         Err(error) => Err(error),
     };
@@ -164,11 +166,12 @@ pub(crate) async fn remove_here(
     image: &Image,
     name: &str,
     namespace: &SnapshotNamespace,
+    only_in: Option<Tenure>,
     progress: &Progress,
 ) -> Result<()> {
     image.refresh_if_needed().await?;
     let snap = find(image, &image.header(), name, namespace)?;
-    remove_snap(image, snap, progress).await
+    remove_snap_in(image, snap, only_in, progress).await
 }
 
 /// The snapshot of this name whose removal was interrupted: it is in the trash, and no clone keeps it there.
@@ -198,9 +201,18 @@ pub(super) async fn all_interrupted(image: &Image) -> Result<Vec<SnapId>> {
 
 /// Removes a snapshot by id, whatever its namespace. One that clones show stays in the trash until the last of them goes.
 pub(crate) async fn remove_snap(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
+    remove_snap_in(image, snap, None, progress).await
+}
+
+async fn remove_snap_in(
+    image: &Image,
+    snap: SnapId,
+    only_in: Option<Tenure>,
+    progress: &Progress,
+) -> Result<()> {
     let mut parent = None;
     {
-        let _stopped = image.stop_writes().await?;
+        let _stopped = image.stop_writes(only_in).await?;
         image.refresh_if_needed().await?;
         let header = image.header();
         let Some(record) = header.snaps.get(&snap) else {

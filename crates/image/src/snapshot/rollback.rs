@@ -40,8 +40,8 @@ pub(crate) async fn roll_back_here(image: &Image, snap: SnapId, progress: &Progr
 async fn stop_at_size_of(image: &Image, snap: SnapId) -> Result<(RwLockWriteGuard<'_, ()>, u64)> {
     for _ in 0..MAX_RESIZES {
         let size_bytes = size_of(image, snap)?;
-        crate::resize::resize_here(image, size_bytes, true, &Progress::silent()).await?;
-        let stopped = image.stop_writes().await?;
+        crate::resize::resize_here(image, size_bytes, true, None, &Progress::silent()).await?;
+        let stopped = image.stop_writes(None).await?;
         image.refresh_if_needed().await?;
         if image.header().size_bytes == size_of(image, snap)? {
             return Ok((stopped, size_bytes));

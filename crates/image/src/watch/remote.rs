@@ -245,12 +245,13 @@ impl From<ImageError> for Failed {
 
 /// Answers a request of somebody else; the body of the ack.
 pub(crate) async fn take_on(image: &Image, request: Request, id: Option<AsyncRequestId>) -> Bytes {
-    if !image.inner.lock.is_owner() {
+    let tenure = image.tenure();
+    if tenure.is_none() {
         return Bytes::new();
     }
     let Some(id) = id else {
         // Old clients wait for the ack; they get the result in it.
-        let result = crate::maintenance::run(image, &request, &Progress::silent()).await;
+        let result = crate::maintenance::run(image, &request, tenure, &Progress::silent()).await;
         return encode_response(result_code(&result));
     };
     if Some(id.client) == image.client_id() {
@@ -269,7 +270,7 @@ pub(crate) async fn take_on(image: &Image, request: Request, id: Option<AsyncReq
     let image = image.clone();
     tokio::spawn(async move {
         let (progress, report) = reporter(&image, id);
-        let result = crate::maintenance::run(&image, &request, &progress).await;
+        let result = crate::maintenance::run(&image, &request, tenure, &progress).await;
         if let Err(error) = &result {
             tracing::info!(image = image.name(), %error, "request of another client failed");
         }

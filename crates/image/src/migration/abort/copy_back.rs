@@ -86,7 +86,7 @@ async fn lower_overlap(source: &Image, target: &Image) -> Result<()> {
     if !same_parent || shown_bytes >= ours.parent_overlap_bytes(SnapId::HEAD) {
         return Ok(());
     }
-    let _stopped = source.stop_writes().await?;
+    let _stopped = source.stop_writes(None).await?;
     source.refresh_if_needed().await?;
     crate::resize::lower_overlap(source, shown_bytes).await?;
     Ok(())
