@@ -551,6 +551,26 @@ mod tests {
         image.close().await.unwrap();
     }
 
+    #[tokio::test]
+    async fn what_an_owner_was_asked_for_is_not_done_in_a_later_tenure() {
+        let image = in_memory::open_small().await;
+        image.acquire_lock().await.unwrap();
+        let asked_in = image.tenure();
+        release(&image).await.unwrap();
+        image.acquire_lock().await.unwrap();
+        let silent = crate::Progress::silent();
+        let user = ferry_cls::rbd::SnapshotNamespace::User;
+        let late = crate::snapshot::create_here(&image, "s", user.clone(), 0, asked_in, &silent).await;
+        assert_eq!(late.unwrap_err().errno, Errno::ERESTART);
+        image.refresh().await.unwrap();
+        assert!(image.header().snap_by_name("s").is_none());
+        let now = image.tenure();
+        crate::snapshot::create_here(&image, "s", user, 0, now, &silent)
+            .await
+            .unwrap();
+        image.close().await.unwrap();
+    }
+
     #[test]
     fn lock_cookies_are_those_of_librbd() {
         assert_eq!(
