@@ -4,6 +4,10 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
 use ferry_cls::rbd::{ProtectionStatus, feature};
 use ferry_image::admin::{namespace, remove, trash};
 use ferry_image::layering::children::children;
@@ -13,7 +17,8 @@ use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
 use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
-use ferry_store::{Errno, IoCtx};
+use ferry_store::wrappers::{Call, Hook, OpKind, Wrapper};
+use ferry_store::{Errno, IoCtx, StoreError};
 use support::reference::{Compared as _, Reference, compare, compare_version};
 use support::{Engine, TestLayout, pool, sound};
 
@@ -552,4 +557,57 @@ async fn a_clone_whose_parent_s_pool_is_gone_says_so_is_not_migrated_and_can_be_
             remove::remove(&io, name, &silent()).await.unwrap();
         }
     }
+}
+
+/// The first write of data is held up until the test lets it go.
+#[derive(Debug, Default)]
+struct FirstHeld {
+    was: AtomicBool,
+    let_go: tokio::sync::Notify,
+}
+
+#[async_trait]
+impl Hook for FirstHeld {
+    type Token = ();
+
+    async fn before(&self, call: &Call<'_>) -> Result<(), StoreError> {
+        let is_data = call.kind == OpKind::Write && call.name.starts_with("rbd_data");
+        if is_data && !self.was.swap(true, Ordering::SeqCst) {
+            self.let_go.notified().await;
+        }
+        Ok(())
+    }
+
+    async fn after(&self, _: &Call<'_>, (): (), _: Result<String, &StoreError>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_trim_of_a_part_of_an_absent_object_spares_what_is_written_beside_it() {
+    let engine = Engine::memory();
+    let io = pool(&engine.connect().await, "rbd").await;
+    base(&io, "base").await;
+    clone_of(&io, "base", "s", "src", CloneFormat::Two).await;
+    prepare(&io, "src", &io, "dst", &PrepareOptions::default())
+        .await
+        .unwrap();
+    let store = Wrapper::with_hook(io.store().clone(), FirstHeld::default());
+    let held = IoCtx::new(store.clone(), io.scope().clone());
+    let image = open(&held, "dst").await;
+    // Nothing of the parent is in the first object.
+    let trimmed = {
+        let image = image.clone();
+        tokio::spawn(async move { image.discard(4096, 4096).await })
+    };
+    while !store.hook().was.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    image.write(16_384, vec![7; 4096].into()).await.unwrap();
+    store.hook().let_go.notify_one();
+    trimmed.await.unwrap().unwrap();
+    let mut expected = vec![0; 32_768];
+    expected[16_384..20_480].fill(7);
+    assert_eq!(image.read(0, 32_768).await.unwrap(), expected);
+    image.close().await.unwrap();
 }

@@ -298,8 +298,10 @@ impl Writer<'_> {
         self.copy_up(object_no).await?;
         self.copy_up_parent(object_no, &[]).await?;
         if self.source_shows_parent(object_no) && !self.is_present(object_no).await? {
-            // It reads as zero by the target's own link; the source may show more, of the time before a shrink.
-            return self.make_empty(object_no).await;
+            // It reads as zero by the target's own link; the source may show more, of the time before a shrink. What another
+            // request writes to the rest of the object meanwhile stays.
+            let op = WriteOp::new().alloc_hint(self.object_size()).create(false);
+            self.make(object_no, op).await?;
         }
         if !self.image.inner.head_map.may_exist(object_no) {
             return Ok(());
@@ -392,12 +394,14 @@ impl Writer<'_> {
             .is_some_and(|source| object_no.0 < source.parent_object_count(self.image))
     }
 
-    /// Makes the object exist, empty, durably if it was not copied.
+    /// Makes the object exist, empty.
     async fn make_empty(&self, object_no: ObjectNo) -> Result<()> {
-        let mut op = WriteOp::new()
-            .alloc_hint(self.object_size())
-            .create(false)
-            .truncate(0);
+        let op = WriteOp::new().alloc_hint(self.object_size());
+        self.make(object_no, op.create(false).truncate(0)).await
+    }
+
+    /// Makes the object exist by `op`, durably if it was not copied.
+    async fn make(&self, object_no: ObjectNo, mut op: WriteOp) -> Result<()> {
         let uncopied = self.incomplete_source(object_no);
         let _one_at_a_time = self.image.inner.complete.lock(object_no).await;
         if uncopied.is_none() {
