@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 
 use crate::error::Result;
 use crate::image::Image;
-use crate::layering::parent::check_still_there;
 use crate::layout::ObjectNo;
+use crate::snapshot::kept::check_still_there;
 
 /// Most objects that are tried one by one.
 const TRIED_MAX: u64 = 1 << 20;

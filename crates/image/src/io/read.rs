@@ -12,9 +12,10 @@ use crate::error::{ErrorKind, ImageError, Result, optional};
 use crate::header::Header;
 use crate::image::Image;
 use crate::layering::copy_on_read;
-use crate::layering::parent::{Parent, check_still_there, is_gone};
+use crate::layering::parent::{Parent, is_gone};
 use crate::layout::{ImageExtent, ImageOffset, ObjectExtent, ObjectOffset};
 use crate::migration::source::MigrationSource;
+use crate::snapshot::kept::check_still_there;
 
 /// Largest single read; callers cut larger ones.
 pub const MAX_READ_BYTES: u64 = 64 << 20;
@@ -174,8 +175,8 @@ impl Image {
 }
 
 impl Image {
-    /// A handle that does not watch is not in the way of a commit or a removal; it must not take what these removed for
-    /// holes. `ESTALE` when the image is gone or going.
+    /// A handle that does not watch is not in the way of a commit, an abort or a removal; it must not take what these removed
+    /// for holes. `ESTALE` when the image, or the snapshot that it shows, is gone or going.
     async fn check_not_removed(&self, some_absent: bool) -> Result<()> {
         if !some_absent || !self.inner.read_only || self.inner.ignore_migration {
             return Ok(());
@@ -199,7 +200,10 @@ impl Image {
             )
             .hint("if it was migrated, open the target"));
         }
-        Ok(())
+        if self.inner.read_snap.is_head() {
+            return Ok(());
+        }
+        check_still_there(self).await
     }
 }
 

@@ -6,15 +6,15 @@
 
 use std::sync::Arc;
 
-use ferry_cls::CallExt as _;
-use ferry_cls::rbd::{ParentImageSpec, SnapshotNamespace, client};
-use ferry_store::{Errno, ReadNow, ReadOp, SnapId};
+use ferry_cls::rbd::ParentImageSpec;
+use ferry_store::{Errno, ReadNow, ReadOp};
 
 use crate::error::{ErrorKind, ImageError, Result, optional};
 use crate::header::Header;
 use crate::image::{Image, ImageKey, OpenOptions, SnapKey};
 use crate::io::read::Found;
 use crate::layout::{ImageExtent, ObjectExtent, ObjectNo, ObjectOffset};
+use crate::snapshot::kept::check_still_there;
 
 /// Longest chain of parents that is opened. Ceph's kernel client stops at 16.
 pub const MAX_CHAIN: usize = 32;
@@ -162,35 +162,6 @@ pub(crate) fn is_gone(error: &ImageError) -> bool {
         error.kind,
         ErrorKind::Removed | ErrorKind::ParentMissing | ErrorKind::ImageMissing | ErrorKind::SnapMissing
     )
-}
-
-/// `ESTALE` ([`ErrorKind::Removed`]) if the snapshot that a parent shows was removed, or is being: then an absent object
-/// says nothing. A snapshot goes to the trash before any of it is touched, and no clone counts on it then.
-pub(crate) async fn check_still_there(image: &Image) -> Result<()> {
-    let snap = image.read_snap();
-    let call = client::snapshot_get(snap);
-    let op = ReadOp::new().class_call(&call);
-    let reply = optional(
-        image
-            .io()
-            .read(&image.inner.header_object, SnapId::HEAD, op)
-            .await,
-    )?;
-    if let Some(reply) = reply {
-        let info = call.decode(reply.output(0))?;
-        let in_trash = matches!(info.namespace, SnapshotNamespace::Trash { .. });
-        if !in_trash || info.child_count > 0 {
-            return Ok(());
-        }
-    }
-    Err(ImageError::of(
-        ErrorKind::Removed,
-        Errno::ESTALE,
-        format!(
-            "snapshot id {snap} of parent image '{}' was removed",
-            image.name()
-        ),
-    ))
 }
 
 async fn open(child: &Image, spec: &ParentImageSpec) -> Result<Parent> {

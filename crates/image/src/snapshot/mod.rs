@@ -5,6 +5,7 @@
 
 mod change;
 pub(crate) mod diff;
+pub(crate) mod kept;
 mod rollback;
 
 pub(crate) use change::{

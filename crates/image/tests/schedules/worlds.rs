@@ -61,23 +61,45 @@ pub struct Built {
     pub source: Option<String>,
 }
 
-type Made = HashMap<(Condition, usize), Built>;
+/// Where bytes are in an image: first block and number of blocks.
+struct Spread {
+    parent: &'static [(usize, usize)],
+    /// Those of the image itself, and the snapshot behind each.
+    image: &'static [(usize, usize, &'static str)],
+}
+
+/// Every object has bytes, in the image or in its parent.
+const EVERYWHERE: Spread = Spread {
+    parent: &[(2, 20), (30, 14)],
+    image: &[(0, 11, "s1"), (5, 2, "s2"), (9, 1, ""), (36, 5, "")],
+};
+/// Of objects 3 and 5 nobody has any.
+const WITH_HOLES: Spread = Spread {
+    parent: &[(2, 20), (36, 3)],
+    image: &[(0, 11, "s1"), (5, 2, "s2"), (9, 1, ""), (33, 3, "")],
+};
+
+type Made = HashMap<(Condition, usize, bool), Built>;
 static MADE: Mutex<Option<Made>> = Mutex::new(None);
 
 /// A store of its own in this condition.
-pub async fn world(condition: Condition, layout: usize) -> Built {
+pub async fn world(condition: Condition, layout: usize, has_holes: bool) -> Built {
     let known = MADE
         .lock()
         .get_or_insert_default()
-        .get(&(condition, layout))
+        .get(&(condition, layout, has_holes))
         .cloned();
     let built = match known {
         Some(built) => built,
         None => {
-            let built = build(condition, LAYOUTS[layout]).await;
+            let spread = match has_holes {
+                true => WITH_HOLES,
+                false => EVERYWHERE,
+            };
+            let built = build(condition, LAYOUTS[layout], &spread).await;
             MADE.lock()
                 .get_or_insert_default()
-                .entry((condition, layout))
+                .entry((condition, layout, has_holes))
                 .or_insert(built)
                 .clone()
         }
@@ -100,7 +122,7 @@ async fn open(io: &IoCtx, name: &str) -> Image {
         .unwrap()
 }
 
-async fn build(condition: Condition, layout: TestLayout) -> Built {
+async fn build(condition: Condition, layout: TestLayout, spread: &Spread) -> Built {
     let cluster = MemoryCluster::new(ferry_cls::registry());
     let store: Arc<dyn Store> = cluster.connect();
     let io = pool(&store, "rbd").await;
@@ -116,8 +138,9 @@ async fn build(condition: Condition, layout: TestLayout) -> Built {
     if has_parent {
         create::create(&io, "base", &plain).await.unwrap();
         let base = open(&io, "base").await;
-        write(&base, &mut reference, 2, 20).await;
-        write(&base, &mut reference, 30, 14).await;
+        for &(first, blocks) in spread.parent {
+            write(&base, &mut reference, first, blocks).await;
+        }
         base.snap_create("s", &silent).await.unwrap();
         base.close().await.unwrap();
         let snap = SnapKey::Name("s".to_owned());
@@ -130,7 +153,7 @@ async fn build(condition: Condition, layout: TestLayout) -> Built {
         create::create(&io, "image", &plain).await.unwrap();
     }
     let image = open(&io, "image").await;
-    for (first, blocks, snap) in [(0, 11, "s1"), (5, 2, "s2"), (9, 1, ""), (36, 5, "")] {
+    for &(first, blocks, snap) in spread.image {
         write(&image, &mut reference, first, blocks).await;
         if !snap.is_empty() {
             image.snap_create(snap, &silent).await.unwrap();

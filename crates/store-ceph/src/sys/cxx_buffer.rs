@@ -87,6 +87,18 @@ impl BufferList {
         });
     }
 
+    /// Another list of the same bytes, which are not copied.
+    pub(super) fn share(&self) -> Self {
+        let mut raw = empty(self.methods, Box::new(Raw::ZERO));
+        let (into, of) = ((&raw mut *raw).cast(), (&raw const *self.raw).cast());
+        // SAFETY: two lists; the new one takes shares of what the other rests on, all of it.
+        unsafe { (self.methods.substr_of)(into, of, 0, self.raw.length) };
+        Self {
+            methods: self.methods,
+            raw,
+        }
+    }
+
     /// The library's list.
     pub(super) fn as_raw(&mut self) -> *mut c_void {
         (&raw mut *self.raw).cast()

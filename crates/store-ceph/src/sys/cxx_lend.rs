@@ -7,6 +7,9 @@
 //! What is relied on is in the names of the functions (`v15_2_0`) and in the ABI of C++ for x86-64, where an object that is
 //! returned, or passed by value and has a destructor, is passed by its address. Before the first use a text is lent and
 //! given back ([`works`]). Elsewhere, and with a library that fails that or lacks the names, bytes are copied.
+//!
+//! The library keeps the checksum of what it has sent beside it. Bytes that are written again and again, as those of a bench
+//! or of a pattern, are therefore lent again as what they were lent as before ([`Again`]).
 
 #![allow(unsafe_code)]
 
@@ -16,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::cxx::with_cxx;
 use super::cxx_buffer::{BufferList, LENT_FROM_BYTES};
@@ -115,9 +119,19 @@ impl LentBytes {
             return None;
         }
         let methods = Methods::of(functions)?;
-        WORKS
-            .get_or_init(|| works(functions, methods))
-            .then(|| lend(functions, methods, bytes.clone()))?
+        if !*WORKS.get_or_init(|| works(functions, methods)) {
+            return None;
+        }
+        AGAIN
+            .lock()
+            .lend(bytes, || lend(functions, methods, bytes.clone()))
+    }
+
+    fn share(&self) -> Self {
+        Self {
+            methods: self.methods,
+            list: self.list.share(),
+        }
     }
 
     /// Adds a write of them at this offset to an operation of the C interface, which keeps shares of its own.
@@ -132,6 +146,34 @@ impl LentBytes {
         let (write_full, list) = (self.methods.write_full, self.list.as_raw());
         // SAFETY: as above.
         with_cxx(op, |operation| unsafe { write_full(operation, list) });
+    }
+}
+
+static AGAIN: Mutex<Again> = Mutex::new(Again {
+    last: (0, 0),
+    kept: None,
+});
+
+/// What was lent last. Only bytes that come a second time are kept, one run of them, until others do.
+struct Again {
+    /// Where the last bytes were, and how many.
+    last: (usize, usize),
+    /// Bytes that came again, and what they are lent as. As they are kept, others cannot be where they are.
+    kept: Option<(Bytes, LentBytes)>,
+}
+
+impl Again {
+    fn lend(&mut self, bytes: &Bytes, anew: impl FnOnce() -> Option<LentBytes>) -> Option<LentBytes> {
+        let place = |bytes: &Bytes| (bytes.as_ptr().addr(), bytes.len());
+        if let Some((kept, lent)) = &self.kept
+            && place(kept) == place(bytes)
+        {
+            return Some(lent.share());
+        }
+        let lent = anew()?;
+        let comes_again = std::mem::replace(&mut self.last, place(bytes)) == place(bytes);
+        self.kept = comes_again.then(|| (bytes.clone(), lent.share()));
+        Some(lent)
     }
 }
 
@@ -207,5 +249,27 @@ mod tests {
         drop(lent);
         assert!(bytes.is_unique());
         assert!(LentBytes::new(&library.functions, &bytes.slice(1..)).is_none());
+        // What comes again is kept, as what it was lent as, until something else does.
+        let mut again = Again {
+            last: (0, 0),
+            kept: None,
+        };
+        let mut lends = 0;
+        let mut lend = |again: &mut Again, bytes: &Bytes| {
+            let lent = again.lend(bytes, || {
+                lends += 1;
+                super::lend(&library.functions, methods, bytes.clone())
+            });
+            assert_eq!(lent.expect("it works").list.bytes(), bytes);
+            lends
+        };
+        let other = Bytes::from(vec![8; LENT_FROM_BYTES]);
+        assert_eq!(
+            [&bytes, &bytes, &bytes, &bytes].map(|of| lend(&mut again, of)),
+            [1, 2, 2, 2]
+        );
+        assert!(!bytes.is_unique());
+        assert_eq!([&other, &bytes, &other].map(|of| lend(&mut again, of)), [3, 4, 5]);
+        assert!(bytes.is_unique() && other.is_unique());
     }
 }
