@@ -43,6 +43,8 @@ pub(crate) async fn resize_here(
     only_in: Option<Tenure>,
     progress: &Progress,
 ) -> Result<()> {
+    // What was acknowledged and failed is tried again while that can be.
+    image.settle_all().await?;
     let before = {
         let _stopped = image.stop_writes(only_in).await?;
         image.refresh_if_needed().await?;
@@ -67,6 +69,9 @@ pub(crate) async fn resize_here(
                 )
                 .hint("allow it with --allow-shrink"));
             }
+            // An acknowledged write that fails must not be found only when the rest is gone.
+            image.settled().await?;
+            let _changing = image.changing_all();
             let header = lower_overlap(image, size_bytes).await?;
             crate::io::trim::trim(image, &header, size_bytes, progress).await?;
             // The trimmed bytes must not come back when the image grows again after a power loss.

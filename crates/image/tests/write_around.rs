@@ -347,6 +347,63 @@ async fn what_went_together_and_failed_is_tried_again_each_for_itself() {
 }
 
 #[tokio::test]
+async fn a_flush_does_not_pass_over_a_write_that_failed_because_a_later_one_is_on_its_way() {
+    let (plain, io, store) = held().await;
+    let image = open(&io, around(AROUND)).await;
+    // Each in an object of its own; the first fails.
+    let [failing, before, behind] = [0, 16, 32].map(|at| at * BLOCK);
+    image.write(failing, block(1)).await.unwrap();
+    store.hook().failures.store(1, SeqCst);
+    store.hook().permits.add_permits(1);
+    while store.hook().failures.load(SeqCst) > 0 {
+        tokio::task::yield_now().await;
+    }
+    image.write(before, block(2)).await.unwrap();
+    {
+        let mut flushing = Box::pin(image.flush());
+        assert!(poll!(&mut flushing).is_pending());
+        image.write(behind, block(3)).await.unwrap();
+        // What was there before the flush arrives; the flush has still to see to what failed.
+        store.hook().permits.add_permits(1);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+            assert!(poll!(&mut flushing).is_pending());
+        }
+        store.hook().permits.add_permits(2);
+        tokio::time::timeout(SOON, flushing).await.unwrap().unwrap();
+    }
+    let other = open(&plain, OpenOptions::read_only()).await;
+    assert_eq!(other.read(failing, BLOCK).await.unwrap(), block(1));
+    image.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn neither_a_shrink_nor_a_rollback_takes_anything_while_an_acknowledged_write_fails() {
+    let (plain, io, store) = image_of(FaultyStore::new).await;
+    let quiet = Progress::silent();
+    let image = open(&io, around(AROUND)).await;
+    image.snap_create("s", &quiet).await.unwrap();
+    image.write(200 * BLOCK, block(7)).await.unwrap();
+    image.flush().await.unwrap();
+    let full = Fault::new(OpKind::Write, Errno::ENOSPC);
+    for takes in ["shrink", "rollback"] {
+        // It fails, and again when it is tried again.
+        store.hook().add(full.clone().on("rbd_data").times(2));
+        image.write(0, block(1)).await.unwrap();
+        let refused = match takes {
+            "shrink" => image.resize(100 * BLOCK, true, &quiet).await,
+            _ => image.snap_rollback("s", &quiet).await,
+        };
+        assert_eq!(refused.unwrap_err().errno, Errno::ENOSPC, "{takes}");
+        image.flush().await.unwrap();
+        let other = open(&plain, OpenOptions::read_only()).await;
+        assert_eq!(other.read(200 * BLOCK, BLOCK).await.unwrap(), block(7), "{takes}");
+        assert_eq!(other.read(0, BLOCK).await.unwrap(), block(1), "{takes}");
+    }
+    image.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_write_that_finds_no_room_waits_for_some_and_is_acknowledged_early_then() {
     let (_, io, store) = held().await;
     let bounded = WriteAround {

@@ -206,7 +206,7 @@ impl CephConfig {
 
     /// Connects. Blocks for as long as [`CephConfig::connect_timeout`] says.
     pub(crate) fn connect(&self) -> Result<Cluster, OpenError> {
-        let handle = self.handle()?;
+        let mut handle = self.handle()?;
         handle.connect().map_err(|errno| {
             let monitors = match handle.get("mon_host") {
                 Some(hosts) if !hosts.is_empty() => format!(" at {hosts}"),

@@ -563,7 +563,10 @@ impl Store for CephStore {
 
     async fn flush(&self, scope: &Scope, _prefix: &str) -> Result<()> {
         let what = &|| format!("flush pool {}", scope.pool);
-        self.cluster(what).map(drop)
+        // What is answered is durable; what nobody waits for is to have its effect now, or none.
+        let cluster = self.cluster(what)?;
+        cluster.given_up.ended().await;
+        Ok(())
     }
 
     async fn sync_all(&self, scope: &Scope, prefix: &str) -> Result<()> {

@@ -108,3 +108,43 @@ async fn bytes_that_are_lent_arrive_and_come_back() {
 async fn bytes_that_are_copied_arrive_and_come_back() {
     bytes_arrive_and_come_back(true).await;
 }
+
+#[tokio::test]
+async fn more_than_the_library_s_bounds_allow_is_done_on_one_thread_too() {
+    let Some(conf) = std::env::var_os("FERRY_TEST_CEPH") else {
+        eprintln!("LEFT OUT: FERRY_TEST_CEPH names no cluster");
+        return;
+    };
+    let bound = |option: &str, value: &str| (option.to_owned(), value.to_owned());
+    let config = CephConfig {
+        conf: Some(conf.into()),
+        settings: vec![
+            bound("objecter_inflight_ops", "3"),
+            bound("objecter_inflight_op_bytes", "300000"),
+        ],
+        ..CephConfig::default()
+    };
+    let store: Arc<dyn Store> = CephStore::connect(config).await.unwrap();
+    let pools = store.pool_list().await.unwrap();
+    let pool = pools.iter().find(|pool| pool.name == "rbd").unwrap().id;
+    let namespace = format!("bounds-{:016x}", rand::random::<u64>());
+    let io = IoCtx::new(store, Scope::with_namespace(pool, &namespace));
+    // Some are larger than all that may be under way, and some are given up while they wait.
+    let one = |n: usize| {
+        let io = io.clone();
+        async move {
+            let (name, data) = (format!("o{n}"), vec![n as u8; 70_000 * (n % 7)]);
+            let write = WriteOp::new()
+                .write(0, data.clone())
+                .step(WriteStep::Create { exclusive: false });
+            if n % 5 == 0 {
+                let given_up = io.write_meta(&name, write.clone());
+                let _ = tokio::time::timeout(Duration::from_micros(50), given_up).await;
+            }
+            io.write_meta(&name, write).await.unwrap();
+            let found = io.read(&name, SnapId::HEAD, ReadOp::new().read(0, 1 << 20)).await;
+            assert!(found.unwrap().data(0) == data, "{name}");
+        }
+    };
+    futures::future::join_all((0..60).map(one)).await;
+}

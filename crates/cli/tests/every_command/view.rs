@@ -10,7 +10,7 @@ use ferry_image::admin::{config, directory, list, locks, metadata, namespace, st
 use ferry_image::group::{self, Group};
 use ferry_image::layering::children::children;
 use ferry_image::object_map::rebuild;
-use ferry_image::{Image, ImageKey, OpenOptions, Progress, SnapKey};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress, SnapKey};
 use ferry_store::{IoCtx, Scope, Store};
 
 /// How the lines about flags of object maps go on.
@@ -206,14 +206,16 @@ async fn image(
             other => panic!("{at}: {other:?}; {when}"),
         };
         let shot = open(OpenOptions::read_only().at(SnapKey::Id(snap.id))).await;
-        let bytes = shot.read(0, snap.size_bytes).await.unwrap();
+        let bytes = match shot.read(0, snap.size_bytes).await {
+            Ok(bytes) => format!("{:x}", sum(&bytes)),
+            // On its way out of the trash, where no clone keeps it.
+            Err(error) if kind == "trash" && error.kind == ErrorKind::Removed => "removed".to_owned(),
+            Err(error) => panic!("{at}: snapshot {shown}: {error}; {when}"),
+        };
         shot.close().await.unwrap();
         out.push(format!(
-            "{at}: {kind} snapshot {shown}, {} bytes {:x}, {:?}, overlap {:?}",
-            snap.size_bytes,
-            sum(&bytes),
-            snap.protection,
-            snap.parent_overlap_bytes,
+            "{at}: {kind} snapshot {shown}, {} bytes {bytes}, {:?}, overlap {:?}",
+            snap.size_bytes, snap.protection, snap.parent_overlap_bytes,
         ));
     }
 }

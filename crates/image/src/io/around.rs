@@ -87,13 +87,6 @@ impl Range {
     }
 }
 
-/// What is on its way in a range.
-enum Found {
-    Nothing,
-    UnderWay,
-    Failed(ImageError),
-}
-
 impl State {
     fn overlapping(&self, range: Range) -> impl Iterator<Item = (u64, &Write)> {
         // Ranges are apart, so of those that begin before only the last can reach in.
@@ -111,15 +104,14 @@ impl State {
         self.bytes + length_bytes > limits.max_bytes || self.writes.len() >= MAX_WRITES
     }
 
-    fn find(&self, range: Range) -> Found {
-        let mut found = Found::Nothing;
-        for (_, write) in self.overlapping(range) {
-            match &write.failed {
-                None => return Found::UnderWay,
-                Some(error) => found = Found::Failed(error.clone()),
-            }
-        }
-        found
+    fn is_under_way(&self, range: Range) -> bool {
+        self.overlapping(range).any(|(_, write)| write.failed.is_none())
+    }
+
+    /// The error of one that failed, whatever else is under way.
+    fn failure(&self, range: Range) -> Option<ImageError> {
+        self.overlapping(range)
+            .find_map(|(_, write)| write.failed.clone())
     }
 }
 
@@ -145,7 +137,7 @@ impl Around {
     }
 
     /// Takes note of a write that is about to be acknowledged; `None` if it must not be.
-    fn begin(&self, image: &Image, offset: u64, data: &Bytes) -> Option<UnderWay> {
+    pub(super) fn begin(&self, image: &Image, offset: u64, data: &Bytes) -> Option<UnderWay> {
         let limits = self.limits.filter(|_| self.armed.load(Ordering::Relaxed))?;
         let length_bytes = data.len() as u64;
         let mut state = self.state.lock();
@@ -246,7 +238,7 @@ impl Around {
                 .under_way
                 .first_key_value()
                 .is_none_or(|(number, _)| *number > last),
-            _ => !matches!(state.find(range), Found::UnderWay),
+            _ => !state.is_under_way(range),
         })
         .await;
     }
@@ -266,12 +258,9 @@ impl Around {
     /// The error of a write that was acknowledged and is not in the store.
     fn check(&self, range: Range) -> Result<()> {
         let state = self.state.lock();
-        if let Some(lost) = &state.lost {
-            return Err(lost.clone());
-        }
-        match state.find(range) {
-            Found::Failed(error) => Err(error),
-            Found::UnderWay | Found::Nothing => Ok(()),
+        match state.lost.clone().or_else(|| state.failure(range)) {
+            Some(error) => Err(error),
+            None => Ok(()),
         }
     }
 
@@ -462,9 +451,11 @@ impl Image {
     pub(crate) fn is_settled(&self, offset: u64, length_bytes: u64) -> bool {
         let around = &self.inner.around;
         around.is_empty()
-            || matches!(
-                around.state.lock().find(Range::new(offset, length_bytes)),
-                Found::Nothing
-            )
+            || around
+                .state
+                .lock()
+                .overlapping(Range::new(offset, length_bytes))
+                .next()
+                .is_none()
     }
 }

@@ -73,8 +73,12 @@ impl Gathered {
             return Turn::Waits;
         }
         objects.waiting.insert(object_no, VecDeque::new());
-        let image = image.clone();
-        Turn::First(Draining { image, object_no }, piece)
+        let draining = Draining {
+            image: image.clone(),
+            object_no,
+            has_ended: false,
+        };
+        Turn::First(draining, piece)
     }
 
     /// Counts an operation of several objects, until it is dropped.
@@ -83,7 +87,7 @@ impl Gathered {
         Apart { image: image.clone() }
     }
 
-    /// What goes next to an object; nothing: it has no operation on its way any more.
+    /// What goes next to an object; nothing: it has no operation on its way any more, and the next piece is a first one.
     fn next(&self, object_no: ObjectNo) -> Vec<Piece> {
         let mut objects = self.0.lock();
         let Some(waiting) = objects.waiting.get_mut(&object_no) else {
@@ -109,26 +113,38 @@ impl Drop for Apart {
     }
 }
 
-/// One object's turn. Dropped, it lets go of what waits, which then counts as failed.
+/// One object's turn. Dropped before its end, it lets go of what waits, which then counts as failed.
 pub(crate) struct Draining {
     image: Image,
     object_no: ObjectNo,
+    /// Then the object is another's turn already, or will be.
+    has_ended: bool,
 }
 
 impl Draining {
     /// Carries out the first piece, then what has come meanwhile, until nothing has. Errors are the pieces'.
-    pub(crate) async fn run(self, first: Piece) {
-        let _client = self.image.inner.activity.begin();
+    pub(crate) async fn run(mut self, first: Piece) {
+        let image = self.image.clone();
+        let _client = image.inner.activity.begin();
         let mut pieces = vec![first];
         while !pieces.is_empty() {
-            self.image.write_pieces(self.object_no, pieces).await;
-            pieces = self.image.inner.gathered.next(self.object_no);
+            image.write_pieces(self.object_no, pieces).await;
+            pieces = self.next();
         }
+    }
+
+    fn next(&mut self) -> Vec<Piece> {
+        let pieces = self.image.inner.gathered.next(self.object_no);
+        self.has_ended = pieces.is_empty();
+        pieces
     }
 }
 
 impl Drop for Draining {
     fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
         let left = self.image.inner.gathered.0.lock().waiting.remove(&self.object_no);
         // Outside the lock: each piece says that it has ended.
         drop(left);
@@ -173,6 +189,49 @@ fn joined<'a>(parts: impl IntoIterator<Item = (ObjectOffset, &'a Bytes)>) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::{ImageKey, OpenOptions};
+    use crate::in_memory;
+
+    #[tokio::test]
+    async fn the_end_of_one_turn_leaves_what_waits_for_the_next_alone() {
+        let io = in_memory::pool().await;
+        in_memory::create_small(&io, "disk").await;
+        let options = OpenOptions::read_write().writing_around(Some(ferry_store::WriteAround {
+            max_bytes: 1 << 20,
+            until_flush: false,
+        }));
+        let image = Image::open(&io, ImageKey::Name("disk"), options).await.unwrap();
+        let object_no = ObjectNo(0);
+        let add = async |at: u64| {
+            let data = Bytes::from_static(&[1; 512]);
+            let guard = image.begin_write().await.unwrap();
+            let write = image.inner.around.begin(&image, at, &data).unwrap();
+            let extent = ObjectExtent {
+                object_no,
+                offset: ObjectOffset(at),
+                length_bytes: 512,
+                image_offset: crate::layout::ImageOffset(at),
+            };
+            image.inner.gathered.add(&image, Piece { extent, write, guard })
+        };
+        let Turn::First(mut first, piece) = add(0).await else {
+            panic!("it is the first");
+        };
+        image.write_pieces(object_no, vec![piece]).await;
+        assert!(first.next().is_empty());
+        // Between the end of the turn and its going, the next has begun, and a piece waits for it.
+        let Turn::First(second, piece) = add(1024).await else {
+            panic!("the turn has ended");
+        };
+        assert!(matches!(add(2048).await, Turn::Waits));
+        drop(first);
+        second.run(piece).await;
+        // Not a flush, which would try a failed one again.
+        image.settled().await.unwrap();
+        assert!(image.is_settled(0, 1 << 20));
+        assert_eq!(image.read(2048, 512).await.unwrap(), vec![1; 512]);
+        image.close().await.unwrap();
+    }
 
     #[test]
     fn small_neighbours_are_joined_and_nothing_else_is() {

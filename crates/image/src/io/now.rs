@@ -48,7 +48,7 @@ impl Image {
         };
         match found {
             // A handle that does not watch must look whether the image still is there.
-            ReadNow::Absent if self.inner.read_only && !self.inner.ignore_migration => ReadNow::WouldWait,
+            ReadNow::Absent if self.looks_for_itself() => ReadNow::WouldWait,
             found => found,
         }
     }
@@ -126,8 +126,13 @@ impl Image {
             return ReadNow::WouldWait;
         };
         let end = extent.image_offset.0 + buffer.len() as u64;
-        // A snapshot that only the target has needs a look at the header behind the read.
-        if end > overlap || below.is_head() && !snap.is_head() {
+        // A snapshot that only the target has needs a look at the header behind the read, and so does a head that nobody tells of a
+        // commit.
+        let looks_behind = match snap.is_head() {
+            true => self.looks_for_itself(),
+            false => below.is_head(),
+        };
+        if end > overlap || looks_behind {
             return ReadNow::WouldWait;
         }
         let found = source.image().read_now_at(extent.image_offset.0, buffer, below);

@@ -85,7 +85,7 @@ impl Image {
             match self.read_once(offset, length_bytes, snap).await {
                 Ok((found, header)) => {
                     let is_own = !found.some_absent && !found.of_source;
-                    if is_own || self.shows_as_much(&header, snap).await? {
+                    if is_own || self.shows_as_much(&header, snap, found.of_source).await? {
                         return Ok(found);
                     }
                 }
@@ -105,11 +105,15 @@ impl Image {
     /// Whether the parent, or the source of a migration, still shows as much through the head as under `header`, by which it was read.
     /// Who shrinks a clone tells how little the parent will show before anything is removed, and who shrinks a target knows its size
     /// before its map denies objects; what is absent since then is nothing of theirs.
-    async fn shows_as_much(&self, header: &Header, snap: SnapId) -> Result<bool> {
+    async fn shows_as_much(&self, header: &Header, snap: SnapId, of_source: bool) -> Result<bool> {
         let shown_bytes = header.parent_overlap_bytes(snap);
         let is_target = header.migration_target().is_some();
         if !snap.is_head() || shown_bytes == 0 && !is_target {
             return Ok(true);
+        }
+        if of_source && self.looks_for_itself() && self.was_committed().await? {
+            self.refresh().await?;
+            return Ok(false);
         }
         self.refresh_for_client().await?;
         let now = self.header();
@@ -175,10 +179,22 @@ impl Image {
 }
 
 impl Image {
+    /// Whether nobody tells this handle of a commit, an abort or a removal, as it watches nothing.
+    pub(crate) fn looks_for_itself(&self) -> bool {
+        self.inner.read_only && !self.inner.ignore_migration
+    }
+
+    /// Whether the migration that this handle was opened in has ended. Its source has bytes then, until they are removed, for objects
+    /// that the image's users may have discarded since.
+    async fn was_committed(&self) -> Result<bool> {
+        let record = crate::migration::record::read(&self.inner.io, self.key()).await?;
+        Ok(record.flatten().is_none())
+    }
+
     /// A handle that does not watch is not in the way of a commit, an abort or a removal; it must not take what these removed
     /// for holes. `ESTALE` when the image, or the snapshot that it shows, is gone or going.
     async fn check_not_removed(&self, some_absent: bool) -> Result<()> {
-        if !some_absent || !self.inner.read_only || self.inner.ignore_migration {
+        if !some_absent || !self.looks_for_itself() {
             return Ok(());
         }
         if self.serves_as_parent() {

@@ -28,6 +28,8 @@ pub(crate) async fn roll_back_here(image: &Image, snap: SnapId, progress: &Progr
     image.acquire_lock().await?;
     {
         let (_stopped, size_bytes) = stop_at_size_of(image, snap).await?;
+        // An acknowledged write that fails would come back over what is put back here.
+        image.settled().await?;
         let _changing = image.changing_all();
         objects(image, snap, size_bytes, progress).await?;
         image.flush_data().await?;

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use ferry_store::Errno;
 
+use super::budget::Budget;
+use super::given_up::GivenUp;
 use super::library::{ClusterStat, Library, RawCluster};
 use super::{Rc, check, completion, errno_of, text};
 
@@ -19,6 +21,10 @@ use super::{Rc, check, completion, errno_of, text};
 pub(crate) struct Cluster {
     pub(super) library: &'static Library,
     pub(super) raw: RawCluster,
+    /// How much of it may be under way; nothing is bounded before it is connected.
+    pub(super) budget: Budget,
+    /// Writes that nobody waits for any more.
+    pub(crate) given_up: Arc<GivenUp>,
 }
 
 // SAFETY: the library's cluster handle may be used by any number of threads.
@@ -61,7 +67,12 @@ impl Cluster {
         // SAFETY: two strings and a place for the handle.
         let made = unsafe { (library.functions.rados_create2)(&mut raw, cluster.as_ptr(), name.as_ptr(), 0) };
         check(made)?;
-        Ok(Self { library, raw })
+        Ok(Self {
+            library,
+            raw,
+            budget: Budget::default(),
+            given_up: Arc::default(),
+        })
     }
 
     /// Reads a configuration file; without a path the places where Ceph's clients look (`CEPH_CONF` first).
@@ -118,9 +129,21 @@ impl Cluster {
     }
 
     /// Connects. Blocks until it is done or `client_mount_timeout` has passed.
-    pub(crate) fn connect(&self) -> Rc<()> {
+    pub(crate) fn connect(&mut self) -> Rc<()> {
+        self.budget = Budget::new(
+            self.take_bound("objecter_inflight_ops"),
+            self.take_bound("objecter_inflight_op_bytes"),
+        );
         // SAFETY: an unconnected handle.
         check(unsafe { (self.library.functions.rados_connect)(self.raw) }).map(drop)
+    }
+
+    /// One of the library's bounds, which it does not keep any more itself.
+    fn take_bound(&self, option: &str) -> u64 {
+        let bound = self.get(option).and_then(|value| value.parse().ok());
+        // A library without the option has no such bound.
+        let _ = self.set(option, "0");
+        bound.unwrap_or(0)
     }
 
     /// Global id of this client.

@@ -5,12 +5,14 @@
 //! thread of the runtime. What it does not know: the store contract beyond its plain values.
 
 mod allocator;
+mod budget;
 mod cluster;
 mod completion;
 mod cxx;
 mod cxx_buffer;
 mod cxx_copy;
 mod cxx_lend;
+mod given_up;
 mod ioctx;
 mod library;
 mod list;

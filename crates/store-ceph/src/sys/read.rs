@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_store::{Errno, ReadStep};
 
+use super::budget::Share;
 use super::completion;
 use super::cxx_buffer::{self, BufferList};
 use super::ioctx::{Ioctx, Raw};
@@ -100,6 +101,8 @@ struct State {
     op: RawOp,
     /// What each step returned, and where it puts its answer.
     slots: Box<[(c_int, Slot)]>,
+    /// Of what may be under way.
+    _share: Option<Share>,
 }
 
 // SAFETY: the pointers are owned by the state, and are used by one thread at a time.
@@ -137,8 +140,9 @@ impl Ioctx {
         lending: Lending,
     ) -> Result<ReadAnswer, OpError> {
         let object = text(object)?;
-        let state = State::new(self.functions(), steps, lending)?;
+        let mut state = State::new(self.functions(), steps, lending)?;
         let (functions, ioctx) = (self.functions(), Raw(self.raw));
+        state._share = Some(self.cluster.budget.take(asked_bytes(steps)).await);
         let done = completion::run(functions, Some(self), state, move |state, completion| {
             let ioctx = ioctx;
             // SAFETY: the state is valid until the completion is called; its operation is built; a string, copied.
@@ -170,6 +174,15 @@ impl Ioctx {
     }
 }
 
+/// How much data is asked for.
+fn asked_bytes(steps: &[ReadStep]) -> u64 {
+    let of = |step: &ReadStep| match step {
+        ReadStep::Read { length_bytes, .. } | ReadStep::SparseRead { length_bytes, .. } => *length_bytes,
+        _ => 0,
+    };
+    steps.iter().map(of).fold(0, u64::saturating_add)
+}
+
 /// The first step that returned what the whole did, or that returns nothing and can fail so.
 fn blame(steps: &[ReadStep], slots: &[(c_int, Slot)], returned: c_int) -> Option<usize> {
     let errno = errno_of(returned);
@@ -189,7 +202,12 @@ impl State {
             .iter()
             .map(|step| (0, Slot::of(step, functions, lending)))
             .collect();
-        let mut state = Box::new(Self { functions, op, slots });
+        let mut state = Box::new(Self {
+            functions,
+            op,
+            slots,
+            _share: None,
+        });
         for (index, step) in steps.iter().enumerate() {
             state.add(index, step)?;
         }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ferry_store::{Errno, WriteStep};
 
+use super::budget::Share;
 use super::completion;
 use super::cxx_lend::LentBytes;
+use super::given_up::Operation;
 use super::ioctx::{Ioctx, Raw};
 use super::library::{Functions, RawOp};
 use super::read::{Lending, OpError};
@@ -25,6 +27,12 @@ pub(super) struct WriteState {
     functions: &'static Functions,
     pub(super) op: RawOp,
     returned: Box<[c_int]>,
+    /// How much data is written.
+    bytes: u64,
+    /// Of what may be under way.
+    _share: Option<Share>,
+    /// Says that it has ended.
+    _operation: Option<Operation>,
 }
 
 // SAFETY: the operation is owned by the state and used by one thread at a time.
@@ -55,11 +63,14 @@ impl Ioctx {
     pub(super) async fn operate(
         self: &Arc<Self>,
         object: &str,
-        state: Box<WriteState>,
+        mut state: Box<WriteState>,
     ) -> Result<u64, Failed> {
         let refused = |errno: Errno| (-errno.0, None);
         let object = text(object).map_err(refused)?;
         let (functions, ioctx) = (self.functions(), Raw(self.raw));
+        state._share = Some(self.cluster.budget.take(state.bytes).await);
+        let (_asker, operation) = self.cluster.given_up.begin();
+        state._operation = Some(operation);
         let done = completion::run(functions, Some(self), state, move |state, completion| {
             let ioctx = ioctx;
             // SAFETY: the state is valid until the completion is called; its operation is built; a string, copied.
@@ -120,6 +131,9 @@ impl WriteState {
             functions,
             op,
             returned: vec![0; steps].into(),
+            bytes: 0,
+            _share: None,
+            _operation: None,
         })
     }
 
@@ -131,6 +145,9 @@ impl WriteState {
     ) -> Rc<Box<Self>> {
         let mut state = Self::new(functions, steps.len());
         for (index, step) in steps.iter().enumerate() {
+            if let WriteStep::Write { data, .. } | WriteStep::WriteFull { data } = step {
+                state.bytes += data.len() as u64;
+            }
             if lending == Lending::No || !state.lend(step) {
                 state.add(index, step)?;
             }
