@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::ferry::Ferry;
+use crate::ferry::{Ferry, wait_until};
 use crate::process::{Background, Finished, run};
 use crate::tools::skip;
 
@@ -31,6 +31,15 @@ impl Side {
             Side::Ceph => Side::Ferry,
         }
     }
+}
+
+/// A user of the cluster.
+#[derive(Debug)]
+pub struct User {
+    /// Its name without `client.`.
+    pub id: String,
+    /// The file with its key.
+    pub keyring: String,
 }
 
 /// Ceph's own command.
@@ -128,6 +137,115 @@ impl Ferry {
         run(command.arg("-c").arg(self.ceph_conf()).args(words))
             .ok()
             .stdout
+    }
+
+    /// All objects of a pool, in all namespaces, in order.
+    ///
+    /// # Panics
+    /// If they can't be listed.
+    #[track_caller]
+    pub fn all_objects(&self, pool: &str) -> Vec<String> {
+        let mut objects = self.rados_objects(pool, "");
+        objects.sort_unstable();
+        objects
+    }
+
+    /// What Ceph's `ceph` answers to these words.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn ceph<S: AsRef<OsStr>>(&self, words: &[S]) -> String {
+        let mut command = Command::new("/usr/bin/ceph");
+        // Its Python is the system's.
+        command.env("PATH", "/usr/bin:/bin");
+        run(command.arg("-c").arg(self.ceph_conf()).args(words))
+            .ok()
+            .stdout
+    }
+
+    /// A new pool for images, which no other test uses; its name.
+    ///
+    /// # Panics
+    /// If it can't be made.
+    #[track_caller]
+    pub fn make_pool(&self, what: &str) -> String {
+        let pool = unique(what);
+        self.ok(&["pool", "create", &pool]);
+        pool
+    }
+
+    /// Removes a pool with everything in it, as an administrator does.
+    ///
+    /// # Panics
+    /// If it can't be removed.
+    #[track_caller]
+    pub fn delete_pool(&self, pool: &str) {
+        let sure = "--yes-i-really-really-mean-it";
+        self.ceph(&["osd", "pool", "delete", pool, pool, sure]);
+    }
+
+    /// A new user with these capabilities.
+    ///
+    /// # Panics
+    /// If it can't be made.
+    #[track_caller]
+    pub fn user(&self, caps: &[&str]) -> User {
+        let id = unique("user");
+        let keyring = self.file(&id);
+        let name = format!("client.{id}");
+        let make = ["auth", "get-or-create", name.as_str()];
+        self.ceph(&[&make[..], caps, &["-o", keyring.as_str()]].concat());
+        User { id, keyring }
+    }
+
+    /// Runs our `rbd` as that user to its end.
+    #[track_caller]
+    pub fn rbd_as_user(&self, user: &User, words: &[&str]) -> Finished {
+        let who = ["--id", user.id.as_str(), "-k", user.keyring.as_str()];
+        self.rbd(&[&who[..], words].concat())
+    }
+
+    /// Waits until an image is watched, and tells the first watcher's address.
+    ///
+    /// # Panics
+    /// If it isn't in time.
+    #[track_caller]
+    pub fn watcher(&self, image: &str) -> String {
+        let mut address = None;
+        wait_until("the image is watched", || {
+            let status = self.json(&["status", image]);
+            address = status["watchers"][0]["address"].as_str().map(str::to_owned);
+            address.is_some()
+        });
+        address.expect("a watcher's address")
+    }
+
+    /// The id of an image.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    #[track_caller]
+    pub fn image_id(&self, image: &str) -> String {
+        let info = self.json(&["info", image]);
+        info["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Nothing of the image that had this id is left in a pool, nor in its trash.
+    ///
+    /// # Panics
+    /// If something is; `when` is for the message.
+    #[track_caller]
+    pub fn nothing_is_left(&self, pool: &str, id: &str, when: &str) {
+        // An id may begin another one, so a part of a name is not enough.
+        let is_its =
+            |name: &String| name.split('.').any(|part| part == id) || name.ends_with(&format!("_{id}"));
+        let objects = self.rados_objects(pool, id);
+        let left: Vec<_> = objects.into_iter().filter(is_its).collect();
+        assert!(left.is_empty(), "{when}: left behind: {left:?}");
+        let trash = self.ok(&["trash", "ls", "--all", pool]);
+        let is_listed = trash.lines().any(|line| line.split(' ').next() == Some(id));
+        assert!(!is_listed, "{when}: {id} is in the trash: {trash}");
     }
 
     /// Runs either side's `rbd`, which must succeed, and gives its standard output.

@@ -9,7 +9,7 @@
 //! | [`ceph`] | a store on a real cluster, and Ceph's own `rbd` beside ours |
 //! | [`certificates`] | an authority, a server and a client for TLS |
 //! | [`ferry`] | a store, commands on it, a server on it |
-//! | [`history`] | an image with a past on a cluster, and what each of its versions holds |
+//! | [`history`] | an image with a past on a cluster, and what each of its versions holds; whether object maps are right |
 //! | [`librbd`] | a client on Ceph's librbd that does what it is told |
 //! | [`process`] | commands with their output, children that die with their owner |
 //! | [`load`] | a client that writes and remembers what was flushed |
@@ -31,6 +31,6 @@ pub mod tools;
 
 pub use ceph::Side;
 pub use ferry::{Ferry, Served};
-pub use history::{History, Shape};
+pub use history::{History, Shape, check_map, check_maps, map_fault};
 pub use librbd::Librbd;
 pub use process::{Background, Finished, run, run_ok};

@@ -4,6 +4,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ferry::Ferry;
 use crate::process::LIMIT;
@@ -70,6 +73,18 @@ impl Librbd {
     pub fn answer(&self) -> String {
         let answer = self.answers.recv_timeout(LIMIT);
         answer.expect("an answer of the librbd client").trim().to_owned()
+    }
+
+    /// The next answer; `None` if there is none within that time, or the client is gone.
+    pub fn answer_within(&self, limit: Duration) -> Option<String> {
+        let answer = self.answers.recv_timeout(limit).ok()?;
+        Some(answer.trim().to_owned())
+    }
+
+    /// Sends the client a signal; one that is gone does not mind.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let _ = pid.map(|pid| kill_process(pid, signal));
     }
 
     /// Tells the client to do something, which must succeed; what it says to that.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+use std::time::{Duration, Instant};
+
 use ferry_e2e::ceph::unique;
 use ferry_e2e::{Ferry, History, Shape, Side};
 
@@ -30,6 +32,7 @@ fn every_verb_of_a_migration_can_follow_the_other_side_s() {
             "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, committed by {committer:?}"
         );
         let source = source(&ferry, maker, u64::from(mask));
+        let source_id = ferry.image_id(&source.name);
         let target = format!("other/{}", unique("target"));
         ferry.ok_as(
             preparer,
@@ -47,6 +50,7 @@ fn every_verb_of_a_migration_can_follow_the_other_side_s() {
         source.check(&ferry, &target, &format!("{when}: executed"));
         ferry.migrate_as(committer, "commit", &target);
         source.check(&ferry, &target, &format!("{when}: committed"));
+        ferry.nothing_is_left("rbd", &source_id, &when);
         for side in Side::BOTH {
             ferry
                 .run_as(side, &["info", &source.name])
@@ -66,12 +70,14 @@ fn an_abort_can_follow_the_other_side_s_verbs() {
         let source = source(&ferry, maker, u64::from(mask));
         let target = format!("other/{}", unique("target"));
         ferry.ok_as(preparer, &["migration", "prepare", &source.name, &target]);
+        let target_id = ferry.image_id(&target);
         // Ceph's own goes back only from what it has not wholly copied as well as from what it has.
         if mask % 3 != 0 {
             ferry.migrate_as(executor, "execute", &target);
         }
         ferry.migrate_as(aborter, "abort", &target);
         source.check(&ferry, &source.name, &format!("{when}: aborted"));
+        ferry.nothing_is_left("other", &target_id, &when);
         for side in Side::BOTH {
             ferry.run_as(side, &["info", &target]).fails(2, "No such file");
         }
@@ -104,20 +110,34 @@ fn both_sides_print_the_same() {
         compare(name);
         ferry.ok_as(maker, &["migration", "prepare", name, &target]);
         compare(&target);
+        let target_id = ferry.image_id(&target);
         ferry.migrate_as(maker, "execute", &target);
         compare(&target);
         ferry.migrate_as(maker, "abort", &target);
         compare(name);
+        ferry.nothing_is_left("other", &target_id, &format!("aborted by {maker:?}"));
     }
 }
 
 #[test]
 fn a_cluster_that_does_not_answer_or_does_not_know_us_is_a_clear_error_in_time() {
     let Some(ferry) = Ferry::on_ceph() else { return };
-    // Nobody listens on port 1. Without the bound it would wait for longer than a command of a test may take.
-    ferry
-        .rbd(&["-m", "127.0.0.1:1", "--connect-timeout", "2", "ls"])
-        .fails(110, "no monitor answered in time");
+    // Nobody listens on port 1.
+    let nobody = ["-m", "127.0.0.1:1", "--connect-timeout", "2"];
+    let socket = ferry.file("nobody.sock");
+    for words in [
+        &["ls"][..],
+        &["migration", "execute", "--no-progress", "other/image"],
+        &["serve", "--socket", &socket, "rbd/image"],
+    ] {
+        let begun = Instant::now();
+        ferry
+            .rbd(&[&nobody[..], words].concat())
+            .fails(110, "no monitor answered in time");
+        // Not how fast this machine is: Ceph's own bound, were ours lost, is five minutes.
+        assert!(begun.elapsed() < Duration::from_secs(60), "{words:?}");
+    }
+    assert!(!ferry.path("nobody.sock").exists(), "nothing can be served");
     let keyring = ferry.file("keyring");
     let secret = "AQBZ0mRnAAAAABAAZ1gT3o5c9d0S6q0p3vN8xw==";
     std::fs::write(&keyring, format!("[client.admin]\n\tkey = {secret}\n")).unwrap();

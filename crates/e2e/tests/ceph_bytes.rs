@@ -206,6 +206,39 @@ fn live(ferry: &Ferry, side: Side, namespace: &str) -> Vec<String> {
         let words = ["diff", "--format", "json", &format!("{pool}/{namespace}{name}")];
         printed.push(format!("diff {spec}: {}", ferry.ok_as(Side::Ceph, &words)));
     }
+    // Of images of both sides, in the eyes of Ceph's.
+    for line in [
+        "info --format json /renamed",
+        "info --format json /striped",
+        "info --format json /pooled",
+        "info --format json /maps",
+        "info --format json /written",
+        "info --format json /child",
+        "info --format json /grouped",
+        "info --format json /aborted",
+        "info --format json +/prepared",
+        "info --format json +/executed",
+        "info --format json +/committed",
+        "info --format json +/moved",
+        "info /striped",
+        "info /pooled",
+        "info /written@s1",
+        "info /child",
+        "info +/prepared",
+        "info +/executed",
+        "status --format json /renamed",
+        "status --format json /aborted",
+        "status --format json +/prepared",
+        "status --format json +/executed",
+        "status --format json +/committed",
+        "status --format json +/moved",
+        "status /written",
+        "status +/prepared",
+        "status +/executed",
+    ] {
+        let words = in_namespace(line, namespace);
+        printed.push(format!("{line}: {}", ferry.ok_as(Side::Ceph, &words)));
+    }
     printed
 }
 
@@ -236,13 +269,24 @@ fn leave_out_the_documented(objects: &mut Objects) {
 
 /// Text without what differs between two namespaces: their names, ids, times.
 fn without_ids(text: &str, namespace: &str) -> String {
+    // Of JSON, then of plain text, where names stand beside ids: JSON has them alone.
+    const DIFFERS: [&str; 10] = [
+        "\"timestamp\"",
+        "\"deleted_at\"",
+        "\"id\"",
+        "\"snapshot_id\"",
+        "_image_id\"",
+        "block_name_prefix",
+        "_timestamp",
+        "\tid: ",
+        "\tsource: ",
+        "\tdestination: ",
+    ];
     let text = text.replace(namespace, "<ns>");
     let mut out = String::new();
     for line in text.split_inclusive([',', '\n']) {
-        let timed = ["\"timestamp\"", "\"deleted_at\"", "\"id\"", "\"snapshot_id\""]
-            .iter()
-            .any(|key| line.contains(key));
-        out.push_str(if timed { "<differs>" } else { line });
+        let differs = DIFFERS.iter().any(|key| line.contains(key));
+        out.push_str(if differs { "<differs>" } else { line });
     }
     out
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use ferry_e2e::ceph::unique;
-use ferry_e2e::{Ferry, Side};
+use ferry_e2e::{Ferry, Side, check_maps};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -74,6 +74,14 @@ fn image_with_a_history(ferry: &Ferry) -> (String, Vec<(String, Vec<u8>)>) {
 
 #[track_caller]
 fn check(ferry: &Ferry, image: &str, versions: &[(String, Vec<u8>)], when: &str) {
+    check_bytes(ferry, image, versions, when);
+    let snaps = versions.iter().map(|(snap, _)| snap.as_str());
+    let snaps: Vec<&str> = snaps.filter(|snap| !snap.is_empty()).collect();
+    check_maps(ferry, image, &snaps, when);
+}
+
+#[track_caller]
+fn check_bytes(ferry: &Ferry, image: &str, versions: &[(String, Vec<u8>)], when: &str) {
     for (snap, expected) in versions {
         let spec = match snap.is_empty() {
             true => image.to_owned(),
@@ -83,13 +91,6 @@ fn check(ferry: &Ferry, image: &str, versions: &[(String, Vec<u8>)], when: &str)
             assert!(
                 ferry.export_as(side, &spec) == *expected,
                 "{when}: {side:?} reads {spec} otherwise"
-            );
-            let map = ferry
-                .run_as(side, &["object-map", "check", "--no-progress", &spec])
-                .ok();
-            assert!(
-                !format!("{}{}", map.stdout, map.stderr).contains("rror"),
-                "{when}: {side:?}: {map:?}"
             );
         }
     }
@@ -161,7 +162,10 @@ fn other_object_sizes_and_an_abort_are_right() {
             ],
         );
         ferry.migrate_as(Side::Ferry, "execute", &target);
-        check(&ferry, &target, &versions, object_size);
+        check_bytes(&ferry, &target, &versions, object_size);
+        // In snapshots, an object that takes only a part of a changed one of the source counts as changed too, which Ceph's check
+        // calls an error (docs/ceph.md).
+        check_maps(&ferry, &target, &[], object_size);
         ferry.migrate_as(Side::Ferry, "abort", &target);
         check(&ferry, &name, &versions, "aborted");
     }

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use ferry_e2e::ceph::unique;
+use ferry_e2e::ceph::{Side, unique};
+use ferry_e2e::librbd::Librbd;
 use ferry_e2e::load::{BLOCK_BYTES, Journal, connect, read_all, write_until_gone};
 use ferry_e2e::process::LIMIT;
 use ferry_e2e::tools::{kills, seed};
@@ -37,6 +38,8 @@ struct Traveller {
     rng: StdRng,
     journal: Journal,
     runtime: Runtime,
+    /// Whether Ceph's clients can have it too.
+    is_on_ceph: bool,
     /// Pool where the image is, or where it is going to.
     pool: usize,
     /// Snapshot taken before the last prepare, with its bytes.
@@ -54,7 +57,9 @@ impl Traveller {
     fn on_ceph(name: &str) -> Option<Self> {
         let image = unique("traveller");
         let places = ["rbd", "other"].map(|pool| format!("{pool}/{image}"));
-        Some(Self::between(name, Ferry::on_ceph()?, places))
+        let mut traveller = Self::between(name, Ferry::on_ceph()?, places);
+        traveller.is_on_ceph = true;
+        Some(traveller)
     }
 
     fn between(name: &str, ferry: Ferry, places: [String; 2]) -> Self {
@@ -72,6 +77,7 @@ impl Traveller {
             rng,
             journal,
             runtime,
+            is_on_ceph: false,
             pool: 0,
             snapshot: None,
             migrations: 0,
@@ -136,6 +142,34 @@ impl Traveller {
             }
         }
         Ok(())
+    }
+
+    /// Ceph's client takes the image over from whoever was killed with it, and sees everything.
+    fn is_whole_for_ceph(&mut self, what: &str) {
+        let spec = self.spec();
+        match self.ferry.migration_state(&spec).as_str() {
+            // Of an object in which an execute was killed Ceph's clients see an older version until the next execute.
+            "prepared" | "executing" => {
+                self.ferry.migrate_as(Side::Ceph, "execute", &spec);
+            }
+            _ => {
+                let (pool, name) = spec.split_once('/').unwrap();
+                let mut client = Librbd::open(&self.ferry, pool, name);
+                client.ok("lock");
+                client.close();
+            }
+        }
+        let image = self.ferry.export_as(Side::Ceph, &spec);
+        if let Err(error) = self.journal.settle(&image) {
+            panic!("{what}, to Ceph's client: {error}");
+        }
+        if let Some((name, bytes)) = &self.snapshot {
+            let image = self.ferry.export_as(Side::Ceph, &format!("{spec}@{name}"));
+            assert!(
+                &image == bytes,
+                "{what}, to Ceph's client: the snapshot has changed"
+            );
+        }
     }
 
     /// Writes until the server is gone; `meanwhile` sees to that.
@@ -238,6 +272,9 @@ fn kill_servers(mut traveller: Traveller, count: u32) {
                 execute.kill();
             }
         }
+        if traveller.is_on_ceph && kill % 2 == 1 {
+            traveller.is_whole_for_ceph(&format!("after kill {kill}"));
+        }
     }
     let served = traveller.serve();
     traveller.check(&served, "at the end");
@@ -291,6 +328,9 @@ fn kill_executes(mut traveller: Traveller, count: u32) {
             served.stop();
         }
         killed += 1;
+        if traveller.is_on_ceph && killed % 2 == 0 {
+            traveller.is_whole_for_ceph(&format!("after kill {killed}"));
+        }
         let served = traveller.serve();
         traveller.check(&served, &format!("after kill {killed}"));
         served.stop();

@@ -3,6 +3,7 @@
 //! What a cluster gives and the contract leaves open: every write is durable when it returns, whatever was asked; watchers
 //! of a killed process are waited for until the OSD gives them up (30 s by default); usage comes from the manager and lags.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,19 +135,26 @@ impl CephStore {
         }
     }
 
-    /// The same of an operation with calls of class methods; names what the OSD does not have or does not allow.
+    /// The same of an operation with calls of class methods; names what the OSD does not have or does not allow. An OSD that refuses
+    /// the whole operation does not tell which it is.
     fn failed_calls(&self, error: OpError, calls: &Calls, what: What<'_>) -> StoreError {
-        let at_fault = match error.step {
-            Some(step) => calls.iter().find(|call| call.0 == step),
-            None => calls.first(),
-        };
-        match at_fault {
-            Some((_, class, method)) if error.errno == Errno::EOPNOTSUPP => self.failed(error, &|| {
-                format!("{}: the OSD has no method '{method}' of class '{class}'", what())
-            }),
+        let is_possible = |call: &&(usize, &str, &str)| error.step.is_none_or(|step| call.0 == step);
+        let possible = || calls.iter().filter(is_possible);
+        let any_of = |names: BTreeSet<String>| Vec::from_iter(names).join(", or ");
+        match error.errno {
+            Errno::EOPNOTSUPP if possible().next().is_some() => {
+                let methods = possible().map(|(_, class, method)| format!("'{method}' of class '{class}'"));
+                let methods = any_of(methods.collect());
+                self.failed(error, &|| format!("{}: the OSD has no method {methods}", what()))
+            }
             // An OSD may be told which classes it loads.
-            Some((_, class, _)) if error.errno == Errno::EPERM => {
-                self.failed(error, &|| format!("{}: class '{class}' is refused", what()))
+            Errno::EPERM if possible().next().is_some() => {
+                let classes = any_of(
+                    possible()
+                        .map(|(_, class, _)| format!("class '{class}'"))
+                        .collect(),
+                );
+                self.failed(error, &|| format!("{}: {classes} is refused", what()))
             }
             _ => self.failed(error, what),
         }
@@ -350,7 +358,7 @@ impl Store for CephStore {
         // A cluster lists in the order of its hash, so each page is the least names of a whole listing.
         let pool = scope.pool;
         let names = self.blocking(what, move |cluster| {
-            let mut least = std::collections::BTreeSet::new();
+            let mut least = BTreeSet::new();
             ioctx.list(&mut |name| {
                 if !name.starts_with(&prefix) || name <= start_after.as_str() {
                     return;

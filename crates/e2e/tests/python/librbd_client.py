@@ -5,12 +5,15 @@ usage: librbd_client.py CEPH_CONF POOL/NAMESPACE IMAGE
     lock | owner | unlock | flush | size | features | snaps | close
     write OFFSET LENGTH BYTE | discard OFFSET LENGTH | read OFFSET LENGTH      (read answers with a digest)
     hammer BYTE      writes without a pause until the next line comes, and answers with how often
+    stamps BLOCKS STRIDE     answers, then writes 1, 2, 3... to as many blocks of 4 KiB in turn, each after the last was
+                             acknowledged, until a line other than `where` comes; answers each line with the last number
     metadata KEY
 
 Answers are `ok ...` or `error ERRNO MESSAGE`.
 """
 import hashlib
 import select
+import struct
 import sys
 
 import rados
@@ -50,9 +53,28 @@ def obey(image, line):
             image.write(data, count * 4096 % size)
             count += 1
         return str(count)
+    elif verb == "stamps":
+        return write_stamps(image, *map(int, words))
     else:
         raise ValueError(verb)
     return ""
+
+
+def write_stamps(image, blocks, stride):
+    # Whoever waits for this sends no line that would be read together with the one before, where select does not see it.
+    print("ok", flush=True)
+    stamp = 0
+    while True:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            if sys.stdin.readline().strip() != "where":
+                break
+            print("ok", stamp, flush=True)
+        image.write(struct.pack("<Q", stamp + 1) * 512, stamp % blocks * stride)
+        stamp += 1
+        if stamp % 4 == 0:
+            image.flush()
+    image.flush()
+    return str(stamp)
 
 
 def main():
@@ -69,7 +91,8 @@ def main():
             break
         try:
             print("ok", obey(image, line), flush=True)
-        except rbd.Error as error:
+        # A key that an image's metadata lack is a KeyError.
+        except (rbd.Error, KeyError) as error:
             print("error", getattr(error, "errno", 0), error, flush=True)
     image.close()
     ioctx.close()
