@@ -97,7 +97,11 @@ pub(crate) async fn forward(image: &Image, request: &Request, progress: &Progres
     let result = ask(image, request, id, progress, &mut events).await;
     image.inner.watch.remote.asked.lock().remove(&id);
     if result.is_ok() {
-        image.refresh().await?;
+        // Done, whatever this handle can read of it now.
+        image.refresh().await.map_err(|error| Failed {
+            error,
+            accepted: true,
+        })?;
     }
     result
 }
