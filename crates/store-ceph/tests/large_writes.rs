@@ -137,7 +137,7 @@ async fn more_than_the_library_s_bounds_allow_is_done_on_one_thread_too() {
             let write = WriteOp::new()
                 .write(0, data.clone())
                 .step(WriteStep::Create { exclusive: false });
-            if n % 5 == 0 {
+            if n.is_multiple_of(5) {
                 let given_up = io.write_meta(&name, write.clone());
                 let _ = tokio::time::timeout(Duration::from_micros(50), given_up).await;
             }
