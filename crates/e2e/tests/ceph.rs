@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use ferry_e2e::ceph::unique;
+use ferry_e2e::tools::seed;
 use ferry_e2e::{Ferry, History, Shape, Side};
 
 const IMAGE_BYTES: usize = 9 << 20;
@@ -19,6 +20,14 @@ fn source(ferry: &Ferry, maker: Side, seed: u64) -> History {
     History::new(ferry, maker, seed, shape)
 }
 
+/// Which combinations have their turn: half of them, in which any three steps have all sides; which half, the seed says.
+/// `FERRY_COMBINATIONS=all` asks for all.
+fn combinations() -> impl Iterator<Item = u32> {
+    let all = std::env::var("FERRY_COMBINATIONS").is_ok_and(|value| value == "all");
+    let half = seed("combinations") % 2;
+    (0..16u32).filter(move |mask| all || u64::from(mask.count_ones() % 2) == half)
+}
+
 fn sides(mask: u32) -> [Side; 4] {
     std::array::from_fn(|bit| Side::BOTH[(mask >> bit & 1) as usize])
 }
@@ -26,7 +35,7 @@ fn sides(mask: u32) -> [Side; 4] {
 #[test]
 fn every_verb_of_a_migration_can_follow_the_other_side_s() {
     let Some(ferry) = Ferry::on_ceph() else { return };
-    for mask in 0..16 {
+    for mask in combinations() {
         let [maker, preparer, executor, committer] = sides(mask);
         let when = format!(
             "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, committed by {committer:?}"
@@ -62,7 +71,7 @@ fn every_verb_of_a_migration_can_follow_the_other_side_s() {
 #[test]
 fn an_abort_can_follow_the_other_side_s_verbs() {
     let Some(ferry) = Ferry::on_ceph() else { return };
-    for mask in 0..16 {
+    for mask in combinations() {
         let [maker, preparer, executor, aborter] = sides(mask);
         let when = format!(
             "made by {maker:?}, prepared by {preparer:?}, executed by {executor:?}, aborted by {aborter:?}"
@@ -71,8 +80,8 @@ fn an_abort_can_follow_the_other_side_s_verbs() {
         let target = format!("other/{}", unique("target"));
         ferry.ok_as(preparer, &["migration", "prepare", &source.name, &target]);
         let target_id = ferry.image_id(&target);
-        // Ceph's own goes back only from what it has not wholly copied as well as from what it has.
-        if mask % 3 != 0 {
+        // One goes back from what has not been copied as well as from what has.
+        if (mask ^ (mask >> 3)) & 1 == 1 {
             ferry.migrate_as(executor, "execute", &target);
         }
         ferry.migrate_as(aborter, "abort", &target);
