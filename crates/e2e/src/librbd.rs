@@ -6,10 +6,10 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::ferry::Ferry;
-use crate::process::LIMIT;
+use crate::process::{LIMIT, send};
 
 /// An open image. Dropping it kills the client.
 #[derive(Debug)]
@@ -83,8 +83,7 @@ impl Librbd {
 
     /// Sends the client a signal; one that is gone does not mind.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let _ = pid.map(|pid| kill_process(pid, signal));
+        send(self.child.id(), signal);
     }
 
     /// Tells the client to do something, which must succeed; what it says to that.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::ferry::wait_until;
+
 /// Longest time that one command may take. A test that waits longer has found a hang.
 pub const LIMIT: Duration = Duration::from_secs(240);
 
@@ -144,8 +146,7 @@ impl Background {
 
     /// Sends a signal; a child that has ended already does not mind.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let _ = pid.map(|pid| kill_process(pid, signal));
+        send(self.child.id(), signal);
     }
 
     /// `kill -9`, and waits until the process is gone.
@@ -199,4 +200,26 @@ impl Drop for Background {
 fn read(path: &Path) -> String {
     let bytes = std::fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Sends a signal to a process; after `STOP`, waits until all of its threads stand still, so that it notices nothing that comes next.
+pub(crate) fn send(process: u32, signal: Signal) {
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
+    let _ = pid.map(|pid| kill_process(pid, signal));
+    if signal == Signal::STOP {
+        wait_until("the process stands still", || {
+            all_stand_still(process).unwrap_or(true)
+        });
+    }
+}
+
+/// `None`: it is gone.
+fn all_stand_still(process: u32) -> Option<bool> {
+    let mut threads = std::fs::read_dir(format!("/proc/{process}/task")).ok()?.flatten();
+    Some(threads.all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state is behind the name, which is in parentheses and may have some of its own.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        matches!(state, None | Some('T' | 'Z' | 'X'))
+    }))
 }
