@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 
-use ferry_store::{Errno, ReadOp, ReadResult, SnapId, WriteOp, WriteStep};
+use ferry_cls::rbd::feature;
+use ferry_store::{Errno, ReadOp, SnapId, WriteOp, WriteStep};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::CONCURRENT_OBJECTS;
@@ -106,44 +107,42 @@ pub async fn remove_from(image: &Image, first: ObjectNo, progress: &Progress) ->
     remove_heads(image, &header, first.0..total, progress).await
 }
 
-/// Removes the empty objects that a shrunk migration target keeps beyond its size. The migration has ended;
-/// `overlap_bytes` is how far they may go. Without the exclusive lock others may let the image grow meanwhile and write there, so an
-/// object goes only if it is empty when its turn comes.
+/// Removes the objects that a shrunk migration target keeps beyond its size. The migration has ended; `overlap_bytes` is how far they
+/// may go. Without the exclusive lock others may let the image grow meanwhile and write there.
 pub(crate) async fn remove_hiding(image: &Image, overlap_bytes: u64) -> Result<()> {
     let _guard = image.begin_write().await?;
     let header = image.header();
     let layout = image.layout();
     let range = layout.object_count(header.size_bytes)..layout.object_count(overlap_bytes);
+    if header.has(feature::EXCLUSIVE_LOCK) {
+        return remove_heads(image, &header, range, &Progress::silent()).await;
+    }
     let objects: Candidates<'_> = match object_set::existing_of_many(image, &range).await? {
         Some(known) => Box::new(known.within(range).collect::<Vec<_>>().into_iter()),
         None => Box::new(range),
     };
-    // Beyond the image's size no map knows of them.
     futures::stream::iter(objects)
-        .map(|n| remove_if_empty(image, &header, ObjectNo(n)))
+        .map(|n| remove_if_beyond(image, &header, ObjectNo(n)))
         .buffer_unordered(CONCURRENT_OBJECTS)
         .try_collect()
         .await
 }
 
-async fn remove_if_empty(image: &Image, header: &Header, object_no: ObjectNo) -> Result<()> {
+/// Removes an object if the image still ends before it, unless somebody writes to it: who does has let the image grow before.
+async fn remove_if_beyond(image: &Image, header: &Header, object_no: ObjectNo) -> Result<()> {
     let object = image.data_object(object_no.0);
     let op = ReadOp::new().stat();
     let Some(reply) = optional(image.data_io().read(&object, SnapId::HEAD, op).await)? else {
         return Ok(());
     };
-    let is_empty = matches!(
-        reply.results.first(),
-        Some(ReadResult::Stat { size_bytes: 0, .. })
-    );
-    if !is_empty {
+    let now = crate::header::load(image.io(), image.key(), false).await?;
+    if object_no.0 < image.layout().object_count(now.size_bytes) {
         return Ok(());
     }
     let op = WriteOp::new()
         .step(WriteStep::AssertVersion(reply.version))
         .remove();
     match image.data_io().write(&object, &header.snapc, op).await {
-        // Somebody has written to it.
         Err(error) if matches!(error.errno, Errno::ERANGE | Errno::EOVERFLOW) => Ok(()),
         removed => absent_is_fine(removed.map(|_| ())),
     }
