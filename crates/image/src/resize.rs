@@ -43,8 +43,10 @@ pub(crate) async fn resize_here(
     only_in: Option<Tenure>,
     progress: &Progress,
 ) -> Result<()> {
-    // What was acknowledged and failed is tried again while that can be.
-    image.settle_all().await?;
+    if size_bytes < image.header().size_bytes {
+        // What was acknowledged and failed is tried again while that can be.
+        image.settle_all().await?;
+    }
     let before = {
         let _stopped = image.stop_writes(only_in).await?;
         image.refresh_if_needed().await?;

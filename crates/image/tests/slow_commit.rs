@@ -1,4 +1,4 @@
-//! A commit that takes its time, and what others do meanwhile.
+//! A commit that takes its time, or an abort, and what others do and see meanwhile.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on says so by panicking
 
@@ -11,10 +11,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ferry_cls::rbd::feature;
 use ferry_image::admin::create;
+use ferry_image::migration::abort::{AbortOptions, abort};
 use ferry_image::migration::commit::commit;
 use ferry_image::migration::execute::execute;
 use ferry_image::migration::prepare::{PrepareOptions, prepare};
-use ferry_image::{Image, ImageKey, OpenOptions, Progress};
+use ferry_image::{ErrorKind, Image, ImageKey, OpenOptions, Progress};
 use ferry_store::wrappers::{Call, Hook, OpKind, Wrapper};
 use ferry_store::{IoCtx, StoreError};
 use support::{Engine, TestLayout, pool};
@@ -124,6 +125,22 @@ async fn who_reads_since_before_the_commit_is_not_shown_the_source_for_what_was_
     assert_eq!(reader.read(SIZE - 4096, 4096).await.unwrap(), vec![0; 4096]);
     slow.end().await;
     assert_eq!(reader.read(SIZE - 4096, 4096).await.unwrap(), vec![0; 4096]);
+    reader.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_reads_since_before_an_abort_is_told_that_the_target_is_gone() {
+    let io = pool(&Engine::memory().connect().await, "rbd").await;
+    prepared(&io, None).await;
+    let reader = open(&io, OpenOptions::read_only()).await;
+    assert_eq!(reader.read(SIZE - 4096, 4096).await.unwrap(), vec![5; 4096]);
+    abort(&io, "dst", AbortOptions::default(), &silent())
+        .await
+        .unwrap();
+    for offset in [0, SIZE - 4096] {
+        let refused = reader.read(offset, 4096).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Removed, "{refused}");
+    }
     reader.close().await.unwrap();
 }
 

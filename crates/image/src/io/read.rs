@@ -184,11 +184,19 @@ impl Image {
         self.inner.read_only && !self.inner.ignore_migration
     }
 
+    /// `ESTALE`: the image that this handle shows is gone, or going.
+    pub(crate) fn was_removed(&self, hint: &str) -> ImageError {
+        let what = format!("image '{}' was removed", self.name());
+        ImageError::of(ErrorKind::Removed, Errno::ESTALE, what).hint(hint)
+    }
+
     /// Whether the migration that this handle was opened in has ended. Its source has bytes then, until they are removed, for objects
     /// that the image's users may have discarded since.
     async fn was_committed(&self) -> Result<bool> {
-        let record = crate::migration::record::read(&self.inner.io, self.key()).await?;
-        Ok(record.flatten().is_none())
+        match crate::migration::record::read(&self.inner.io, self.key()).await? {
+            None => Err(self.was_removed("if its migration was aborted, open the source")),
+            Some(record) => Ok(record.is_none()),
+        }
     }
 
     /// A handle that does not watch is not in the way of a commit, an abort or a removal; it must not take what these removed
@@ -209,12 +217,7 @@ impl Image {
             }
         };
         if gone || crate::admin::trash::is_being_removed(&self.inner.io, self.id()).await? {
-            return Err(ImageError::of(
-                ErrorKind::Removed,
-                Errno::ESTALE,
-                format!("image '{}' was removed", self.name()),
-            )
-            .hint("if it was migrated, open the target"));
+            return Err(self.was_removed("if it was migrated, open the target"));
         }
         if self.inner.read_snap.is_head() {
             return Ok(());

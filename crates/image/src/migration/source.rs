@@ -240,12 +240,7 @@ impl MigrationSource {
         for _ in 0..PASSING_ABORT_LOOKS {
             match record::read(target.io(), target.key()).await? {
                 None => {
-                    return Err(ImageError::of(
-                        ErrorKind::Removed,
-                        Errno::ESTALE,
-                        format!("image '{}' was removed", target.name()),
-                    )
-                    .hint("if its migration was aborted, open the source"));
+                    return Err(target.was_removed("if its migration was aborted, open the source"));
                 }
                 Some(Some(spec)) if spec.state == MigrationState::Aborting => {
                     tokio::time::sleep(std::time::Duration::from_millis(PASSING_ABORT_PAUSE_MS)).await;

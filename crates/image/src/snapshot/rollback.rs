@@ -25,6 +25,8 @@ pub(super) async fn roll_back(image: &Image, name: &str, progress: &Progress) ->
 
 /// The same for a snapshot of any namespace.
 pub(crate) async fn roll_back_here(image: &Image, snap: SnapId, progress: &Progress) -> Result<()> {
+    // What was acknowledged and failed is tried again while that can be.
+    image.settle_all().await?;
     image.acquire_lock().await?;
     {
         let (_stopped, size_bytes) = stop_at_size_of(image, snap).await?;
